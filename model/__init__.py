@@ -1,0 +1,1 @@
+"""The language model, with custom routers inside DeepSpeed MoE layers."""

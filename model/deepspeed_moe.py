@@ -1,0 +1,164 @@
+"""DeepSpeed's MoE layer with our routers in it. The only file that touches DeepSpeed's private parts (pinned to
+0.19.8).
+
+What is DeepSpeed's: the expert-parallel groups, the gradients of expert parameters (``allreduce = False``), their ZeRO
+partitions and checkpoint files, and in the ``capacity`` path the buffers and both all-to-alls. What is ours: the
+routing decision, which is made before the layer and handed to it, and in the ``dropless`` path the way of the tokens to
+the experts and back.
+
+Shape legend: B sequences, L positions, T = B * L tokens, K choices, E experts, C capacity, D model width.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from moe_testbed.model.config import MoEConfig
+from moe_testbed.model.dispatch import combine_rows, gather_rows, plan_dispatch, plan_exchange, return_rows, send_rows
+from moe_testbed.model.experts import GroupedExperts
+from moe_testbed.routing.records import NO_EXPERT, RoutingDecision
+
+
+def _import_deepspeed() -> Any:
+    """Imports DeepSpeed without its autotuner's MLflow (which doubles the time) and without compiling operators on a
+    CPU.
+
+    On a CPU the first ``init_distributed`` would compile a shared-memory operator: it needs a compiler, takes minutes,
+    and hangs for ever on the lock of a build that was killed. gloo does the same work without it.
+    """
+    without_mlflow = "mlflow" not in sys.modules
+    if without_mlflow:
+        sys.modules["mlflow"] = None  # type: ignore[assignment]
+    try:
+        import deepspeed
+    finally:
+        if without_mlflow:
+            del sys.modules["mlflow"]
+    if not torch.cuda.is_available():
+        deepspeed.ops.__dict__["__compatible_ops__"] = {}
+    return deepspeed
+
+
+deepspeed = _import_deepspeed()
+
+from deepspeed.moe.layer import MoE  # noqa: E402
+from deepspeed.moe.sharded_moe import MOELayer  # noqa: E402
+from deepspeed.utils import groups  # noqa: E402
+
+
+def create_expert_parallel_groups(expert_parallel_size: int) -> None:
+    """Makes DeepSpeed's expert-parallel groups, once per process and size."""
+    if f"ep_size_{expert_parallel_size}" not in groups._get_expert_parallel_group_dict():
+        groups._create_expert_and_data_parallel(expert_parallel_size)
+
+
+def refuse_expert_names(model: nn.Module) -> None:
+    """Guards against DeepSpeed's checkpoints, which take every entry with "expert" in its name for an expert's and lose
+    the others.
+
+    Raises:
+        ValueError: a parameter or buffer outside the experts has such a name.
+    """
+    for name in model.state_dict():
+        if "expert" in name and ".deepspeed_moe.experts." not in name:
+            raise ValueError(
+                f"'{name}' has 'expert' in its name, and DeepSpeed's checkpoints would lose it; rename the attribute "
+                f"(of a router) or the label (of a balancer)"
+            )
+
+
+class DecisionGate(nn.Module):
+    """Stands where DeepSpeed's layer expects its gate, and turns a decision already made into what that layer reads.
+
+    Tokens over an expert's capacity are dropped: first choices have precedence over second ones, earlier tokens over
+    later ones (GShard, arXiv 2006.16668, algorithm 1). The capacity is ``ceil(capacity_factor * K * T / E)``.
+    """
+
+    def __init__(self, num_experts: int, capacity_factor: float) -> None:
+        super().__init__()
+        self.num_experts = num_experts
+        self.capacity_factor = capacity_factor
+
+    def _set_ep_group(self, group: dist.ProcessGroup) -> None:
+        """DeepSpeed hands over the expert-parallel group; a gate that makes no decision needs none."""
+
+    def forward(self, x_TD: Tensor, decision: RoutingDecision, sparse_routes: bool, use_tutel: bool) -> tuple[Any, ...]:
+        """DeepSpeed's sparse routes; its place for a gate loss carries the mask of kept assignments instead, bool [T,
+        K]."""
+        ids_TK = decision.expert_ids_TK
+        T, K = ids_TK.shape
+        capacity = max(1, math.ceil(self.capacity_factor * K * T / self.num_experts))
+        ids_KT = ids_TK.t()
+        flat = ids_KT.reshape(-1)
+        order = flat.argsort(stable=True)
+        counts = torch.bincount(flat - NO_EXPERT, minlength=self.num_experts + 1)
+        first_row = counts.cumsum(0) - counts
+        location = torch.empty_like(order)
+        location[order] = torch.arange(K * T, device=order.device) - first_row[flat[order] - NO_EXPERT]
+        kept_KT = ((location < capacity) & (flat != NO_EXPERT)).view(K, T)
+        routes_KT = torch.where(kept_KT, ids_KT, NO_EXPERT).to(torch.int32)
+        locations_KT = (location.view(K, T) * kept_KT).to(torch.int32)
+        return kept_KT.t(), capacity, self.num_experts, routes_KT, locations_KT, decision.weights_TK.t(), counts[1:]
+
+
+class DroplessMOELayer(MOELayer):
+    """DeepSpeed's layer with the buffers replaced by sorted rows: no token is dropped, none is padded."""
+
+    def forward(self, *inputs: Any, **unused: Any) -> Tensor:
+        hidden, decision = inputs
+        x_TD = hidden.reshape(-1, hidden.shape[-1])
+        # 1. Sort the assignments by expert.
+        plan = plan_dispatch(decision.expert_ids_TK, self.ep_size * self.num_local_experts)
+        rows = gather_rows(x_TD, plan)
+        # 2. Run the experts, on the ranks that hold them.
+        if self.ep_size > 1:
+            exchange = plan_exchange(plan.counts_E, self.ep_group)
+            rows = self.experts.grouped(send_rows(rows, exchange), exchange.counts_X)
+            rows = return_rows(rows, exchange)
+        else:
+            rows = self.experts.grouped(rows, plan.counts_E)
+        # 3. Bring the results back.
+        self.l_aux, self.exp_counts = decision.expert_ids_TK != NO_EXPERT, plan.counts_E
+        return combine_rows(rows, decision.weights_TK, plan).view(hidden.shape)
+
+
+class RoutedMoE(MoE):
+    """DeepSpeed's MoE layer, run with decisions made outside.
+
+    Args:
+        hidden_size: D.
+        config: experts and dispatch.
+        expert_parallel_size: ranks over which the experts are spread.
+    """
+
+    def __init__(self, hidden_size: int, config: MoEConfig, expert_parallel_size: int = 1) -> None:
+        super().__init__(hidden_size, nn.Identity(), num_experts=config.num_experts, ep_size=expert_parallel_size)
+        layer = DroplessMOELayer if config.dispatch == "dropless" else MOELayer
+        self.deepspeed_moe = layer(
+            DecisionGate(config.num_experts, config.capacity_factor),
+            GroupedExperts(self.num_local_experts, hidden_size, config.expert_hidden_size, self.expert_group_name),
+            self.expert_group_name,
+            self.ep_size,
+            self.num_local_experts,
+        )
+
+    @property
+    def first_expert(self) -> int:
+        """Global number of this rank's first expert: DeepSpeed gives consecutive ranks consecutive experts."""
+        rank = dist.get_rank() if dist.is_initialized() else 0
+        return (rank % self.ep_size) * self.num_local_experts
+
+    def forward(self, hidden_BLD: Tensor, decision: RoutingDecision) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        """Runs the experts.
+
+        Returns:
+            Output, [B, L, D], and which assignments were kept, bool [T, K].
+        """
+        output, kept_TK, _ = super().forward(hidden_BLD, decision)
+        return output, kept_TK

@@ -1,0 +1,174 @@
+"""Dropless dispatch: sort the assignments by expert, exchange them, and bring the results back.
+
+Shape legend: T tokens, K choices, A assignments that name an expert, E experts of the group, R ranks of the group, X =
+E / R experts of a rank, D model width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from moe_testbed.routing.records import NO_EXPERT
+
+
+@dataclass(frozen=True)
+class DispatchPlan:
+    """Where each assignment goes; the record that combining needs.
+
+    Attributes:
+        token_A: token of every assignment in sorted order, int64.
+        row_TK: row of every choice in sorted order, int64; A for a choice without an expert.
+        counts_E: assignments of each expert, int64.
+    """
+
+    token_A: Tensor
+    row_TK: Tensor
+    counts_E: Tensor
+
+    @property
+    def every_choice_used(self) -> bool:
+        """No token uses fewer than K experts."""
+        return self.token_A.numel() == self.row_TK.numel()
+
+
+def plan_dispatch(expert_ids_TK: Tensor, num_experts: int) -> DispatchPlan:
+    """Sorts the assignments by expert; within an expert by token. No gradient."""
+    T, K = expert_ids_TK.shape
+    flat = expert_ids_TK.reshape(-1)
+    counts = torch.bincount(flat - NO_EXPERT, minlength=num_experts + 1)
+    order = flat.argsort(stable=True)
+    unused = int(counts[0])
+    row = torch.empty_like(order)
+    # NO_EXPERT sorts first: those choices get row A, a row of zeros.
+    row[order] = torch.arange(T * K, device=order.device) - unused
+    row = torch.where(row < 0, T * K - unused, row)
+    return DispatchPlan(order[unused:] // K, row.view(T, K), counts[1:])
+
+
+class _Gather(torch.autograd.Function):
+    """Rows of x by token; the backward pass sums over choices by gathering, which is cheaper than scattering."""
+
+    @staticmethod
+    def forward(ctx: Any, x_TD: Tensor, token_A: Tensor, row_TK: Tensor) -> Tensor:
+        ctx.save_for_backward(row_TK)
+        return x_TD.index_select(0, token_A)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        (row_TK,) = ctx.saved_tensors
+        return _sum_rows(gradients[0], row_TK), None, None
+
+
+class _Combine(torch.autograd.Function):
+    """Weighted sum of each token's rows."""
+
+    @staticmethod
+    def forward(ctx: Any, y_AD: Tensor, weights_TK: Tensor, token_A: Tensor, row_TK: Tensor) -> Tensor:
+        ctx.save_for_backward(y_AD, weights_TK, token_A, row_TK)
+        return _sum_rows(y_AD, row_TK, weights_TK)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        y_AD, weights_TK, token_A, row_TK = ctx.saved_tensors
+        gradient_TD = gradients[0]
+        gradient_AD = gradient_TD.index_select(0, token_A)
+        dots_A = torch.linalg.vecdot(gradient_AD.float(), y_AD.float())
+        # A choice without an expert reads the added zero and gets no gradient.
+        weight_gradient_TK = torch.cat([dots_A, dots_A.new_zeros(1)])[row_TK].to(weights_TK.dtype)
+        weights_A = torch.zeros_like(dots_A, dtype=weights_TK.dtype)
+        used = row_TK < token_A.numel()
+        weights_A[row_TK[used]] = weights_TK[used]
+        return gradient_AD * weights_A[:, None].to(gradient_AD.dtype), weight_gradient_TK, None, None
+
+
+def _sum_rows(y_AD: Tensor, row_TK: Tensor, weights_TK: Tensor | None = None) -> Tensor:
+    """``sum_k w_tk * y[row_tk]``, accumulated in float32 where there are weights. [T, D]."""
+    if y_AD.shape[0] < row_TK.numel():
+        y_AD = torch.cat([y_AD, y_AD.new_zeros(1, y_AD.shape[1])])
+    T, K = row_TK.shape
+    gathered_TKD = y_AD.index_select(0, row_TK.reshape(-1)).view(T, K, -1)
+    if weights_TK is None:
+        return gathered_TKD.sum(1)
+    return torch.einsum("tk,tkd->td", weights_TK, gathered_TKD.to(weights_TK.dtype)).to(y_AD.dtype)
+
+
+def gather_rows(x_TD: Tensor, plan: DispatchPlan) -> Tensor:
+    """Every assignment's hidden state, sorted by expert, [A, D]."""
+    gathered: Tensor = _Gather.apply(x_TD, plan.token_A, plan.row_TK)
+    return gathered
+
+
+def combine_rows(y_AD: Tensor, weights_TK: Tensor, plan: DispatchPlan) -> Tensor:
+    """Weighted sum of every token's expert outputs, [T, D]."""
+    combined: Tensor = _Combine.apply(y_AD, weights_TK, plan.token_A, plan.row_TK)
+    return combined
+
+
+class _Exchange(torch.autograd.Function):
+    """All-to-all with uneven splits; the backward pass is the same exchange the other way round."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, sent: list[int], received: list[int], group: dist.ProcessGroup) -> Tensor:
+        ctx.splits, ctx.group = (sent, received), group
+        output = x.new_empty(sum(received), *x.shape[1:])
+        dist.all_to_all_single(output, x.contiguous(), received, sent, group=group)
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
+        sent, received = ctx.splits
+        gradient = gradients[0]
+        output = gradient.new_empty(sum(sent), *gradient.shape[1:])
+        dist.all_to_all_single(output, gradient.contiguous(), sent, received, group=ctx.group)
+        return output, None, None, None
+
+
+@dataclass(frozen=True)
+class ExchangePlan:
+    """How the sorted rows of all ranks become the sorted rows of this rank's experts.
+
+    Attributes:
+        sent, received: rows per rank of the group.
+        order: arrival order -> order by expert, int64.
+        counts_X: rows of each of this rank's experts, int64.
+    """
+
+    sent: list[int]
+    received: list[int]
+    order: Tensor
+    counts_X: Tensor
+    group: dist.ProcessGroup
+
+
+def plan_exchange(counts_E: Tensor, group: dist.ProcessGroup) -> ExchangePlan:
+    """Tells every rank of the group how many rows it will get for each of its experts."""
+    ranks = dist.get_world_size(group)
+    counts_RX = counts_E.view(ranks, -1)
+    arriving_RX = torch.empty_like(counts_RX)
+    dist.all_to_all_single(arriving_RX, counts_RX.contiguous(), group=group)
+    experts = torch.arange(arriving_RX.shape[1], device=counts_E.device).expand_as(arriving_RX).reshape(-1)
+    expert_of_row = experts.repeat_interleave(arriving_RX.reshape(-1))
+    return ExchangePlan(
+        counts_RX.sum(1).tolist(),
+        arriving_RX.sum(1).tolist(),
+        expert_of_row.argsort(stable=True),
+        arriving_RX.sum(0),
+        group,
+    )
+
+
+def send_rows(x_AD: Tensor, plan: ExchangePlan) -> Tensor:
+    """Rows to the ranks that hold their experts; what arrives here is sorted by this rank's experts."""
+    arrived: Tensor = _Exchange.apply(x_AD, plan.sent, plan.received, plan.group)
+    return arrived.index_select(0, plan.order)
+
+
+def return_rows(y_AD: Tensor, plan: ExchangePlan) -> Tensor:
+    """The inverse of :func:`send_rows`."""
+    returned: Tensor = _Exchange.apply(y_AD.index_select(0, plan.order.argsort()), plan.received, plan.sent, plan.group)
+    return returned

@@ -1,0 +1,1 @@
+"""Routers, balancing and specialization metrics."""

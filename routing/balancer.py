@@ -1,0 +1,92 @@
+"""The balancer: what keeps the load even."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import torch
+from pydantic import BaseModel, Field
+from torch import Tensor, nn
+
+from moe_testbed.routing.records import RoutingDecision
+from moe_testbed.routing.registry import Registry
+from moe_testbed.routing.scopes import Estimator, Load, Scope
+
+
+class BalancerConfig(BaseModel, extra="forbid", frozen=True):
+    """Options that every balancer has."""
+
+    name: str = Field(description="registered name of the balancer")
+
+
+class ScopedBalancerConfig(BalancerConfig):
+    """Options of a balancer that acts over a balancing scope."""
+
+    scope: Scope = Field(Scope.GLOBAL_BATCH, description="over which tokens the load must be even")
+    estimator: Estimator = Field(
+        Estimator.ONLINE,
+        description="global_batch only: counts of this step so far (online) or of the last step (previous)",
+    )
+
+
+LoadOf = Callable[[ScopedBalancerConfig, int], Load]
+"""Gives the load of a layer as a balancer's config asks for it."""
+
+
+class Balancer(nn.Module):
+    """Base of all balancers. A balancer adds a loss, or a bias to the selection, or both.
+
+    State lives in buffers, so that checkpoints carry it; :meth:`_apply` keeps their dtype when the model is cast.
+    """
+
+    Config: ClassVar[type[BalancerConfig]] = BalancerConfig
+
+    def __init__(self, config: Any, num_layers: int, num_experts: int) -> None:
+        super().__init__()
+        self.config = config
+        self.num_layers = num_layers
+        self.num_experts = num_experts
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Balancer:
+        kept = dict(self._buffers)
+        super()._apply(fn, recurse)
+        for name, buffer in kept.items():
+            moved = self._buffers[name]
+            if buffer is not None and moved is not None:
+                self._buffers[name] = buffer.to(moved.device)
+        return self
+
+    def loss(self, layers: list[RoutingDecision], load_of: LoadOf) -> Tensor | None:
+        """Mean over the layers, before the coefficient; None if the balancer has no loss."""
+        return None
+
+    def observe(self, layers: list[RoutingDecision], load_of: LoadOf) -> None:
+        """Called once per training micro-batch, after :meth:`loss`."""
+
+    def finish_step(self, counts_YE: Tensor, mean_over_ranks: Callable[[Tensor], Tensor]) -> None:
+        """Called once per optimizer step with the assignments of the global batch, int64 [Y, E], and a mean over the
+        data-parallel ranks."""
+
+    @property
+    def reads_wider_counts(self) -> bool:
+        """:meth:`loss` or :meth:`observe` read counts of other ranks or micro-batches while the step is running."""
+        scope = getattr(self.config, "scope", None)
+        return scope in (Scope.DATA_PARALLEL, Scope.GLOBAL_BATCH)
+
+    @property
+    def coefficient(self) -> float:
+        """Factor of the loss, which is summed over layers."""
+        return float(getattr(self.config, "coefficient", 0.0))
+
+    def selection_bias_YE(self) -> Tensor | None:
+        """Added to the scores for the selection only, float32 [Y, E]."""
+        return None
+
+
+BALANCERS: Registry[Balancer] = Registry("balancer")
+
+
+def mean_over_layers(values: list[Tensor]) -> Tensor:
+    """Mean of one scalar per layer."""
+    return torch.stack(values).mean()

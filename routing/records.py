@@ -1,0 +1,113 @@
+"""What travels between the model, the routers and the balancers.
+
+Shape legend, used in the whole package:
+B sequences, L positions, T = B * L tokens, D model width, E experts, K chosen experts per token, Y MoE layers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+NO_EXPERT = -1
+UNLABELLED = -1
+
+
+@dataclass(frozen=True)
+class RoutingContext:
+    """What a router may look at besides the hidden states.
+
+    Attributes:
+        token_ids_BL: input token ids, int64.
+        domain_BL: domain label of every token, int64, ``UNLABELLED`` where there is none.
+        document_BL: document number of every token, int64.
+        position_BL: position of every token inside its sequence, int64.
+        sequence_B: number of every sequence in the training stream (or the evaluation set), int64. It does not depend
+            on how the batch was split into ranks and micro-batches, so whatever is drawn from it does not either.
+        step: optimizer steps completed.
+        layer: MoE layer that asks, counted from 0.
+        valid_BL: False for padding, which is counted nowhere; None when there is no padding.
+        selection_bias_YE: added to the scores for the selection only, float32; None without a balancer that sets one.
+    """
+
+    token_ids_BL: Tensor
+    domain_BL: Tensor
+    document_BL: Tensor
+    position_BL: Tensor
+    sequence_B: Tensor
+    step: int = 0
+    layer: int = 0
+    valid_BL: Tensor | None = None
+    selection_bias_YE: Tensor | None = None
+
+    def at_layer(self, layer: int) -> RoutingContext:
+        """The same context as MoE layer ``layer`` sees it."""
+        return replace(self, layer=layer)
+
+    @property
+    def bias_E(self) -> Tensor | None:
+        """Selection bias of the current layer, float32 [E]."""
+        return None if self.selection_bias_YE is None else self.selection_bias_YE[self.layer]
+
+    @property
+    def sequence_T(self) -> Tensor:
+        """Number of the sequence that every token belongs to, int64 [T]."""
+        return self.sequence_B[:, None].expand_as(self.token_ids_BL).reshape(-1)
+
+
+@dataclass(frozen=True)
+class RoutingDecision:
+    """What a router returns for the T tokens of a micro-batch.
+
+    Attributes:
+        expert_ids_TK: chosen experts, int64, first choice first, ``NO_EXPERT`` where a token uses fewer than K.
+        weights_TK: factor of each chosen expert's output, float32, differentiable where the router is.
+        probabilities_TE: distribution over the experts that the balancers even out, rows sum to 1, float32; None for a
+            router without scores.
+        logits_TE: scores before normalisation, float32; None for a router without scores.
+    """
+
+    expert_ids_TK: Tensor
+    weights_TK: Tensor
+    probabilities_TE: Tensor | None = None
+    logits_TE: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class RouterSetting:
+    """What a router is built for.
+
+    Attributes:
+        num_experts: E.
+        top_k: K.
+        hidden_size: D.
+        layer: MoE layer that the router serves, counted from 0.
+        seed: seed of everything fixed at construction (tables, draws).
+        domains: names of the mix's domains, in label order.
+        domain_weights: share of each domain in the mix, sums to 1.
+        token_counts_DV: training tokens of every domain by token id, int64; the tables of hash routers are balanced
+            over it.
+    """
+
+    num_experts: int
+    top_k: int
+    hidden_size: int
+    layer: int
+    seed: int
+    domains: tuple[str, ...]
+    domain_weights: tuple[float, ...]
+    token_counts_DV: Tensor
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of token ids."""
+        return self.token_counts_DV.shape[1]
+
+    @property
+    def token_weights_V(self) -> Tensor:
+        """Expected share of every token id in the training stream, float64, sums to 1."""
+        share_DV = self.token_counts_DV.double()
+        share_DV = share_DV / share_DV.sum(1, keepdim=True).clamp(min=1)
+        return torch.tensor(self.domain_weights, dtype=torch.float64) @ share_DV

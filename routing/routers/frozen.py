@@ -1,0 +1,28 @@
+"""A router that is never trained."""
+
+from __future__ import annotations
+
+from moe_testbed.routing.records import RouterSetting
+from moe_testbed.routing.router import ROUTERS
+from moe_testbed.routing.routers.top_k import TopK, TopKConfig
+from moe_testbed.routing.score import LinearScore
+
+
+class FrozenConfig(TopKConfig):
+    """Options of ``frozen``."""
+
+    name: str = "frozen"
+
+
+@ROUTERS.register("frozen")
+class Frozen(TopK):
+    """``top_k`` with W as initialised (Fan et al., arXiv 2402.13089, section 3.4): the hidden states still move, the
+    router's map does not."""
+
+    Config = FrozenConfig
+    config: FrozenConfig
+    learned = False
+
+    def __init__(self, config: FrozenConfig, setting: RouterSetting) -> None:
+        super().__init__(config, setting)
+        self.scorer = LinearScore(setting.hidden_size, setting.num_experts, trainable=False)

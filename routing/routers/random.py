@@ -1,0 +1,43 @@
+"""Fresh random experts for every token."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from moe_testbed.routing.hashing import uniform_from_keys
+from moe_testbed.routing.records import RoutingContext, RoutingDecision
+from moe_testbed.routing.router import ROUTERS, Router, RouterConfig
+from moe_testbed.routing.select import select_top_k
+from moe_testbed.routing.weight import uniform
+
+
+class RandomConfig(RouterConfig):
+    """Options of ``random``."""
+
+    name: str = "random"
+
+    @property
+    def has_scores(self) -> bool:
+        """A draw has none."""
+        return False
+
+
+@ROUTERS.register("random")
+class Random(Router):
+    """K different experts drawn uniformly for every token, ``g = 1/k``: the control without any information.
+
+    The draw is a function of (seed, layer, sequence, position). A sequence's number never comes twice in training, so
+    every step is drawn afresh.
+    """
+
+    Config = RandomConfig
+    config: RandomConfig
+    learned = False
+
+    def forward(self, x_TD: Tensor, context: RoutingContext) -> RoutingDecision:
+        experts_E = torch.arange(self.setting.num_experts, device=x_TD.device)
+        sequence_T1, position_T1 = context.sequence_T[:, None], context.position_BL.reshape(-1, 1)
+        draws_TE = uniform_from_keys(sequence_T1, position_T1, experts_E, self.setting.layer, self.setting.seed)
+        expert_ids_TK = select_top_k(draws_TE, self.setting.top_k)
+        return RoutingDecision(expert_ids_TK, uniform(expert_ids_TK))

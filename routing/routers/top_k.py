@@ -1,0 +1,46 @@
+"""Softmax over all experts, then the k largest."""
+
+from __future__ import annotations
+
+from pydantic import Field
+from torch import Tensor
+
+from moe_testbed.routing.records import RouterSetting, RoutingContext
+from moe_testbed.routing.router import ROUTERS, Router, RouterConfig, Scores
+from moe_testbed.routing.score import LinearScore
+from moe_testbed.routing.select import select_top_k
+from moe_testbed.routing.weight import gathered
+
+
+class TopKConfig(RouterConfig):
+    """Options of ``top_k``."""
+
+    name: str = "top_k"
+    normalise: bool = Field(True, description="divide the weights of the chosen experts by their sum")
+
+
+@ROUTERS.register("top_k")
+class TopK(Router):
+    """``p = softmax(W x)``, ``S = topk(p)``, ``g_i = p_i``, divided by ``sum_S p`` if ``normalise``.
+
+    With k = 1 and ``normalise: false`` this is Switch (arXiv 2101.03961, equations 1-2), with k = 2 and ``normalise:
+    true`` GShard without noise (arXiv 2006.16668, algorithm 1) and the router of Qwen and OLMoE (arXiv 2409.02060).
+    """
+
+    Config = TopKConfig
+    config: TopKConfig
+
+    def __init__(self, config: TopKConfig, setting: RouterSetting) -> None:
+        super().__init__(config, setting)
+        self.scorer = LinearScore(setting.hidden_size, setting.num_experts)
+
+    def score(self, x_TD: Tensor, context: RoutingContext) -> Scores:
+        logits_TE = self.scorer(x_TD)
+        probabilities_TE = logits_TE.softmax(-1)
+        return Scores(logits_TE, probabilities_TE, probabilities_TE)
+
+    def select(self, scores: Scores, context: RoutingContext) -> Tensor:
+        return select_top_k(scores.affinity_TE, self.setting.top_k, context.bias_E)
+
+    def weigh(self, scores: Scores, expert_ids_TK: Tensor) -> Tensor:
+        return gathered(scores.affinity_TE, expert_ids_TK, self.config.normalise)

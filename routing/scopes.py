@@ -1,0 +1,113 @@
+"""The balancing scope: over which set of tokens the load must be even.
+
+Shape legend: G balance sets in a micro-batch, E experts, T tokens, K choices, Y MoE layers, B sequences.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+import torch
+from torch import Tensor
+
+from moe_testbed.routing.records import NO_EXPERT, RoutingContext, RoutingDecision
+
+
+class Scope(str, Enum):
+    """Over which tokens the load must be even.
+
+    - ``token``: each token by itself.
+    - ``sequence``: each sequence.
+    - ``micro_batch``: the micro-batch of one rank.
+    - ``data_parallel``: the current micro-batch over all data-parallel ranks.
+    - ``global_batch``: the whole batch of an optimizer step, all ranks and all accumulated micro-batches.
+    """
+
+    TOKEN = "token"
+    SEQUENCE = "sequence"
+    MICRO_BATCH = "micro_batch"
+    DATA_PARALLEL = "data_parallel"
+    GLOBAL_BATCH = "global_batch"
+
+
+class Estimator(str, Enum):
+    """What stands for the counts of the global batch while it is still being run.
+
+    - ``online``: the counts of this step so far, the current micro-batch included.
+    - ``previous``: the counts of the step before; in the first step ``online``.
+    """
+
+    ONLINE = "online"
+    PREVIOUS = "previous"
+
+
+@dataclass(frozen=True)
+class Load:
+    """The load of one layer's experts over the balance sets that a micro-batch touches.
+
+    Attributes:
+        fractions_GE: share of each expert in the set's assignments, rows sum to 1; counted, so without gradient.
+            Float32.
+        probabilities_GE: mean routing probability over the tokens of the set that lie in this micro-batch, float32,
+            differentiable.
+        share_G: share of this micro-batch's tokens that lie in the set, sums to 1, float32.
+    """
+
+    fractions_GE: Tensor
+    probabilities_GE: Tensor
+    share_G: Tensor
+
+
+def count_assignments(expert_ids_TK: Tensor, num_experts: int) -> Tensor:
+    """Assignments to each expert, int64 [E]; ``NO_EXPERT`` is not counted."""
+    return torch.bincount(expert_ids_TK.reshape(-1) - NO_EXPERT, minlength=num_experts + 1)[1:]
+
+
+def _set_of_token(scope: Scope, context: RoutingContext) -> tuple[Tensor, int] | None:
+    """Number of the balance set of every token, int64 [T], and the number of sets G; None where all tokens share one
+    set."""
+    B, L = context.token_ids_BL.shape
+    device = context.token_ids_BL.device
+    if scope is Scope.TOKEN:
+        return torch.arange(B * L, device=device), B * L
+    if scope is Scope.SEQUENCE:
+        return torch.arange(B, device=device).repeat_interleave(L), B
+    return None
+
+
+def _fractions(counts_GE: Tensor) -> Tensor:
+    return counts_GE.float() / counts_GE.sum(-1, keepdim=True).clamp(min=1)
+
+
+def load_in_scope(
+    scope: Scope, decision: RoutingDecision, context: RoutingContext, wider_counts_E: Tensor | None = None
+) -> Load:
+    """The load of one layer in ``scope``.
+
+    Args:
+        decision: the layer's routing of this micro-batch; it must carry probabilities.
+        context: tells sequences apart and which tokens are padding.
+        wider_counts_E: for the scopes wider than a micro-batch, the assignments of the whole balance set, [E].
+    """
+    probabilities_TE = decision.probabilities_TE
+    assert probabilities_TE is not None, "a router without scores cannot be balanced"
+    T, E = probabilities_TE.shape
+    valid_T = context.valid_BL.reshape(-1).float() if context.valid_BL is not None else probabilities_TE.new_ones(T)
+    sets = _set_of_token(scope, context)
+    if sets is None:
+        tokens = valid_T.sum().clamp(min=1)
+        mean_1E = ((valid_T @ probabilities_TE) / tokens)[None]
+        counts_E = count_assignments(decision.expert_ids_TK, E) if wider_counts_E is None else wider_counts_E
+        return Load(_fractions(counts_E[None]), mean_1E, mean_1E.new_ones(1))
+    set_T, G = sets
+    # Row G collects the choices that are no expert's.
+    columns_TK = decision.expert_ids_TK.masked_fill(decision.expert_ids_TK == NO_EXPERT, E)
+    counts_GE = probabilities_TE.new_zeros(G * (E + 1))
+    counts_GE = counts_GE.scatter_add_(
+        0, (set_T[:, None] * (E + 1) + columns_TK).reshape(-1), counts_GE.new_ones(columns_TK.numel())
+    ).view(G, E + 1)[:, :E]
+    tokens_G = probabilities_TE.new_zeros(G).index_add_(0, set_T, valid_T)
+    sums_GE = probabilities_TE.new_zeros(G, E).index_add(0, set_T, probabilities_TE * valid_T[:, None])
+    share_G = tokens_G / tokens_G.sum().clamp(min=1)
+    return Load(_fractions(counts_GE), sums_GE / tokens_G.clamp(min=1)[:, None], share_G)
