@@ -1,0 +1,41 @@
+"""Megabytes of text tokenised a second, over all text of a mix: `python benchmarks/tokenise.py [MIX] [CACHE_DIR]`.
+
+Takes the path that `moe-testbed data build` takes, hashing and writing of its cache included; the store is built first
+if it is not there. Prints one line a repeat and the median.
+"""
+
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import yaml
+
+from moe_testbed.data.build import build_store
+from moe_testbed.data.config import MixConfig
+from moe_testbed.data.inspect import decoded_documents
+from moe_testbed.data.loading import tokenise
+from moe_testbed.data.splits import SPLITS
+
+DEFAULT_MIX = Path(__file__).parents[1] / "configs" / "mixes" / "packages8.yaml"
+REPEATS = 5
+
+
+def main(mix_path: str = str(DEFAULT_MIX), cache_dir: str = "data_cache") -> None:
+    mix = MixConfig.model_validate(yaml.safe_load(Path(mix_path).read_text(encoding="utf-8")))
+    store = build_store(mix, Path(cache_dir), print)
+    texts = [text for domain in store.domains for split in SPLITS for text in decoded_documents(store, split, domain)]
+    megabytes = sum(len(text.encode()) for text in texts) / 1e6
+    speeds = []
+    for _ in range(REPEATS):
+        with tempfile.TemporaryDirectory() as empty_cache:
+            started = time.perf_counter()
+            tokenise(texts, store.tokenizer_path, Path(empty_cache))
+            speeds.append(megabytes / (time.perf_counter() - started))
+        print(f"{speeds[-1]:.2f} MB/s")
+    print(f"median {statistics.median(speeds):.2f} MB/s over {megabytes:.1f} MB, vocabulary {store.vocab_size}")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

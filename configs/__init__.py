@@ -1,0 +1,1 @@
+"""Embedded YAML: models, mixes, experiments and suites, read with `importlib.resources`."""

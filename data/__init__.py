@@ -1,0 +1,1 @@
+"""Domain-labelled text: sources, clean-up, de-duplication, tokenizer, token store and sampler."""

@@ -1,0 +1,124 @@
+"""Documents and tokens through `datasets`: each step is cached on disk under the fingerprint of what decides it."""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from moe_testbed.data.config import DomainConfig
+from moe_testbed.data.documents import Document
+from moe_testbed.data.errors import DataError
+from moe_testbed.data.sources import source_kinds
+from moe_testbed.data.store import FORMAT
+from moe_testbed.data.tokenizer import encode_batch
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+BYTES_PER_PROCESS = 2_000_000
+DOCUMENTS_PER_BATCH = 100
+
+
+def fingerprint(*parts: Any) -> str:
+    """A short name for JSON values (and the store's format): equal values have equal names."""
+    text = json.dumps([FORMAT, *parts], sort_keys=True, ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def load_documents(domain: DomainConfig, cache_dir: Path, max_bytes: int) -> "Dataset":
+    """Columns text, origin, separator of all documents of one domain, in source order. Raises DataError."""
+    from datasets import Dataset, Features, Value
+    from datasets.exceptions import DatasetGenerationError
+
+    features = Features({name: Value("string") for name in ("text", "origin", "separator")})
+    arguments = {
+        "descriptions": json.dumps([source.model_dump(mode="json") for source in domain.sources]),
+        "cache_dir": str(cache_dir),
+        "max_bytes": max_bytes,
+    }
+    name = fingerprint([source.identity() for source in domain.sources], max_bytes)
+    try:
+        with quiet_datasets():
+            return Dataset.from_generator(
+                generate_rows, features, str(cache_dir / "datasets"), gen_kwargs=arguments, fingerprint=name
+            )
+    except DatasetGenerationError as error:
+        if isinstance(error.__cause__, DataError):
+            raise error.__cause__ from None
+        raise
+
+
+def generate_rows(descriptions: str, cache_dir: str, max_bytes: int) -> Iterator[dict[str, str]]:
+    """The rows of `load_documents`; arguments are plain values, because `datasets` pickles them."""
+    for description in json.loads(descriptions):
+        for document in source_kinds.parse(description).documents(Path(cache_dir), max_bytes):
+            yield {"text": document.text, "origin": document.origin, "separator": document.separator}
+
+
+def documents_of(rows: "Dataset") -> Iterator[Document]:
+    """The rows of `load_documents` as records."""
+    for batch in rows.iter(batch_size=DOCUMENTS_PER_BATCH):
+        yield from map(Document, batch["text"], batch["origin"], batch["separator"])
+
+
+def tokenise(texts: Sequence[str], tokenizer_path: Path, cache_dir: Path) -> list[npt.NDArray[np.uint32]]:
+    """The tokens of every text, each closed by the end-of-document piece; in as many processes as there are cores."""
+    from datasets import Dataset, Features, List, Value
+
+    processes = max(1, min(os.cpu_count() or 1, sum(map(len, texts)) // BYTES_PER_PROCESS))
+    # Process k gets the k-th part of the rows: dealing the texts out in turn gives each as much of every domain.
+    order = [index for first in range(processes) for index in range(first, len(texts), processes)]
+    digest = hashlib.sha256(tokenizer_path.read_bytes())
+    for text in texts:
+        digest.update(text.encode() + b"\0")
+    name = fingerprint(digest.hexdigest(), processes)
+    folder = cache_dir / "datasets" / "tokens"
+    folder.mkdir(parents=True, exist_ok=True)
+    with quiet_datasets():
+        encoded = Dataset.from_dict({"text": [texts[index] for index in order]}).map(
+            encode_batch,
+            batched=True,
+            batch_size=DOCUMENTS_PER_BATCH,
+            fn_kwargs={"tokenizer_path": str(tokenizer_path)},
+            remove_columns=["text"],
+            features=Features({"tokens": List(Value("uint32"))}),
+            cache_file_name=str(folder / f"{name}.arrow"),
+            new_fingerprint=name,
+            num_proc=processes if processes > 1 else None,
+        )
+    tokens: list[npt.NDArray[np.uint32]] = [np.empty(0, np.uint32)] * len(texts)
+    for index, row in zip(order, arrow_rows(encoded), strict=True):
+        tokens[index] = row
+    return tokens
+
+
+def arrow_rows(encoded: "Dataset") -> Iterator[npt.NDArray[np.uint32]]:
+    """The rows of the column `tokens`, without going through Python integers."""
+    for chunk in encoded.data.column("tokens").chunks:
+        values = chunk.values.to_numpy(zero_copy_only=True)
+        offsets = chunk.offsets.to_numpy()
+        for start, end in pairwise(offsets):
+            yield values[start:end]
+
+
+@contextmanager
+def quiet_datasets() -> Iterator[None]:
+    """Without progress bars and notes of `datasets`; puts back what was set before."""
+    import datasets
+
+    bars, level = datasets.are_progress_bars_disabled(), datasets.logging.get_verbosity()
+    datasets.disable_progress_bars()
+    datasets.logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        datasets.logging.set_verbosity(level)
+        if not bars:
+            datasets.enable_progress_bars()

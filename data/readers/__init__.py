@@ -1,0 +1,35 @@
+"""Readers: each turns the bytes of one file into the texts of documents. One clean-up, one file.
+
+A new reader is one file here and one import line below.
+"""
+
+from moe_testbed.data.readers.abc_tunes import AbcTunes
+from moe_testbed.data.readers.annotated_text import AnnotatedText
+from moe_testbed.data.readers.base import Reader, reader_kinds
+from moe_testbed.data.readers.fasta import Fasta
+from moe_testbed.data.readers.json_leaves import JsonLeaves
+from moe_testbed.data.readers.json_list import JsonList
+from moe_testbed.data.readers.jsonl import JsonLines
+from moe_testbed.data.readers.law_tree import LawTree
+from moe_testbed.data.readers.license_text import LicenseText
+from moe_testbed.data.readers.line_groups import LineGroups
+from moe_testbed.data.readers.plain_text import PlainText
+from moe_testbed.data.readers.source_code import SourceCode
+from moe_testbed.data.readers.sqlite_rows import SqliteRows
+
+__all__ = [
+    "AbcTunes",
+    "AnnotatedText",
+    "Fasta",
+    "JsonLeaves",
+    "JsonLines",
+    "JsonList",
+    "LawTree",
+    "LicenseText",
+    "LineGroups",
+    "PlainText",
+    "Reader",
+    "SourceCode",
+    "SqliteRows",
+    "reader_kinds",
+]

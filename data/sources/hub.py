@@ -1,0 +1,71 @@
+"""Data sets of the Hugging Face hub, streamed: only what the mix needs is downloaded."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from moe_testbed.data.documents import Document
+from moe_testbed.data.errors import DataError
+from moe_testbed.data.sources.base import Source, source_kinds
+
+
+@source_kinds.register("hub")
+class HubSource(Source):
+    """A column of one split of a data set; reading stops at `limit` documents or the mix's bytes per domain."""
+
+    kind: str = "hub"
+    path: str = Field(description="repository of the data set, for example allenai/c4")
+    name: str | None = Field(default=None, description="configuration of the data set, for example a language")
+    revision: str | None = Field(default=None, description="commit; without it the newest is read")
+    split: str = "train"
+    column: str = "text"
+    limit: int | None = Field(default=None, ge=1, description="documents at most")
+
+    def prepare(self, cache_dir: Path, log: Callable[[str], None]) -> None:
+        with self._clear_errors():
+            rows = self._stream()
+            columns = rows.column_names or list(next(iter(rows), {}))
+        if self.column not in columns:
+            raise DataError(
+                f"{self._label()} has no column '{self.column}': correct `column`. Available: {', '.join(columns)}"
+            )
+
+    def documents(self, cache_dir: Path, max_bytes: int) -> Iterator[Document]:
+        with self._clear_errors():
+            rows = iter(self._stream())
+        read = 0
+        for number in count():
+            if read >= max_bytes or number == self.limit:
+                return
+            with self._clear_errors():
+                row = next(rows, None)
+            if row is None:
+                return
+            text = row[self.column]
+            if not isinstance(text, str):
+                raise DataError(f"{self._label()}: column '{self.column}' holds {type(text).__name__}, not text")
+            read += len(text.encode())
+            yield Document(text=text, origin=f"{self._label()}#{number}")
+
+    def _stream(self) -> Any:
+        from datasets import load_dataset
+
+        return load_dataset(self.path, self.name, split=self.split, revision=self.revision, streaming=True)
+
+    @contextmanager
+    def _clear_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # the hub's client raises dozens of types: network, gate, missing set, script
+            reason = str(error).strip().splitlines() or [type(error).__name__]
+            raise DataError(
+                f"{self._label()} cannot be read ({reason[0][:300]}): check the name, the network and your access "
+                "(`hf auth login` for gated sets), or take this domain out of the mix"
+            ) from error
+
+    def _label(self) -> str:
+        return "/".join(part for part in ("hub", self.path, self.name, self.split) if part)

@@ -1,0 +1,136 @@
+"""Every reader on a tiny input made here."""
+
+import json
+import sqlite3
+from pathlib import Path
+
+import pytest
+
+from moe_testbed.data.documents import Document, clean_text
+from moe_testbed.data.errors import DataError
+from moe_testbed.data.readers import (
+    AbcTunes,
+    AnnotatedText,
+    Fasta,
+    JsonLeaves,
+    JsonLines,
+    JsonList,
+    LawTree,
+    LicenseText,
+    LineGroups,
+    PlainText,
+    SourceCode,
+    SqliteRows,
+)
+from moe_testbed.data.sources.base import read_file
+
+
+def test_plain_text_falls_back():
+    assert list(PlainText().texts("héllo".encode())) == ["héllo"]
+    assert list(PlainText(fallback_encoding="latin-1").texts("héllo".encode("latin-1"))) == ["héllo"]
+    with pytest.raises(UnicodeDecodeError):
+        list(PlainText().texts("héllo".encode("latin-1")))
+
+
+@pytest.mark.parametrize(
+    "source, expected",
+    [
+        ("/* Copyright X\n */\nint x;", "\nint x;"),
+        ("\n// SPDX-License-Identifier: MIT\n// more\nint x;", "int x;"),
+        ("# Licensed under Y\n.text\n", ".text\n"),
+        ("// What this file does.\nint x;", "// What this file does.\nint x;"),
+        ("#include <a>\n// Copyright", "#include <a>\n// Copyright"),
+        ("int x; /* Copyright */", "int x; /* Copyright */"),
+    ],
+)
+def test_source_code_loses_its_licence_and_nothing_else(source: str, expected: str):
+    assert list(SourceCode().texts(source.encode())) == [expected]
+
+
+def test_abc_tunes_are_documents():
+    book = "% a book\r\nX:1\r\nT:Ä\r\nK:D\r\nABc|\r\n\r\nX:2\r\nK:G\r\n"
+    expected = ["X:1\nT:Ä\nK:D\nABc|\n\n", "X:2\nK:G\n"]
+    assert list(AbcTunes().texts(book.encode())) == expected
+    assert list(AbcTunes().texts(book.encode("latin-1"))) == expected
+
+
+def test_annotated_text_is_corrected():
+    text = "Так{=>,:::error_type=Punctuation} {був=>було:::error_type=G/Case}{ зайве=>:::error_type=Fluency}. {інше}"
+    assert list(AnnotatedText().texts(text.encode())) == ["Так, було. {інше}"]
+
+
+def test_fasta_in_groups_without_headers():
+    records = ">one\nMK\nLV\n>two\nAA\n>three > x\nGG\n"
+    assert list(Fasta(records_per_document=2).texts(records.encode())) == ["MK\nLV\n\nAA", "GG"]
+    with pytest.raises(ValueError, match="begins with '>'"):
+        list(Fasta().texts(b"MKLV"))
+
+
+def test_json_lines():
+    lines = '{"text": "a\\u2028b", "id": 1}\n\n{"text": "c"}\n'
+    assert list(JsonLines().texts(lines.encode())) == ["a\u2028b", "c"]
+    with pytest.raises(ValueError, match=r"line 1 has no text field 'body' \(it has: text, id\)"):
+        list(JsonLines(field="body").texts(lines.encode()))
+
+
+def test_json_leaves_by_depth():
+    book = {"Genesis": [["a", "b"], ["c"]], "Exodus": [["d", " "]]}
+    content = json.dumps(book).encode()
+    assert list(JsonLeaves().texts(content)) == ["a\n\nb\n\nc\n\nd"]
+    assert list(JsonLeaves(document_depth=1).texts(content)) == ["a\n\nb\n\nc", "d"]
+    assert list(JsonLeaves(document_depth=2).texts(content)) == ["a\n\nb", "c", "d"]
+
+
+def test_json_list():
+    content = json.dumps({"sentences": [{"text": "a"}, {"text": "b\nb"}, {"text": "c"}]}).encode()
+    reader = JsonList(records="sentences", records_per_document=2)
+    assert list(reader.texts(content)) == ["a\nb b", "c"]
+
+
+def test_law_tree_recurses():
+    article = {"type": "article", "data": {"texte": "Art. 1"}}
+    repealed = {"type": "article", "data": {"texte": None}}
+    section = {"type": "section", "data": {"title": "T"}, "children": [article, repealed]}
+    tree = {"type": "code", "data": {}, "children": [section, {"type": "article", "data": {"texte": "Art. 2"}}]}
+    assert list(LawTree().texts(json.dumps(tree).encode())) == ["Art. 1", "Art. 2"]
+
+
+def test_license_text_skips_front_matter_other_languages_and_stubs():
+    reader = LicenseText(minimum_characters=5)
+    assert list(reader.texts(b"---\nkey: a\n---\n\nYou may --- use it.\n")) == ["You may --- use it.\n"]
+    assert list(reader.texts(b"---\nkey: a\nlanguage: fr\n---\nVous pouvez")) == []
+    assert list(reader.texts(b"---\nkey: a\n---\nMIT")) == []
+
+
+def test_line_groups():
+    assert list(LineGroups(lines_per_document=2).texts(b"a\r\nb\nc")) == ["a\nb", "c"]
+
+
+def test_sqlite_rows_by_group_in_stored_order(tmp_path: Path):
+    path = tmp_path / "laws.db"
+    with sqlite3.connect(path) as connection:
+        connection.execute("CREATE TABLE articles (law TEXT, number TEXT, body TEXT)")
+        rows = [("b", "I", "x"), ("a", "I", "y"), ("b", "II", "z"), ("b", "III", None)]
+        connection.executemany("INSERT INTO articles VALUES (?, ?, ?)", rows)
+    connection.close()
+    reader = SqliteRows(table="articles", group_by="law", prefix="number", text="body")
+    assert list(reader.texts(path.read_bytes())) == ["I y", "I x\n\nII z"]
+    with pytest.raises(ValueError, match="no such column: nothing"):
+        list(SqliteRows(table="articles", group_by="law", text="nothing").texts(path.read_bytes()))
+    with pytest.raises(ValueError, match="plain table or column name"):
+        SqliteRows(table="articles; DROP TABLE articles", group_by="law", text="body")
+
+
+def test_what_a_reader_cannot_read_is_one_clear_line():
+    with pytest.raises(
+        DataError, match=r"a\.json is not what the reader 'law_tree' expects: key 'type' is missing; choose"
+    ):
+        list(read_file(LawTree(), b"{}", origin="a.json"))
+    with pytest.raises(DataError, match=r"b\.db is not what the reader 'sqlite_rows' expects: .*not a database"):
+        list(read_file(SqliteRows(table="t", group_by="g", text="x"), b"no database at all" * 99, origin="b.db"))
+
+
+def test_clean_text_and_paragraphs():
+    assert clean_text("\ufeff\r\n  \r\n  a\r\n\tb  \n\n") == "  a\n\tb"
+    assert Document("a\n \n\n  b\nc", "x").paragraphs() == ["a", "  b\nc"]
+    assert Document("a\nb", "x", separator="\n").paragraphs() == ["a", "b"]
