@@ -1,0 +1,73 @@
+# `make demo` and `make test` work in a fresh clone: they set up everything they need in .venv.
+#
+#   PYTHON       the interpreter to use (3.10 to 3.13); by default the first fitting one on the PATH
+#   TORCH_INDEX  an additional package index for torch, e.g. https://download.pytorch.org/whl/cpu for the small CPU build
+#   PYTEST_ARGS  arguments for pytest, e.g. "-n 2" or "-k sampler"
+
+PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11 python3.10; do \
+	$$python -c '$(PYTHON_FITS)' 2>/dev/null && echo $$python && break; done)
+PYTHON_FITS := import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))
+TORCH_INDEX ?=
+PYTEST_ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --constraint constraints.txt
+PACKAGES := configs data launcher model routing
+
+MAKEFLAGS += --no-print-directory
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-all test-network check typecheck wheel clean
+
+help:  ## show the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: $(VENV)/.installed  ## create .venv with everything in it (the other targets do this by themselves)
+
+demo: setup  ## compare five routers with the reference on eight domains; ends with a table and the path of the report
+	$(BIN)/moe-testbed compare configs/suites/demo.yaml --jobs auto
+
+test: setup  ## run the tests, except the slow ones
+	$(BIN)/pytest -m "not slow and not network" $(PYTEST_ARGS)
+
+test-all: test  ## run the tests, then the slow ones
+	$(BIN)/pytest -m "slow and not network" $(PYTEST_ARGS)
+
+test-network: setup  ## run the tests that download something
+	$(BIN)/pytest -m network $(PYTEST_ARGS)
+
+check: setup typecheck  ## lint, format, types and import rules
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+
+typecheck: setup  ## types only
+	@mkdir -p .typing/moe_testbed
+	@for package in $(PACKAGES); do ln -sfn ../../$$package .typing/moe_testbed/$$package; done
+	$(BIN)/mypy
+
+wheel: setup  ## build a wheel into dist/
+	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-build-isolation --no-deps --wheel-dir dist .
+
+clean:  ## remove what the tools wrote; .venv, the data cache and the runs stay
+	rm -rf build dist .typing .mypy_cache .pytest_cache .ruff_cache .import_linter_cache *.egg-info
+	find $(PACKAGES) tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(VENV)/.created:
+	@test -n "$(PYTHON)" || { echo "No Python from 3.10 to 3.13 on the PATH: install one, or name it with make PYTHON=..." >&2; exit 1; }
+	@"$(PYTHON)" -c '$(PYTHON_FITS)' || { echo "$(PYTHON) is $$("$(PYTHON)" --version): Python 3.10 to 3.13 is needed; name another with make PYTHON=..." >&2; exit 1; }
+	@echo "Creating $(VENV) with $$("$(PYTHON)" --version)"
+	@"$(PYTHON)" -m venv $(VENV)
+	@touch $@
+
+# torch comes first: DeepSpeed has no wheel, and its set-up script looks for torch. DS_BUILD_OPS=0 compiles none of its kernels.
+$(VENV)/.torch: $(VENV)/.created constraints.txt
+	@echo "Installing torch"
+	@$(PIP_INSTALL) setuptools wheel
+	@$(PIP_INSTALL) $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) torch
+	@touch $@
+
+$(VENV)/.installed: $(VENV)/.torch pyproject.toml
+	@echo "Installing moe-testbed and the packages it needs"
+	@DS_BUILD_OPS=0 $(PIP_INSTALL) --editable '.[dev]'
+	@touch $@

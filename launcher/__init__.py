@@ -1,0 +1,1 @@
+"""What a user runs: configuration, training, comparison of runs, reports and the command line."""

@@ -1,0 +1,87 @@
+"""Checkpoints that are whole or not there.
+
+DeepSpeed writes the files of a checkpoint one after another. A checkpoint counts once ``complete.json`` stands beside
+them, written last and listing every file with its size; anything else is a crash's leftover.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+
+from moe_testbed.launcher.errors import CheckpointError
+from moe_testbed.launcher.ranks import Ranks
+from moe_testbed.launcher.run_folder import write_atomically
+
+_MARK = "complete.json"
+
+
+def _layout(ranks: Ranks, expert_parallel_size: int) -> dict[str, int]:
+    return {"ranks": ranks.size, "expert_parallel_size": expert_parallel_size}
+
+
+def save(engine: Any, folder: Path, step: int, keep: int, ranks: Ranks, expert_parallel_size: int) -> None:
+    """Writes the state after ``step`` optimizer steps and removes all but the newest ``keep`` whole checkpoints."""
+    tag = f"step_{step:08d}"
+    if ranks.rank == 0:
+        shutil.rmtree(folder / tag, ignore_errors=True)
+    dist.barrier()
+    engine.save_checkpoint(str(folder), tag=tag, client_state={"step": step}, save_latest=False)
+    dist.barrier()
+    if ranks.rank != 0:
+        return
+    files = {path.name: path.stat().st_size for path in sorted((folder / tag).iterdir())}
+    mark = {"step": step, "layout": _layout(ranks, expert_parallel_size), "files": files}
+    write_atomically(folder / tag / _MARK, json.dumps(mark, indent=1) + "\n")
+    checkpoints = sorted(folder.glob("step_*"))
+    kept = [checkpoint for checkpoint in checkpoints if _is_whole(checkpoint)][-keep:]
+    for checkpoint in checkpoints:
+        if checkpoint not in kept:
+            shutil.rmtree(checkpoint)
+
+
+def _is_whole(checkpoint: Path) -> bool:
+    try:
+        files = json.loads((checkpoint / _MARK).read_text(encoding="utf-8"))["files"]
+        return all((checkpoint / name).stat().st_size == size for name, size in files.items())
+    except (OSError, ValueError, KeyError):
+        return False
+
+
+def restore(engine: Any, folder: Path, ranks: Ranks, expert_parallel_size: int) -> int:
+    """Restores weights, optimizer and balancers from the newest whole checkpoint.
+
+    Returns:
+        Optimizer steps completed; 0 without a checkpoint.
+
+    Raises:
+        CheckpointError: the checkpoint was written by another layout of ranks.
+    """
+    for checkpoint in sorted(folder.glob("step_*"), reverse=True):
+        if not _is_whole(checkpoint):
+            if ranks.rank == 0:
+                print(
+                    f"{checkpoint} is not whole (cut off while it was written, or damaged) and is passed over",
+                    file=sys.stderr,
+                )
+            continue
+        mark = json.loads((checkpoint / _MARK).read_text(encoding="utf-8"))
+        layout = _layout(ranks, expert_parallel_size)
+        if mark["layout"] != layout:
+            raise CheckpointError(
+                f"{checkpoint}: written with {_in_words(mark['layout'])}, but this run has {_in_words(layout)}; "
+                "start it with the same layout, or use another --run-dir to begin anew"
+            )
+        loaded, _ = engine.load_checkpoint(str(folder), tag=checkpoint.name)
+        assert loaded is not None, f"DeepSpeed found nothing to load in {checkpoint}"
+        return int(mark["step"])
+    return 0
+
+
+def _in_words(layout: dict[str, int]) -> str:
+    return f"{layout['ranks']} ranks and expert_parallel_size {layout['expert_parallel_size']}"

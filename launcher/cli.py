@@ -1,0 +1,276 @@
+"""The `moe-testbed` command. Everything heavy is imported by the command that needs it, so that --help is quick."""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+FAILED = 1
+WRONG_INPUT = 2
+INTERRUPTED = 128 + signal.SIGINT
+
+EXPERIMENT_HELP = "YAML file; also one that comes with the package, such as configs/experiments/tiny.yaml"
+OVERRIDES_HELP = "values that replace the file's, such as {} (VALUE is YAML; null unsets)"
+EXPERIMENT_OVERRIDES_HELP = OVERRIDES_HELP.format("training.steps=100")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command.
+
+    Returns:
+        Exit status: 0 done, 1 a training failed, 2 wrong input, 130 interrupted.
+    """
+    parser = build_parser()
+    arguments, extra = parser.parse_known_args(argv)
+    # argparse gives up on positional arguments that stand behind an option.
+    overrides = getattr(arguments, "overrides", None)
+    if extra and (overrides is None or any(text.startswith("-") for text in extra)):
+        parser.error(f"unrecognized arguments: {' '.join(extra)}")
+    if overrides is not None:
+        overrides.extend(extra)
+    return guarded(lambda: int(arguments.run(arguments) or 0))
+
+
+def guarded(command: Callable[[], int]) -> int:
+    """Runs a command; what a user can mend becomes one line on stderr."""
+    from moe_testbed.data.errors import DataError
+    from moe_testbed.launcher.errors import CheckpointError, ConfigError
+
+    try:
+        return command()
+    except (CheckpointError, ConfigError, DataError) as error:
+        return _complain(str(error))
+    except KeyboardInterrupt:
+        print("interrupted; the same command continues where it stopped", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        sys.stderr.close()
+        return FAILED
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+            raise
+        where = f" ({error.filename})" if error.filename else ""
+        remedy = (
+            "free some space"
+            if error.errno in (errno.ENOSPC, errno.EDQUOT)
+            else "make it writable or choose another folder"
+        )
+        return _complain(f"{error.strerror}{where}: {remedy}, then repeat the command; what is finished is kept")
+
+
+def _complain(message: str) -> int:
+    print(f"moe-testbed: {' '.join(message.split())}", file=sys.stderr)
+    return WRONG_INPUT
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The commands and their options."""
+    parser = _parser(
+        "Compare mixture-of-experts routers with a reference router on real, labelled domains.",
+        """
+        moe-testbed compare configs/suites/demo.yaml        train eight runs and write a report
+        moe-testbed train configs/experiments/tiny.yaml     train one
+        moe-testbed config show configs/experiments/tiny.yaml
+        """,
+    )
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    train = _command(
+        commands,
+        "train",
+        "train one experiment",
+        "Train one experiment. A run that was cut off continues from its last checkpoint.",
+        """
+        moe-testbed train configs/experiments/tiny.yaml
+        moe-testbed train configs/experiments/tiny.yaml routing.router.name=top_k seed=2
+        moe-testbed train configs/experiments/tiny.yaml training.steps=20 --run-dir runs/trial
+        """,
+        _train,
+    )
+    _add_experiment(train)
+    train.add_argument("--run-dir", type=Path, metavar="DIR", help="folder of the run (default: runs/NAME-seedSEED)")
+
+    compare = _command(
+        commands,
+        "compare",
+        "train the runs of a suite and report on them",
+        "Train the runs of a suite side by side and write a report. Finished runs are skipped, runs that were cut off "
+        "continue, a run that fails does not stop the others. Ends with status 1 if a run failed.",
+        """
+        moe-testbed compare configs/suites/demo.yaml
+        moe-testbed compare configs/suites/demo.yaml --jobs 2 training.steps=200 'seeds=[1,2,3]'
+        """,
+        _compare,
+    )
+    compare.add_argument("suite", metavar="SUITE", help="YAML file of a suite, such as configs/suites/demo.yaml")
+    compare.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help=f"for all runs: {EXPERIMENT_OVERRIDES_HELP}")
+    compare.add_argument(
+        "--jobs",
+        type=_jobs,
+        default=None,
+        metavar="auto|N",
+        help="trainings at a time; auto: one per core, as far as each has 1.5 GB of free memory (default: auto)",
+    )
+    compare.add_argument(
+        "--runs-dir",
+        type=Path,
+        default=Path("runs"),
+        metavar="DIR",
+        help="parent of the suite's folder (default: runs)",
+    )
+
+    report = _command(
+        commands,
+        "report",
+        "report on a suite's folder",
+        "Write results.json, results.csv and report.html from the runs in a suite's folder, whatever their state.",
+        "moe-testbed report runs/demo",
+        _report,
+    )
+    report.add_argument("suite_dir", type=Path, metavar="SUITE_DIR", help="folder of a suite, such as runs/demo")
+
+    _add_data_commands(commands)
+
+    config = _command(commands, "config", "look at configurations", "Look at configurations.", None, None)
+    config_commands = config.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    show = _command(
+        config_commands,
+        "show",
+        "print the whole configuration of an experiment",
+        "Print the whole configuration of an experiment as YAML, with a comment that says where each value comes from: "
+        "default, FILE:LINE or command line.",
+        "moe-testbed config show configs/experiments/tiny.yaml training.steps=100",
+        _config_show,
+    )
+    _add_experiment(show)
+    return parser
+
+
+def _add_data_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    data = _command(
+        commands, "data", "build and look at the data of a mix", "Build and look at the data of a mix.", None, None
+    )
+    data_commands = data.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for name, summary, description in (
+        (
+            "build",
+            "download, clean and tokenise a mix",
+            "Download, clean, split and tokenise a mix. What is there is not built again.",
+        ),
+        (
+            "show",
+            "print samples, token counts and licences",
+            "Print a sample, the token counts and the licence of every domain.",
+        ),
+        (
+            "check",
+            "measure how distinguishable the domains are",
+            "Measure with a linear classifier how distinguishable the domains are.",
+        ),
+    ):
+        command = _command(
+            data_commands, name, summary, description, f"moe-testbed data {name} configs/mixes/packages8.yaml", _data
+        )
+        command.set_defaults(action=name)
+        command.add_argument("mix", metavar="MIX", help="YAML file of a mix, such as configs/mixes/packages8.yaml")
+        command.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help=OVERRIDES_HELP.format("vocab_size=4096"))
+        command.add_argument(
+            "--cache-dir",
+            type=Path,
+            default=Path("data_cache"),
+            metavar="DIR",
+            help="downloads and token stores (default: data_cache)",
+        )
+
+
+def _add_experiment(command: argparse.ArgumentParser) -> None:
+    command.add_argument("experiment", metavar="EXPERIMENT", help=EXPERIMENT_HELP)
+    command.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help=EXPERIMENT_OVERRIDES_HELP)
+
+
+def _command(
+    commands: argparse._SubParsersAction[argparse.ArgumentParser],
+    name: str,
+    summary: str,
+    description: str,
+    examples: str | None,
+    run: Callable[[argparse.Namespace], int | None] | None,
+) -> argparse.ArgumentParser:
+    command: argparse.ArgumentParser = commands.add_parser(name, help=summary, **_texts(description, examples))
+    if run is not None:
+        command.set_defaults(run=run)
+    return command
+
+
+def _parser(description: str, examples: str) -> argparse.ArgumentParser:
+    return argparse.ArgumentParser(prog="moe-testbed", **_texts(description, examples))
+
+
+def _texts(description: str, examples: str | None) -> dict[str, Any]:
+    lines = [f"  {line.strip()}" for line in (examples or "").strip().splitlines()]
+    return {
+        "description": description,
+        "epilog": "\n".join(["examples:", *lines]) if lines else None,
+        "formatter_class": _Formatter,
+        "allow_abbrev": False,
+    }
+
+
+class _Formatter(argparse.HelpFormatter):
+    """Wraps descriptions and leaves the examples as they are."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        return text if text.startswith("examples:") else super()._fill_text(text, width, indent)
+
+
+def _jobs(text: str) -> int | None:
+    if text == "auto":
+        return None
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected auto or a number of at least 1, got '{text}'")
+    return int(text)
+
+
+def _train(arguments: argparse.Namespace) -> None:
+    from moe_testbed.launcher.config import load_experiment
+    from moe_testbed.launcher.processes import end_with_parent
+
+    end_with_parent()
+    config = load_experiment(arguments.experiment, arguments.overrides)
+    run_dir = arguments.run_dir or Path("runs") / f"{config.name}-seed{config.seed}"
+
+    from moe_testbed.launcher.training import train
+
+    train(config, run_dir)
+
+
+def _compare(arguments: argparse.Namespace) -> int:
+    from moe_testbed.launcher.compare import compare
+    from moe_testbed.launcher.suite import load_suite
+
+    return compare(load_suite(arguments.suite, arguments.overrides), arguments.runs_dir, arguments.jobs)
+
+
+def _report(arguments: argparse.Namespace) -> None:
+    from moe_testbed.launcher.compare import report
+
+    report(arguments.suite_dir)
+
+
+def _config_show(arguments: argparse.Namespace) -> None:
+    from moe_testbed.launcher.config import explain_experiment
+
+    print(explain_experiment(arguments.experiment, arguments.overrides), end="")
+
+
+def _data(arguments: argparse.Namespace) -> None:
+    from moe_testbed.launcher import data_commands
+    from moe_testbed.launcher.mix import load_mix
+
+    mix = load_mix(arguments.mix, arguments.overrides)
+    getattr(data_commands, arguments.action)(mix, arguments.cache_dir)

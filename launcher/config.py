@@ -1,0 +1,236 @@
+"""What an experiment is: the typed content of configs/experiments/*.yaml and of every run's config.yaml.
+
+Layers, from low to high: defaults, included files, the file itself, a suite's overrides, the command line. A layer that
+changes a router or a balancer (its ``name``) drops the options that lower layers gave to the former one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, Field, model_validator
+
+from moe_testbed.data.config import MixConfig
+from moe_testbed.launcher.config_errors import Variants, validate
+from moe_testbed.launcher.mix import VARIANTS as MIX_VARIANTS
+from moe_testbed.launcher.yaml_config import (
+    ANY,
+    Keys,
+    Node,
+    Rules,
+    find_file,
+    is_block,
+    load_file,
+    lookup,
+    merge,
+    parse_overrides,
+    to_yaml,
+)
+from moe_testbed.model.config import ModelConfig
+from moe_testbed.routing.balancer import BALANCERS, BalancerConfig
+from moe_testbed.routing.config import RoutingConfig
+from moe_testbed.routing.groups import group_sizes
+from moe_testbed.routing.router import ROUTERS, RouterConfig
+
+NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
+RULES = Rules(
+    references=frozenset({("data", "mix")}),
+    variants=((("routing", "router"), "name"), (("routing", "balance", ANY), "name")),
+)
+VARIANTS: Variants = {
+    RouterConfig: lambda options, _: ROUTERS.get(options["name"]).Config,
+    BalancerConfig: lambda options, label: BALANCERS.get(options.get("name", label)).Config,
+    **MIX_VARIANTS,
+}
+
+
+class DataConfig(BaseModel, extra="forbid", frozen=True):
+    """What the model reads."""
+
+    mix: MixConfig = Field(description="the mix, or the path of its YAML file")
+    sequence_length: int = Field(256, gt=1, description="tokens (L)")
+    packing: Literal["single_domain", "packed"] = Field(
+        "single_domain",
+        description="single_domain: a sequence has one domain; packed: several documents of any domains",
+    )
+    pieces_per_sequence: int = Field(
+        4, gt=0, description="packed only: documents' pieces, of equal length, in a sequence"
+    )
+    cache_dir: str = Field("data_cache", min_length=1, description="downloads and token stores, shared by all runs")
+
+    @model_validator(mode="after")
+    def _pieces_fit(self) -> DataConfig:
+        if self.packing == "packed" and self.sequence_length % self.pieces_per_sequence:
+            raise ValueError(
+                f"data.sequence_length is {self.sequence_length}, which {self.pieces_per_sequence} equal pieces "
+                f"(data.pieces_per_sequence) cannot fill; make it a multiple of {self.pieces_per_sequence}"
+            )
+        return self
+
+
+class TrainingConfig(BaseModel, extra="forbid", frozen=True):
+    """AdamW with linear warm-up and cosine decay."""
+
+    steps: int = Field(gt=0, description="optimizer steps")
+    global_batch_size: int = Field(gt=0, description="sequences of one optimizer step, over all ranks")
+    micro_batch_size: int = Field(gt=0, description="sequences that a rank computes at once")
+    learning_rate: float = Field(gt=0, allow_inf_nan=False, description="highest, at the end of the warm-up")
+    final_learning_rate_ratio: float = Field(0.1, ge=0, le=1, description="of the last step, relative to learning_rate")
+    warmup_steps: int = Field(0, ge=0)
+    weight_decay: float = Field(0.1, ge=0, allow_inf_nan=False)
+    betas: tuple[float, float] = Field((0.9, 0.95), description="decay of Adam's two moments")
+    gradient_clipping: float = Field(
+        1.0, ge=0, allow_inf_nan=False, description="largest norm of the gradient; 0 for no limit"
+    )
+    precision: Literal["float32", "bfloat16"] = "float32"
+    zero_stage: Literal[0, 1, 2] = Field(
+        1, description="what DeepSpeed's ZeRO shards: nothing, optimizer state, gradients too"
+    )
+    activation_checkpointing: bool = Field(
+        False, description="recompute activations in the backward pass to save memory"
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> TrainingConfig:
+        if self.global_batch_size % self.micro_batch_size:
+            raise ValueError(
+                f"training.global_batch_size is {self.global_batch_size}, which is no multiple of "
+                f"training.micro_batch_size = {self.micro_batch_size}; change one of them"
+            )
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"training.betas is {list(self.betas)}; both must be at least 0 and less than 1")
+        return self
+
+
+class ParallelConfig(BaseModel, extra="forbid", frozen=True):
+    """How a model is spread over ranks."""
+
+    expert_parallel_size: int = Field(1, gt=0, description="ranks that share one set of experts")
+
+
+class EvaluationConfig(BaseModel, extra="forbid", frozen=True):
+    """Loss and routing counts on held-out documents."""
+
+    every: int = Field(0, ge=0, description="optimizer steps between two evaluations; 0: only at the end")
+    sequences_per_domain: int = Field(64, gt=0)
+    split: Literal["validation", "tuning"] = Field(
+        "validation", description="tuning: for choosing settings, so that validation stays unseen until the report"
+    )
+
+
+class CheckpointConfig(BaseModel, extra="forbid", frozen=True):
+    """What a run that is cut off continues from."""
+
+    every: int = Field(0, ge=0, description="optimizer steps between two checkpoints; 0: only at the end")
+    keep: int = Field(1, gt=0, description="newest checkpoints that stay on disk")
+
+
+class TrackingConfig(BaseModel, extra="forbid", frozen=True):
+    """MLflow; the store is MLFLOW_TRACKING_URI, or mlflow.db in the working directory."""
+
+    mlflow: bool = True
+    experiment: str = Field("moe-testbed", min_length=1, description="name of the MLflow experiment")
+
+
+class RuntimeConfig(BaseModel, extra="forbid", frozen=True):
+    """Where a run computes."""
+
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: a GPU if torch sees one")
+    threads: int = Field(
+        0, ge=0, description="of torch on the CPU; 0: torch's own choice, which OMP_NUM_THREADS decides"
+    )
+
+
+class ExperimentConfig(BaseModel, extra="forbid", frozen=True):
+    """One training: data, model, routing and how it is trained."""
+
+    name: str = Field(pattern=NAME_PATTERN, description="part of the run folder's name")
+    seed: int = Field(1, ge=0, description="of the initial weights, the order of the data and the random routers")
+    data: DataConfig
+    model: ModelConfig
+    routing: RoutingConfig
+    training: TrainingConfig
+    parallel: ParallelConfig = ParallelConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    tracking: TrackingConfig = TrackingConfig()
+    runtime: RuntimeConfig = RuntimeConfig()
+
+    @model_validator(mode="after")
+    def _experts_are_shared_evenly(self) -> ExperimentConfig:
+        ranks, experts = self.parallel.expert_parallel_size, self.model.moe.num_experts
+        if experts % ranks:
+            raise ValueError(
+                f"parallel.expert_parallel_size is {ranks}, which does not divide model.moe.num_experts = {experts}; "
+                f"use one of {', '.join(str(n) for n in range(1, experts + 1) if experts % n == 0)}"
+            )
+        if ranks > 1 and self.training.zero_stage == 0 and self.training.gradient_clipping > 0:
+            raise ValueError(
+                f"training.zero_stage is 0 with training.gradient_clipping {self.training.gradient_clipping:g} and "
+                f"parallel.expert_parallel_size {ranks}: DeepSpeed clips wrongly then; "
+                "set training.zero_stage to 1 or 2, or training.gradient_clipping to 0"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _domains_have_experts(self) -> ExperimentConfig:
+        router = self.routing.router
+        if self.model.dense_baseline or not ROUTERS.get(router.name).needs_domains:
+            return self
+        unlabelled = [name for name, domain in self.data.mix.domains.items() if not domain.labelled]
+        if unlabelled:
+            raise ValueError(
+                f"routing.router.name is {router.name}, which needs a label for every token, but data.mix.domains."
+                f"{unlabelled[0]} is not labelled; set its `labelled` to true, leave it out, or choose another router"
+            )
+        group_sizes(self.model.moe.num_experts, (1.0,) * len(self.data.mix.domains), self.model.moe.top_k)
+        return self
+
+
+def load_experiment(path: str | Path, overrides: Iterable[str] = ()) -> ExperimentConfig:
+    """The experiment in a YAML file, under overrides like ``training.steps=100``.
+
+    Args:
+        path: of the file; one that is not there is looked for among the embedded configs.
+
+    Raises:
+        ConfigError: one line that says what is wrong, where, what is allowed and how to mend it.
+    """
+    return check_experiment(experiment_tree(path, overrides))
+
+
+def experiment_tree(path: str | Path, overrides: Iterable[str] = ()) -> Node:
+    """The layers of `load_experiment`, merged but not yet checked."""
+    tree = load_file(find_file(str(path), Path.cwd(), "command line"), RULES)
+    return merge(tree, parse_overrides(overrides, RULES), RULES)
+
+
+def check_experiment(tree: Node) -> ExperimentConfig:
+    """The typed experiment of a merged tree. Raises ConfigError."""
+    return validate(ExperimentConfig, tree, VARIANTS)
+
+
+def dump_config(config: BaseModel) -> str:
+    """The whole config as YAML, defaults written out; loads back to an equal object."""
+    return to_yaml(config.model_dump(mode="json"))
+
+
+def explain_experiment(path: str | Path, overrides: Iterable[str] = ()) -> str:
+    """The whole config as YAML, each value with a comment that says where it comes from. Raises ConfigError."""
+    tree = experiment_tree(path, overrides)
+    plain = check_experiment(tree).model_dump(mode="json")
+    return to_yaml(plain, {keys: _source(tree, keys) for keys in _leaves(plain, ())})
+
+
+def _source(tree: Node, keys: Keys) -> str:
+    node = lookup(tree, [int(key) if key.isdigit() else key for key in keys])
+    return "default" if node is None else str(node.origin)
+
+
+def _leaves(value: Any, at: Keys) -> list[Keys]:
+    if not is_block(value):
+        return [at]
+    items = value.items() if isinstance(value, dict) else enumerate(value)
+    return [keys for key, child in items for keys in _leaves(child, (*at, str(key)))]

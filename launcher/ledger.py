@@ -1,0 +1,144 @@
+"""What a tracking store has been sent of a folder, and what is new in it since. Nothing here knows MLflow."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import math
+import os
+import re
+import time
+import uuid
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+LEDGER_NAME = "mlflow.json"
+MAX_METRIC_KEYS = 200
+MAX_BATCH_METRICS = 1000
+MAX_KEY_LENGTH, MAX_VALUE_LENGTH = 250, 6000
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """What one store has been sent of one folder. `key` finds the run again if its id was never written down."""
+
+    store: str
+    key: str
+    started_ms: int
+    run_id: str | None = None
+    parent: str | None = None
+    described: bool = False
+    offset: int = 0
+    steps: dict[str, int] = field(default_factory=dict)
+    keys: tuple[str, ...] = ()
+    status: str | None = None
+
+
+class Point(NamedTuple):
+    """One value of one metric."""
+
+    key: str
+    value: float
+    timestamp_ms: int
+    step: int
+
+
+def read_ledger(folder: Path, store: str) -> Ledger:
+    """The folder's ledger; a new one if there is none, or if it is about another store than the one at this URI."""
+    name = hashlib.sha256(store.encode()).hexdigest()[:16]
+    content = read_json(folder / LEDGER_NAME)
+    if content.get("store") != name:
+        return Ledger(store=name, key=uuid.uuid4().hex, started_ms=int(time.time() * 1000))
+    return Ledger(**{**content, "keys": tuple(content["keys"])})
+
+
+def write_ledger(folder: Path, ledger: Ledger) -> None:
+    """Replace the folder's ledger at once."""
+    temporary = folder / f"{LEDGER_NAME}.{os.getpid()}.tmp"
+    temporary.write_text(json.dumps(asdict(ledger), indent=1))
+    os.replace(temporary, folder / LEDGER_NAME)
+
+
+def new_points(path: Path, ledger: Ledger) -> Iterator[tuple[list[Point], Ledger]]:
+    """Batches of the metrics past the ledger's offset, each with the ledger as it is once the batch is sent.
+
+    Lines of a step that was already sent are passed over: training that goes back to a checkpoint writes them again.
+    Values that are not finite stay in the folder only, since a store cannot tell them from numbers.
+    """
+    batch: list[Point] = []
+    sent = ledger
+    for line, offset in _complete_lines(path, ledger.offset):
+        kind, step = str(line.get("kind")), line.get("step")
+        if isinstance(step, int) and step > ledger.steps.get(kind, -1):
+            timestamp = ledger.started_ms + int(1000 * float(line.get("seconds", step)))
+            values = {
+                allowed_key(f"{kind}/{key}"): float(value)
+                for key, value in line.items()
+                if isinstance(value, int | float) and key not in ("step", "seconds") and math.isfinite(value)
+            }
+            keys = tuple(dict.fromkeys((*ledger.keys, *values)))[:MAX_METRIC_KEYS]
+            metrics = [Point(key, value, timestamp, step) for key, value in values.items() if key in keys]
+            if len(batch) + len(metrics) > MAX_BATCH_METRICS:
+                yield batch, sent
+                batch = []
+            batch += metrics
+            ledger = replace(ledger, steps={**ledger.steps, kind: step}, keys=keys)
+        ledger = replace(ledger, offset=offset)
+        sent = ledger
+    yield batch, sent
+
+
+def _complete_lines(path: Path, offset: int) -> Iterator[tuple[dict[str, Any], int]]:
+    """The JSON lines from `offset` on, each with the offset behind it; from the start if the file was cut since."""
+    if not path.exists():
+        return
+    content = path.read_bytes()
+    if offset > len(content) or (offset and content[offset - 1 : offset] != b"\n"):
+        offset = 0
+    for line in content[offset:].splitlines(keepends=True):
+        if not line.endswith(b"\n"):
+            return
+        offset += len(line)
+        with contextlib.suppress(ValueError):
+            parsed = json.loads(line)
+            yield (parsed if isinstance(parsed, dict) else {}), offset
+
+
+def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """A nested config as dotted keys with text values, within MLflow's limits on both."""
+    flat: dict[str, str] = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping) and value:
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            text = value if isinstance(value, str) else json.dumps(value, default=str)
+            flat[allowed_key(f"{prefix}{key}")] = text[:MAX_VALUE_LENGTH]
+    return flat
+
+
+def allowed_key(key: str) -> str:
+    """The key with what MLflow refuses in it replaced, within its limit."""
+    return re.sub(r"[^\w\-. :/]", "_", key, flags=re.ASCII)[:MAX_KEY_LENGTH]
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold an exclusive lock on a file, made if absent; without a lock where the file system has none."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        with contextlib.suppress(OSError):
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; empty if there is none."""
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}

@@ -1,0 +1,139 @@
+"""The training loop."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from tqdm import tqdm
+
+from moe_testbed.data.store import Store
+from moe_testbed.launcher import checkpoints, surroundings
+from moe_testbed.launcher.batches import to_context
+from moe_testbed.launcher.building import build_model, build_sampler
+from moe_testbed.launcher.config import ExperimentConfig
+from moe_testbed.launcher.engine import accumulation_steps, build_engine, learning_rate, set_learning_rate
+from moe_testbed.launcher.evaluation import Evaluator, evaluation_line
+from moe_testbed.launcher.ranks import Ranks
+from moe_testbed.launcher.run_folder import RunFolder
+from moe_testbed.model.config import model_size
+from moe_testbed.routing.router import ROUTERS
+
+
+def run_loop(config: ExperimentConfig, run_dir: Path, folder: RunFolder | None, store: Store, ranks: Ranks) -> None:
+    """Trains on all ranks. Rank 0 writes the run's folder; checkpoints are written by all.
+
+    Args:
+        run_dir: of the run; its newest whole checkpoint is where training begins.
+        folder: the same on rank 0, None elsewhere.
+    """
+    # 1. Build everything, and go back to where the last process stopped.
+    training, steps = config.training, config.training.steps
+    accumulation = accumulation_steps(training, ranks.size)
+    sampler = build_sampler(config, store)
+    evaluator = Evaluator(config, store, ranks)
+    model = build_model(config, store, ranks)
+    engine = build_engine(model, training, config.parallel.expert_parallel_size, ranks)
+    saved = run_dir / "checkpoints"
+    first_step = checkpoints.restore(engine, saved, ranks, config.parallel.expert_parallel_size)
+    spent = 0.0
+    if folder:
+        spent = folder.rewind(first_step)
+        folder.write_json("manifest.json", store.manifest)
+        _announce(config, store, first_step)
+    started = time.perf_counter() - spent
+    tokens_per_step = training.global_batch_size * config.data.sequence_length
+
+    bar = tqdm(
+        range(first_step, steps), initial=first_step, total=steps, unit="step", disable=not folder, mininterval=1.0
+    )
+    for step in bar:
+        # 2. One optimizer step: forward and backward for each micro-batch, then the update.
+        step_started = time.perf_counter()
+        rate = learning_rate(training, step)
+        set_learning_rate(engine, rate)
+        sums: dict[str, Tensor] = {}
+        for micro in range(accumulation):
+            start = (micro * ranks.size + ranks.rank) * training.micro_batch_size
+            batch = sampler.batch(step, start, start + training.micro_batch_size)
+            # Whatever draws from torch's generator is a function of the position too, and so the same after a restart.
+            torch.manual_seed(((config.seed << 40) + step * training.global_batch_size + start) % 2**63)
+            output = engine(*to_context(batch, slice(None), step, ranks.device))
+            engine.backward(output.loss)
+            engine.step()
+            values = {"loss": output.loss, "cross_entropy": output.cross_entropy_BL.mean()}
+            values |= {f"balance/{label}": value for label, value in output.balance.items()}
+            for name, value in values.items():
+                sums[name] = sums.get(name, torch.zeros((), device=ranks.device)) + value.detach() / accumulation
+        model.finish_step()
+
+        # 3. Tell how it went.
+        done, now = step + 1, time.perf_counter()
+        line = _mean_over_ranks(sums, ranks) | {
+            "learning_rate": rate,
+            "gradient_norm": float(engine.get_global_grad_norm() or 0.0),
+            "tokens_per_second": tokens_per_step / (now - step_started),
+        }
+        if folder:
+            folder.append_metrics({"kind": "train", "step": done, "seconds": now - started, **line})
+            folder.write_status("running", done, steps)
+            bar.set_postfix_str(f"loss {line['loss']:.3f}, {line['tokens_per_second']:,.0f} tokens/s", refresh=False)
+
+        # 4. Evaluate and save when it is time; the last step always is.
+        if _is_time(done, steps, config.evaluation.every):
+            arrays = evaluator.run(engine, done)
+            if folder:
+                folder.write_evaluation(done, arrays)
+                folder.append_metrics(evaluation_line(arrays, done, time.perf_counter() - started))
+        if _is_time(done, steps, config.checkpoint.every):
+            checkpoints.save(engine, saved, done, config.checkpoint.keep, ranks, config.parallel.expert_parallel_size)
+
+    if folder:
+        folder.write_json("summary.json", _summary(config, store, ranks, time.perf_counter() - started))
+        folder.write_status("finished", steps, steps)
+
+
+def _is_time(done: int, steps: int, every: int) -> bool:
+    return done == steps or (every > 0 and done % every == 0)
+
+
+def _mean_over_ranks(sums: dict[str, Tensor], ranks: Ranks) -> dict[str, float]:
+    values = torch.stack([value.float() for value in sums.values()])
+    if ranks.group is not None:
+        dist.all_reduce(values, group=ranks.group)
+        values /= ranks.size
+    return dict(zip(sums, values.tolist(), strict=True))
+
+
+def _announce(config: ExperimentConfig, store: Store, first_step: int) -> None:
+    size = model_size(config.model, store.vocab_size, config.data.sequence_length, config.routing.router.has_scores)
+    begin = f"continuing after step {first_step}" if first_step else "starting"
+    print(
+        f"{config.name}, seed {config.seed}: router {config.routing.router.name}, {size.parameters:,} parameters, "
+        f"{size.active_parameters:,} active, {size.flops_per_token:,} FLOPs per token, {begin}",
+        file=sys.stderr,
+    )
+
+
+def _summary(config: ExperimentConfig, store: Store, ranks: Ranks, seconds: float) -> dict[str, Any]:
+    size = model_size(config.model, store.vocab_size, config.data.sequence_length, config.routing.router.has_scores)
+    router = ROUTERS.get(config.routing.router.name)
+    tokens = config.training.steps * config.training.global_batch_size * config.data.sequence_length
+    return size.model_dump() | {
+        "tokens": tokens,
+        "seconds": seconds,
+        "tokens_per_second": tokens / seconds,
+        "learned": router.learned and not config.model.dense_baseline,
+        "causal": router.causal,
+        "ranks": ranks.size,
+        "peak_memory_bytes": surroundings.peak_memory_bytes(),
+        "versions": surroundings.versions(),
+        "commit": surroundings.commit(),
+        "hardware": surroundings.hardware(ranks.device),
+        "command": surroundings.command(),
+    }

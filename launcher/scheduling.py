@@ -1,0 +1,145 @@
+"""Trains the runs of a suite in child processes, some at a time; one that fails does not stop the others."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from moe_testbed.launcher import processes
+from moe_testbed.launcher.progress import ProgressView, duration, read_progress, read_status
+from moe_testbed.launcher.run_folder import RunFolder
+from moe_testbed.launcher.suite import SuiteRun
+
+TRAIN_COMMAND = (sys.executable, "-m", "moe_testbed.launcher", "train")
+MOST_ATTEMPTS = 3
+WRONG_INPUT = 2
+_POLL_SECONDS = 0.2
+
+
+@dataclass
+class _Attempt:
+    run: SuiteRun
+    earlier_reasons: list[str] = field(default_factory=list)
+    process: subprocess.Popen[bytes] | None = None
+    started: float = 0.0
+    log_size: int = 0
+
+
+def is_finished(run: SuiteRun) -> bool:
+    """The run's folder says that it was trained to the end."""
+    return read_status(run.run_dir).get("state") == "finished"
+
+
+def train_all(
+    runs: Sequence[SuiteRun],
+    jobs: int,
+    environment: Mapping[str, str],
+    view: ProgressView,
+    command: Sequence[str] = TRAIN_COMMAND,
+) -> dict[str, str]:
+    """Trains every run to its end, ``jobs`` at a time.
+
+    A run that fails is started again, which continues from its last checkpoint, unless it fails a second time for the
+    same reason, `MOST_ATTEMPTS` times in all, or for wrong input. Whatever ends this function ends the children.
+
+    Args:
+        environment: variables that the children get besides this process's own.
+        command: what trains; ``CONFIG --run-dir DIR`` is appended.
+
+    Returns:
+        Name of each run that failed -> reason, one line.
+    """
+    waiting = deque(_Attempt(run) for run in runs)
+    running: list[_Attempt] = []
+    failed: dict[str, str] = {}
+    done = 0
+    try:
+        while waiting or running:
+            while waiting and len(running) < jobs:
+                attempt = waiting.popleft()
+                _start(attempt, command, environment, view)
+                running.append(attempt)
+            for attempt in [one for one in running if one.process is not None and one.process.poll() is not None]:
+                running.remove(attempt)
+                reason = _failure(attempt)
+                if reason is None:
+                    view.event(f"{attempt.run.name}: finished after {duration(time.time() - attempt.started)}")
+                elif _gives_up(attempt, reason):
+                    failed[attempt.run.name] = reason
+                    _note_failure(attempt.run, reason)
+                    view.event(f"{attempt.run.name}: failed: {reason} (see {attempt.run.run_dir / 'log.txt'})")
+                else:
+                    view.event(f"{attempt.run.name}: failed, starting it again: {reason}")
+                    waiting.appendleft(_Attempt(attempt.run, [*attempt.earlier_reasons, reason]))
+                    continue
+                done += 1
+            view.update([(one.run.name, read_progress(one.run.run_dir, _steps(one.run))) for one in running], done)
+            if running:
+                time.sleep(_POLL_SECONDS)
+    finally:
+        view.close()
+        processes.stop([attempt.process for attempt in running if attempt.process is not None])
+    return failed
+
+
+def _start(attempt: _Attempt, command: Sequence[str], environment: Mapping[str, str], view: ProgressView) -> None:
+    run = attempt.run
+    step = read_progress(run.run_dir, _steps(run)).step
+    view.event(f"{run.name}: {f'continues (it had come to step {step:,})' if step else 'starts'}")
+    log = run.run_dir / "log.txt"
+    attempt.log_size = log.stat().st_size if log.exists() else 0
+    attempt.started = time.time()
+    attempt.process = processes.start(
+        [*command, str(run.run_dir / "config.yaml"), "--run-dir", str(run.run_dir)], log, environment
+    )
+
+
+def _failure(attempt: _Attempt) -> str | None:
+    """Why a process that has ended did not train the run to its end; None if it did."""
+    assert attempt.process is not None
+    code = attempt.process.returncode
+    status = read_status(attempt.run.run_dir)
+    if code == 0 and status.get("state") == "finished":
+        return None
+    if code < 0:
+        hint = ", perhaps by the system for lack of memory" if code == -signal.SIGKILL else ""
+        return f"killed by {signal.Signals(-code).name}{hint}"
+    changed = (attempt.run.run_dir / "status.json").stat().st_mtime if status else 0.0
+    if status.get("state") == "failed" and status.get("reason") and changed >= attempt.started:
+        return str(status["reason"])
+    return (
+        _last_line(attempt.run.run_dir / "log.txt", attempt.log_size) or f"ended with status {code} without a message"
+    )
+
+
+def _last_line(log: Path, offset: int) -> str:
+    with log.open("rb") as file:
+        file.seek(offset)
+        lines = file.read().decode(errors="replace").replace("\r", "\n").splitlines()
+    last = next((line.strip() for line in reversed(lines) if line.strip()), "")
+    return last.removeprefix("moe-testbed: ")
+
+
+def _gives_up(attempt: _Attempt, reason: str) -> bool:
+    assert attempt.process is not None
+    return (
+        attempt.process.returncode == WRONG_INPUT
+        or reason in attempt.earlier_reasons[-1:]
+        or len(attempt.earlier_reasons) + 1 >= MOST_ATTEMPTS
+    )
+
+
+def _note_failure(run: SuiteRun, reason: str) -> None:
+    """A killed process has written no reason; the report reads it from the run's folder."""
+    step = read_progress(run.run_dir, _steps(run)).step
+    RunFolder(run.run_dir).write_status("failed", step, _steps(run), reason)
+
+
+def _steps(run: SuiteRun) -> int:
+    return run.config.training.steps

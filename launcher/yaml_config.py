@@ -1,0 +1,338 @@
+"""YAML as a tree that remembers where every value was written: includes, references to files, layers, overrides.
+
+A tree knows nothing of what the values mean; `config_errors` checks it against a pydantic model.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from importlib import resources
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import yaml
+
+from moe_testbed.launcher.errors import ConfigError
+
+Keys = tuple[str, ...]
+INCLUDE = "include"
+ANY = "*"
+"""Stands for any key in the patterns of `Rules`."""
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a value was written: a line of a file, or the command line (``file`` is None)."""
+
+    file: Path | None = None
+    line: int = 0
+
+    def __str__(self) -> str:
+        return "command line" if self.file is None else f"{shown(self.file)}:{self.line}"
+
+
+COMMAND_LINE = Origin()
+
+
+@dataclass(frozen=True)
+class Node:
+    """A value and where it was written. ``whole``: it replaces a lower layer's mapping instead of merging with it."""
+
+    value: Tree
+    origin: Origin
+    whole: bool = False
+
+
+Tree: TypeAlias = dict[str, Node] | list[Node] | str | int | float | bool | None
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What is special about some places of a tree, as patterns of keys with `ANY` for one key.
+
+    Attributes:
+        references: a text here is the path of a YAML file that holds the mapping.
+        variants: place -> the key that chooses which options there are (``name``). A layer that changes the choice
+            drops the options of the layers below. Where the key is not given, it is the place's own last key.
+    """
+
+    references: frozenset[Keys] = frozenset()
+    variants: tuple[tuple[Keys, str], ...] = ()
+
+    def is_reference(self, path: Keys) -> bool:
+        """Whether a text at ``path`` names a file."""
+        return any(_matches(pattern, path) for pattern in self.references)
+
+    def choice_key(self, path: Keys) -> str | None:
+        """The key of the mapping at ``path`` that chooses its options, if there is one."""
+        return next((key for pattern, key in self.variants if _matches(pattern, path)), None)
+
+
+def _matches(pattern: Keys, path: Keys) -> bool:
+    return len(pattern) == len(path) and all(p in (ANY, key) for p, key in zip(pattern, path, strict=True))
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1 without its surprises: 3e-4 is a number, yes/no/on/off and 2024-01-01 are texts."""
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes every text that `_Loader` or a YAML 1.1 reader would take for something else."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+_SCALARS = {
+    "null": (r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+    "bool": (r"true|True|false|False", list("tTfF")),
+    "int": (r"[-+]?(?:0|[1-9][0-9_]*)", list("-+0123456789")),
+    "float": (
+        r"[-+]?(?:[0-9][0-9_]*\.[0-9_]*|\.[0-9][0-9_]*|[0-9][0-9_]*(?=[eE]))(?:[eE][-+]?[0-9]+)?|[-+]?\.inf|\.nan",
+        list("-+.0123456789"),
+    ),
+}
+_Loader.yaml_implicit_resolvers = {}
+for _class, _tags in ((_Loader, _SCALARS), (_Dumper, ("float",))):
+    for _tag in _tags:
+        _pattern, _first = _SCALARS[_tag]
+        _class.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), _first)
+
+
+def load_file(path: Path, rules: Rules, at: Keys = (), opened: tuple[Path, ...] = ()) -> Node:
+    """The tree of a YAML file, with what it includes and refers to.
+
+    Args:
+        path: an existing file, see `find_file`.
+        at: the place of the file's mapping in the whole tree.
+        opened: the files that are being read around this one.
+
+    Raises:
+        ConfigError: no valid YAML, no mapping, a key twice, a cycle of includes, a file that is not there.
+    """
+    path = path.resolve()
+    if path in opened:
+        cycle = " -> ".join(shown(file) for file in (*opened[opened.index(path) :], path))
+        raise ConfigError(f"{shown(path)}: includes itself: {cycle}; remove one of these includes")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{shown(path)}: is not UTF-8 text (byte {error.start}); save it as UTF-8") from None
+    tree = _parse(text, path)
+    if tree.value is None:
+        tree = replace(tree, value={})
+    if not isinstance(tree.value, dict):
+        raise ConfigError(f"{tree.origin}: expected a mapping of keys to values, got {to_plain(tree)!r}")
+    return _expand(tree, rules, at, (*opened, path))
+
+
+def parse_overrides(texts: Iterable[str], rules: Rules) -> Node:
+    """The tree of ``a.b=VALUE`` texts from the command line, VALUE in YAML; a later one wins.
+
+    Raises:
+        ConfigError: a text of another form, or what `load_file` raises for a file that a value refers to.
+    """
+    tree = Node({}, COMMAND_LINE)
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not equals or not value or not all(key.split(".")):
+            raise ConfigError(f"command line: expected KEY=VALUE, such as training.steps=100, got '{text}'")
+        tree = merge(tree, _nested(tuple(key.split(".")), _parse(value, None, text)), rules)
+    return _expand(tree, rules, (), ())
+
+
+def split_dotted(tree: Node, rules: Rules) -> Node:
+    """The mapping with keys like ``routing.router.name`` opened into nested mappings, and its references read."""
+    assert isinstance(tree.value, dict)
+    result = Node({}, tree.origin)
+    for key, node in tree.value.items():
+        result = merge(result, _nested(tuple(key.split(".")), node), rules)
+    return _expand(result, rules, (), ())
+
+
+def merge(low: Node, high: Node, rules: Rules, at: Keys = ()) -> Node:
+    """``high`` over ``low``: mappings merge key by key, anything else is replaced."""
+    if high.whole or not isinstance(low.value, dict) or not isinstance(high.value, dict):
+        return high
+    choice = rules.choice_key(at)
+    if choice in high.value:
+        default = Node(at[-1], low.origin)
+        if low.value.get(choice, default).value != high.value[choice].value:
+            return high
+    merged = dict(low.value)
+    for key, node in high.value.items():
+        merged[key] = merge(merged[key], node, rules, (*at, key)) if key in merged else node
+    return Node(merged, high.origin, low.whole)
+
+
+def lookup(tree: Node, path: Iterable[str | int]) -> Node | None:
+    """The node at a path, None if there is none."""
+    node: Node | None = tree
+    for key in path:
+        if node is None:
+            return None
+        if isinstance(node.value, dict):
+            node = node.value.get(str(key))
+        elif isinstance(node.value, list) and isinstance(key, int) and key < len(node.value):
+            node = node.value[key]
+        else:
+            return None
+    return node
+
+
+def to_plain(node: Node) -> Any:
+    """The value without origins."""
+    if isinstance(node.value, dict):
+        return {key: to_plain(child) for key, child in node.value.items()}
+    if isinstance(node.value, list):
+        return [to_plain(child) for child in node.value]
+    return node.value
+
+
+def find_file(name: str, folder: Path, origin: str) -> Path:
+    """The YAML file that ``name`` means: in ``folder``, else among the embedded configs.
+
+    Raises:
+        ConfigError: neither has it; the message starts with ``origin`` and names the nearest embedded file.
+    """
+    path = folder / Path(name).expanduser()
+    if path.is_file():
+        return path
+    # configs/experiments/tiny.yaml as in a checkout, ../models/tiny.yaml as in an embedded file, experiments/tiny.yaml
+    inside = [part for part in Path(name).parts if part not in ("..", ".")]
+    inside = inside[1:] if inside[:1] == ["configs"] else inside
+    embedded = embedded_configs()
+    if inside and not Path(name).is_absolute() and (embedded / Path(*inside)).is_file():
+        return embedded / Path(*inside)
+    known = [file.relative_to(embedded).as_posix() for file in sorted(embedded.rglob("*.yaml"))]
+    near = difflib.get_close_matches("/".join(inside), known, n=1, cutoff=0.5)
+    hint = f" Did you mean 'configs/{near[0]}'?" if near else f" Embedded are: {', '.join(known)}"
+    raise ConfigError(f"{origin}: there is no file '{name}', neither in {shown(folder)} nor embedded.{hint}")
+
+
+def embedded_configs() -> Path:
+    """The folder of the YAML files that come with the package."""
+    return Path(str(resources.files("moe_testbed.configs")))
+
+
+def shown(path: Path) -> str:
+    """A path as messages show it: relative where it is below the working directory, embedded files as configs/..."""
+    for base, prefix in ((Path.cwd(), Path()), (embedded_configs().resolve(), Path("configs"))):
+        if path.resolve().is_relative_to(base):
+            return str(prefix / path.resolve().relative_to(base))
+    return str(path)
+
+
+def to_yaml(value: Any, origins: dict[Keys, str] | None = None) -> str:
+    """Plain values as YAML that `load_file` reads back; ``origins`` (path -> where from) become comments."""
+    lines = list(_lines(value, (), 0))
+    if origins is None:
+        return "".join(f"{text}\n" for text, _ in lines)
+    width = min(max(len(text) for text, _ in lines), 60)
+    return "".join(f"{text:<{width}}  # {origins[path]}\n" if path in origins else f"{text}\n" for text, path in lines)
+
+
+def _lines(value: Any, path: Keys, indent: int) -> Iterator[tuple[str, Keys]]:
+    """The lines of a mapping or list in block style, each with the path of the value that it ends with."""
+    margin = " " * indent
+    items = value.items() if isinstance(value, dict) else enumerate(value)
+    for key, child in items:
+        head = f"{margin}{_inline(key)}:" if isinstance(value, dict) else f"{margin}-"
+        at = (*path, str(key))
+        if is_block(child):
+            if isinstance(value, dict):
+                yield head, ()
+                yield from _lines(child, at, indent + 2)
+            else:
+                (first, first_path), *rest = _lines(child, at, indent + 2)
+                yield f"{head} {first.lstrip()}", first_path
+                yield from rest
+        else:
+            yield f"{head} {_inline(child)}", at
+
+
+def is_block(value: Any) -> bool:
+    """The value gets lines of its own; lists of scalars and empty mappings stand on the line of their key."""
+    if isinstance(value, dict):
+        return bool(value)
+    return isinstance(value, list) and any(isinstance(item, dict | list) for item in value)
+
+
+def _inline(value: Any) -> str:
+    text = yaml.dump(value, Dumper=_Dumper, default_flow_style=True, allow_unicode=True, width=2**31)
+    return text.removesuffix("...\n").strip()
+
+
+def _nested(keys: Keys, node: Node) -> Node:
+    for key in reversed(keys):
+        node = Node({key: node}, node.origin)
+    return node
+
+
+def _parse(text: str, file: Path | None, override: str = "") -> Node:
+    """The tree of one YAML text as it stands."""
+    where = f"{shown(file)}" if file else "command line"
+    try:
+        root = yaml.compose(text, Loader=_Loader)
+        return _construct(root, file) if root is not None else Node(None, Origin(file, 1))
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f"{where}:{mark.line + 1}" if file and mark is not None else where
+        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+        raise ConfigError(f"{place}: {f'{override!r} ' if override else ''}is not valid YAML: {problem}") from None
+
+
+def _construct(node: yaml.Node, file: Path | None, line: int | None = None) -> Node:
+    origin = Origin(file, line or node.start_mark.line + 1) if file else COMMAND_LINE
+    if isinstance(node, yaml.MappingNode):
+        children: dict[str, Node] = {}
+        for key_node, value_node in node.value:
+            key = _scalar(key_node)
+            key_origin = Origin(file, key_node.start_mark.line + 1) if file else COMMAND_LINE
+            if not isinstance(key, str):
+                raise ConfigError(f"{key_origin}: the key {key!r} is no text; write it in quotes")
+            if key in children:
+                raise ConfigError(
+                    f"{key_origin}: the key '{key}' stands here a second time (first: {children[key].origin})"
+                )
+            children[key] = _construct(value_node, file, key_node.start_mark.line + 1)
+        return Node(children, origin)
+    if isinstance(node, yaml.SequenceNode):
+        return Node([_construct(item, file) for item in node.value], origin)
+    return Node(_scalar(node), origin)
+
+
+def _scalar(node: yaml.Node) -> Any:
+    loader = _Loader("")
+    try:
+        return loader.construct_object(node, deep=True)
+    finally:
+        loader.dispose()
+
+
+def _expand(node: Node, rules: Rules, at: Keys, opened: tuple[Path, ...]) -> Node:
+    """Reads the files that ``include`` and references name."""
+    folder = node.origin.file.parent if node.origin.file else Path.cwd()
+    if isinstance(node.value, str) and rules.is_reference(at):
+        file = find_file(node.value, folder, str(node.origin))
+        return replace(load_file(file, rules, at, opened), origin=node.origin, whole=True)
+    if not isinstance(node.value, dict):
+        return node
+    own = {key: _expand(child, rules, (*at, key), opened) for key, child in node.value.items() if key != INCLUDE}
+    result = replace(node, value=own)
+    if INCLUDE not in node.value:
+        return result
+    included = node.value[INCLUDE]
+    names = to_plain(included)
+    names = names if isinstance(names, list) else [names]
+    base = Node({}, node.origin)
+    for name in names:
+        if not isinstance(name, str):
+            raise ConfigError(
+                f"{included.origin}: include takes the path of a YAML file or a list of them, got {name!r}"
+            )
+        base = merge(base, load_file(find_file(name, folder, str(included.origin)), rules, at, opened), rules, at)
+    return replace(merge(base, result, rules, at), origin=node.origin)

@@ -1,0 +1,221 @@
+"""Experiments: layers, defaults, and one clear line for everything that can be wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from moe_testbed.launcher.config import dump_config, explain_experiment, load_experiment
+from moe_testbed.launcher.errors import ConfigError
+from moe_testbed.launcher.yaml_config import embedded_configs
+
+Write = Callable[[str, str], Path]
+EMBEDDED = sorted(
+    path.relative_to(embedded_configs()).as_posix() for path in embedded_configs().glob("experiments/*.yaml")
+)
+
+
+def line_of(text: str, path: Path) -> int:
+    """Number of the only line with a text, from 1."""
+    (line,) = [number for number, line in enumerate(path.read_text().splitlines(), 1) if text in line]
+    return line
+
+
+@pytest.mark.parametrize("name", EMBEDDED)
+def test_embedded_experiments_load_from_any_folder(write: Write, name: str) -> None:
+    write("empty.yaml", "")
+    config = load_experiment(f"configs/{name}")
+    assert config == load_experiment(name)
+    write("runs/config.yaml", dump_config(config))
+    assert load_experiment("runs/config.yaml") == config
+
+
+def test_layers(experiment: Path) -> None:
+    overrides = [
+        "training.steps=9",
+        "routing.balance.load_balancing_loss.scope=global_batch",
+        "training.betas=[0.8, 0.9]",
+    ]
+    config = load_experiment(experiment, overrides)
+    assert config.training.steps == 9 and config.training.betas == (0.8, 0.9)
+    assert config.training.weight_decay == 0.1
+    loss = config.routing.balance["load_balancing_loss"]
+    assert loss.model_dump(mode="json") == {
+        "name": "load_balancing_loss",
+        "scope": "global_batch",
+        "estimator": "online",
+        "coefficient": 0.02,
+    }
+
+
+def test_another_router_starts_from_its_own_defaults(experiment: Path) -> None:
+    def router(*overrides: str) -> dict[str, object]:
+        return load_experiment(experiment, overrides).routing.router.model_dump()
+
+    assert router() == {"name": "top_k", "normalise": False}
+    assert router("routing.router.name=top_k")["normalise"] is False
+    assert router("routing.router.name=sigmoid")["normalise"] is True
+
+
+def test_a_balancer_is_taken_out_with_null_and_all_with_none(experiment: Path) -> None:
+    one = load_experiment(experiment, ["routing.balance.load_balancing_loss=null", "routing.balance.z_loss={}"])
+    assert list(one.routing.balance) == ["z_loss"]
+    assert load_experiment(experiment, ["routing.balance=none"]).routing.balance == {}
+
+
+def test_the_mix_may_be_a_file_relative_to_the_yaml_or_to_the_working_directory(experiment: Path, write: Write) -> None:
+    write("mixes/three.yaml", "name: three\ndomains: {only: {sources: [{kind: files, glob: '*.txt'}]}}")
+    write("deep/a.yaml", "include: ../small.yaml\ndata: {mix: ../mixes/three.yaml}")
+    assert list(load_experiment("deep/a.yaml").data.mix.domains) == ["only"]
+    assert load_experiment("small.yaml", ["data.mix=mixes/three.yaml"]).data.mix.name == "three"
+
+
+def test_config_show_tells_where_each_value_comes_from_and_loads_back(experiment: Path, write: Write) -> None:
+    write("big.yaml", "include: small.yaml\nmodel:\n  num_layers: 4\n")
+    text = explain_experiment("big.yaml", ["training.steps=9"])
+    comments = {
+        tuple(line.split("#")[0].split()): line.rpartition("# ")[2] for line in text.splitlines() if "# " in line
+    }
+    assert comments["num_layers:", "4"] == "big.yaml:3"
+    assert comments["hidden_size:", "16"] == f"small.yaml:{line_of(' hidden_size', experiment)}"
+    assert comments["steps:", "9"] == "command line"
+    assert comments["weight_decay:", "0.1"] == "default"
+    assert comments["scope:", "sequence"] == f"small.yaml:{line_of('scope', experiment)}"
+    write("shown.yaml", text)
+    assert load_experiment("shown.yaml") == load_experiment("big.yaml", ["training.steps=9"])
+
+
+BAD_INPUT = [
+    (
+        ["training.stepz=3"],
+        "command line: unknown key 'training.stepz'. Did you mean 'steps'? Allowed in training: "
+        "activation_checkpointing, betas, final_learning_rate_ratio, global_batch_size, gradient_clipping, "
+        "learning_rate, micro_batch_size, precision, steps, warmup_steps, weight_decay, zero_stage",
+    ),
+    (
+        ["modle.num_layers=3"],
+        "command line: unknown key 'modle'. Did you mean 'model'? Allowed here: checkpoint, data, evaluation, model, "
+        "name, parallel, routing, runtime, seed, tracking, training",
+    ),
+    (
+        ["routing.router.normalize=true"],
+        "unknown key 'routing.router.normalize'. Did you mean 'normalise'? Allowed in routing.router: name, normalise",
+    ),
+    (
+        ["routing.balance.load_balancing_loss.scop=token"],
+        "unknown key 'routing.balance.load_balancing_loss.scop'. Did you mean 'scope'? Allowed in "
+        "routing.balance.load_balancing_loss: coefficient, estimator, name, scope",
+    ),
+    (
+        ["data.mix.domains.letters.sources=[{kind: files, glob: x, reader: {kind: jsonl, feild: t}}]"],
+        "unknown key 'data.mix.domains.letters.sources.0.reader.feild'. Did you mean 'field'?",
+    ),
+    (
+        ["routing.router.name=topk"],
+        "command line: routing.router: Unknown router 'topk'. Did you mean 'top_k'? Available: ",
+    ),
+    (
+        ["routing.balance.even={}"],
+        "command line: routing.balance.even: Unknown balancer 'even'. Available: load_balancing_loss, ",
+    ),
+    (
+        ["data.mix.domains.digits.sources=[{kind: fils}]"],
+        "data.mix.domains.digits.sources.0: Unknown source kind 'fils'. Did you mean 'files'? Available: ",
+    ),
+    (
+        ["routing.balance.load_balancing_loss.scope=sequense"],
+        "command line: routing.balance.load_balancing_loss.scope is \"sequense\": input should be 'token', ",
+    ),
+    (["training.precision=bfloat"], "Did you mean 'bfloat16'?"),
+    (["training.steps=many"], 'command line: training.steps is "many": input should be a valid integer'),
+    (["training.steps='4'"], 'command line: training.steps is "4": input should be a valid integer'),
+    (["training.steps=true"], "command line: training.steps is true: input should be a valid integer"),
+    (["training.steps=0"], "command line: training.steps is 0: input should be greater than 0"),
+    (["training=null"], "command line: training is null: input should be an object"),
+    (
+        ["training.betas=[0.9, 1.0]"],
+        "command line: training.betas is [0.9, 1.0]; both must be at least 0 and less than 1",
+    ),
+    (["name=a/b"], 'command line: name is "a/b": string should match pattern'),
+    (
+        ["model.moe.top_k=9"],
+        "command line: model.moe.top_k is 9 but model.moe.num_experts is only 8; a token can use each expert once",
+    ),
+    (
+        ["model.num_heads=3"],
+        "model.hidden_size is 16, which is no multiple of 2 * model.num_heads = 6",
+    ),
+    (
+        ["parallel.expert_parallel_size=3"],
+        "command line: parallel.expert_parallel_size is 3, which does not divide model.moe.num_experts = 8; "
+        "use one of 1, 2, 4, 8",
+    ),
+    (
+        ["training.micro_batch_size=3"],
+        "training.global_batch_size is 8, which is no multiple of training.micro_batch_size = 3; change one of them",
+    ),
+    (
+        ["data.packing=packed", "data.pieces_per_sequence=3"],
+        "data.sequence_length is 16, which 3 equal pieces (data.pieces_per_sequence) cannot fill; "
+        "make it a multiple of 3",
+    ),
+    (
+        ["parallel.expert_parallel_size=2", "training.zero_stage=0"],
+        "training.zero_stage is 0 with training.gradient_clipping 1 and parallel.expert_parallel_size 2: DeepSpeed "
+        "clips wrongly then; set training.zero_stage to 1 or 2, or training.gradient_clipping to 0",
+    ),
+    (
+        ["routing.balance=none", "routing.router.name=reference", "model.moe.top_k=5"],
+        "2 domains with at least 5 experts each need 10 experts, but model.moe.num_experts is 8; use more experts, "
+        "a smaller model.moe.top_k, or a mix with fewer domains",
+    ),
+    (
+        ["routing.balance=none", "routing.router.name=reference", "data.mix.domains.digits.labelled=false"],
+        "command line: routing.router.name is reference, which needs a label for every token, but data.mix.domains."
+        "digits is not labelled; set its `labelled` to true, leave it out, or choose another router",
+    ),
+    (["routing.router.name=hash"], "the router 'hash' has no scores that load_balancing_loss could balance"),
+    (["data.mix=nowhere.yaml"], "command line: there is no file 'nowhere.yaml', neither in . nor embedded."),
+]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"), BAD_INPUT, ids=lambda value: value[0][:60] if isinstance(value, list) else ""
+)
+def test_bad_input_gets_one_clear_line(experiment: Path, overrides: list[str], message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_experiment(experiment, overrides)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_errors_name_the_line_of_the_file_that_wrote_the_value(experiment: Path, write: Write) -> None:
+    write("base.yaml", "include: small.yaml\ntraining:\n  steps: 5\n  stepz: 5\n")
+    write("top.yaml", "include: base.yaml\nseed: 2\n")
+    with pytest.raises(ConfigError, match=r"^base\.yaml:4: unknown key 'training\.stepz'"):
+        load_experiment("top.yaml")
+
+
+def test_a_missing_key_is_told_with_its_meaning(write: Write, experiment: Path) -> None:
+    write("short.yaml", experiment.read_text().replace("  steps: 4\n", ""))
+    line = line_of("training:", experiment)
+    message = rf"^short\.yaml:{line}: training\.steps is missing \(optimizer steps\); it has no default$"
+    with pytest.raises(ConfigError, match=message):
+        load_experiment("short.yaml")
+
+
+def test_several_errors_are_counted_and_an_unknown_key_comes_first(experiment: Path, write: Write) -> None:
+    write("typo.yaml", experiment.read_text().replace("  steps: 4\n", "  step: 4\n"))
+    line = line_of("steps:", experiment)
+    message = rf"^typo\.yaml:{line}: unknown key 'training\.step'.* \(1 more to mend after this\)$"
+    with pytest.raises(ConfigError, match=message):
+        load_experiment("typo.yaml")
+
+
+def test_zero_stage_0_is_fine_where_it_is_right(experiment: Path) -> None:
+    assert load_experiment(experiment, ["training.zero_stage=0"]).training.zero_stage == 0
+    load_experiment(
+        experiment, ["training.zero_stage=0", "parallel.expert_parallel_size=2", "training.gradient_clipping=0"]
+    )

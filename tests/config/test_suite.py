@@ -1,0 +1,103 @@
+"""Suites: their runs, and what the command line does to them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from moe_testbed.launcher.config import dump_config
+from moe_testbed.launcher.errors import ConfigError
+from moe_testbed.launcher.suite import load_suite, suite_runs
+from moe_testbed.launcher.yaml_config import embedded_configs
+
+Write = Callable[[str, str], Path]
+SUITE = """
+    name: pair
+    experiment: ../small.yaml
+    overrides:
+      routing.balance: none
+    seeds: [1, 2]
+    reference: [ideal]
+    control: blind
+    runs:
+      ideal: {description: Best., overrides: {routing.router: {name: reference}}}
+      blind: {overrides: {routing: {router: {name: permuted_reference}}, training.steps: 6}}
+"""
+
+
+@pytest.fixture
+def suite_file(experiment: Path, write: Write) -> Path:
+    return write("suites/pair.yaml", SUITE)
+
+
+def test_runs_are_the_experiment_under_the_suites_and_their_own_overrides(suite_file: Path) -> None:
+    runs = suite_runs(load_suite(suite_file), Path("runs"))
+    assert [str(run.run_dir) for run in runs] == [
+        "runs/pair/ideal-seed1",
+        "runs/pair/blind-seed1",
+        "runs/pair/ideal-seed2",
+        "runs/pair/blind-seed2",
+    ]
+    ideal, blind, *_ = (run.config for run in runs)
+    assert (ideal.name, ideal.seed, ideal.routing.router.name, ideal.training.steps) == ("ideal", 1, "reference", 4)
+    assert (blind.name, blind.seed, blind.routing.router.name, blind.training.steps) == (
+        "blind",
+        1,
+        "permuted_reference",
+        6,
+    )
+    assert ideal.routing.balance == {}
+
+
+def test_the_command_line_is_above_the_runs_and_reaches_the_suites_own_keys(suite_file: Path, write: Write) -> None:
+    suite = load_suite(suite_file, ["training.steps=9", "seeds=[5]", "name=other"])
+    runs = suite_runs(suite, Path("runs"))
+    assert {run.config.training.steps for run in runs} == {9}
+    assert [run.name for run in runs] == ["ideal-seed5", "blind-seed5"]
+    write("resolved.yaml", dump_config(suite.config))
+    again = suite_runs(load_suite("resolved.yaml"), Path("runs"))
+    assert [run.config for run in again] == [run.config for run in runs]
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in (embedded_configs() / "suites").glob("*.yaml")))
+def test_embedded_suites_load(write: Write, name: str) -> None:
+    write("empty.yaml", "")
+    suite = load_suite(f"configs/suites/{name}")
+    assert suite.config.control in suite.config.runs and suite.config.reference
+    assert all(run.description for run in suite.config.runs.values())
+
+
+def test_the_runs_of_the_demo_train_alike() -> None:
+    runs = suite_runs(load_suite("suites/demo.yaml"), Path("runs"))
+    assert len(runs) == 8
+    different = {"name", "routing"}
+    configs = [run.config.model_dump(exclude=different) for run in runs]
+    assert all(config == configs[0] for config in configs)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("control=blin", "control names 'blin', which is no run. Did you mean 'blind'? Runs: ideal, blind"),
+        ("reference=[idle]", "reference names 'idle', which is no run"),
+        ("seeds=[1, 1]", "seeds is [1, 1]: each must be there once and be at least 0"),
+        ("overrides.seed=3", "overrides sets 'seed', which is each run's own; use seeds"),
+        ("seeds=[]", "seeds is []: tuple should have at least 1 item"),
+        ("seed=[1]", "command line: 'seed=[1]': a suite trains its runs with several seeds; use seeds=[...]"),
+        ("runs.a/b={}", "the label 'a/b' in runs names a folder"),
+        ("runs.ideal.override={}", "unknown key 'runs.ideal.override'. Did you mean 'overrides'?"),
+        (
+            "runs.ideal.overrides={routing.router.groops: equal}",
+            "unknown key 'routing.router.groops'. Did you mean 'groups'?",
+        ),
+        ("trainings.steps=3", "'trainings' is a key of neither a suite nor an experiment. Did you mean 'training'?"),
+        ("experiment=none.yaml", "command line: there is no file 'none.yaml'"),
+        ("training.steps", "command line: expected KEY=VALUE"),
+    ],
+)
+def test_bad_suites_get_one_clear_line(suite_file: Path, override: str, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_suite(suite_file, [override])
+    assert message in str(caught.value) and "\n" not in str(caught.value)

@@ -1,0 +1,59 @@
+"""What tests of several packages share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from textwrap import dedent
+
+import pytest
+
+Write = Callable[[str, str], Path]
+
+EXPERIMENT = """
+    name: small
+    data:
+      mix:
+        name: two
+        domains:
+          letters:
+            sources: [{kind: files, glob: letters/*.txt}]
+          digits:
+            sources: [{kind: files, glob: digits/*.txt}]
+      sequence_length: 16
+    model:
+      num_layers: 2
+      hidden_size: 16
+      num_heads: 2
+      moe: {num_experts: 8, top_k: 2, expert_hidden_size: 8}
+    routing:
+      router: {name: top_k, normalise: false}
+      balance:
+        load_balancing_loss: {coefficient: 0.02, scope: sequence}
+    training:
+      steps: 4
+      global_batch_size: 8
+      micro_batch_size: 4
+      learning_rate: 1e-3
+    tracking: {mlflow: false}
+"""
+
+
+@pytest.fixture
+def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Write:
+    """Writes a text, without its indentation, to a file below the working directory, which is a fresh one."""
+    monkeypatch.chdir(tmp_path)
+
+    def write(name: str, text: str) -> Path:
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(dedent(text).lstrip("\n"), encoding="utf-8")
+        return path
+
+    return write
+
+
+@pytest.fixture
+def experiment(write: Write) -> Path:
+    """small.yaml in the working directory: a whole experiment of two domains, eight experts and four steps."""
+    return write("small.yaml", EXPERIMENT)

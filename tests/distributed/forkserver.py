@@ -1,0 +1,90 @@
+"""Runs a function on several ranks, quickly: children are forked from a server that has imported torch and DeepSpeed.
+
+A child finds the function by its file and name. The file must not import from ``tests``, which a child cannot; what
+the function takes must be picklable, and what it returns readable by ``torch.load``.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import multiprocessing.connection
+import os
+import runpy
+import signal
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+# The last one is what `deepspeed.initialize` spends its first seconds on.
+PRELOADED = [
+    "moe_testbed.launcher.training",
+    "moe_testbed.model.language_model",
+    "deepspeed.runtime.zero.muon.muon_optimizer",
+]
+ENTRY = str(Path(__file__).with_name("rank.py"))
+TIMEOUT_SECONDS = 240.0
+
+
+def run_on_ranks(function: Callable[..., Any], num_ranks: int, *arguments: Any) -> list[Any]:
+    """Calls ``function(*arguments)`` on every rank of a gloo group.
+
+    Returns:
+        What it returned, by rank.
+
+    Raises:
+        AssertionError: a rank failed (the message has its traceback) or did not end in time.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        exit_codes = _run(function, num_ranks, arguments, folder)
+        assert not any(exit_codes), _failure(exit_codes, folder)
+        return [torch.load(Path(folder) / f"{rank}.result", weights_only=False) for rank in range(num_ranks)]
+
+
+def run_until_killed(function: Callable[..., Any], num_ranks: int, *arguments: Any) -> None:
+    """Calls ``function(*arguments)`` on ranks that are to kill themselves; the death of one may end the others.
+
+    Raises:
+        AssertionError: none was killed, or one came to its end.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        exit_codes = _run(function, num_ranks, arguments, folder)
+        assert -signal.SIGKILL in exit_codes and 0 not in exit_codes, _failure(exit_codes, folder)
+
+
+def _run(function: Callable[..., Any], num_ranks: int, arguments: tuple[Any, ...], folder: str) -> list[int | None]:
+    # Read when DeepSpeed is imported, so by the server.
+    os.environ["DS_ACCELERATOR"] = "cpu"
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
+    children = []
+    for rank in range(num_ranks):
+        call = {
+            "FUNCTION": (function.__code__.co_filename, function.__name__),
+            "ARGUMENTS": arguments,
+            "RANK": rank,
+            "NUM_RANKS": num_ranks,
+            "FOLDER": folder,
+        }
+        children.append(context.Process(target=runpy.run_path, args=(ENTRY, call)))
+    for child in children:
+        child.start()
+    deadline = time.monotonic() + TIMEOUT_SECONDS
+    while any(child.is_alive() for child in children) and time.monotonic() < deadline:
+        multiprocessing.connection.wait([child.sentinel for child in children if child.is_alive()], timeout=1.0)
+        if any(child.exitcode for child in children):
+            # The others wait for the one that failed; its reason is what matters.
+            deadline = min(deadline, time.monotonic() + 5.0)
+    exit_codes = [child.exitcode for child in children]
+    for child in children:
+        child.kill()
+        child.join()
+    return exit_codes
+
+
+def _failure(exit_codes: list[int | None], folder: str) -> str:
+    reasons = [path.read_text(encoding="utf-8") for path in sorted(Path(folder).glob("*.error"))]
+    return "\n".join([f"exit codes of the ranks: {exit_codes} (None: did not end in time)", *reasons])

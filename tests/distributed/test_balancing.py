@@ -1,0 +1,163 @@
+"""Balancing over ranks and micro-batches against the formulas, computed in one process.
+
+Shape suffixes: R ranks, M micro-batches of a step, S steps, T tokens of a micro-batch, E experts, K choices, H width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from moe_testbed.routing.balancing import Balancing
+from moe_testbed.routing.config import RoutingConfig
+from moe_testbed.routing.records import RoutingContext, RoutingDecision
+
+E, K, H = 6, 2, 5
+SEQUENCES, LENGTH = 2, 8
+T = SEQUENCES * LENGTH
+
+
+def inputs(num_steps: int, num_ranks: int, num_micro: int) -> tuple[Tensor, Tensor]:
+    """Hidden states [S, R, M, T, H] and a router's weight [E, H]."""
+    generator = torch.Generator().manual_seed(2)
+    x_SRMTH = torch.randn(num_steps, num_ranks, num_micro, T, H, generator=generator) + 0.3
+    return x_SRMTH, torch.randn(E, H, generator=generator)
+
+
+def route(x_TH: Tensor, weight_EH: Tensor) -> RoutingDecision:
+    logits_TE = x_TH @ weight_EH.T
+    probabilities_TE = logits_TE.softmax(-1)
+    ids_TK = logits_TE.topk(K, dim=-1).indices
+    return RoutingDecision(ids_TK, probabilities_TE.gather(1, ids_TK), probabilities_TE, logits_TE)
+
+
+def context(num_sequences: int = SEQUENCES) -> RoutingContext:
+    zeros = torch.zeros(num_sequences, LENGTH, dtype=torch.int64)
+    return RoutingContext(zeros, zeros, zeros, zeros, torch.arange(num_sequences))
+
+
+def balance(options: dict[str, Any], x_SRMTH: Tensor, weight_EH: Tensor) -> list[dict[str, Any]]:
+    """This rank's losses, gradient of their mean over micro-batches, and biases, step by step."""
+    configs = RoutingConfig.model_validate({"router": {"name": "top_k"}, "balance": options}).balance
+    group = dist.group.WORLD if dist.get_world_size() > 1 else None
+    balancing = Balancing(configs, num_layers=1, num_experts=E, data_parallel_group=group)
+    steps = []
+    for x_MTH in x_SRMTH[:, dist.get_rank()]:
+        weight = weight_EH.clone().requires_grad_()
+        terms = [balancing([route(x_TH, weight)], context()) for x_TH in x_MTH]
+        loss = torch.stack([term.loss for term in terms]).mean()
+        gradient = torch.autograd.grad(loss, weight)[0] if loss.requires_grad else torch.zeros_like(weight)
+        balancing.finish_step()
+        bias_YE = balancing.selection_bias_YE()
+        steps.append(
+            {
+                "losses": [term.loss.detach() for term in terms],
+                "gradient": gradient,
+                "bias": None if bias_YE is None else bias_YE.clone(),
+                "counts": balancing.previous_counts_YE.clone(),
+            }
+        )
+    return steps
+
+
+def count(decisions: list[RoutingDecision]) -> Tensor:
+    counts_E = torch.zeros(E)
+    for decision in decisions:
+        for expert in decision.expert_ids_TK.flatten().tolist():
+            counts_E[expert] += 1
+    return counts_E
+
+
+def balancing_loss(counts_E: Tensor, decision: RoutingDecision) -> Tensor:
+    """``E * sum_i f_i * P_i``."""
+    assert decision.probabilities_TE is not None
+    return E * ((counts_E / counts_E.sum()) * decision.probabilities_TE.mean(0)).sum()
+
+
+def mean_of(ranks: list[list[dict[str, Any]]], step: int, key: str) -> Tensor:
+    return torch.stack([rank[step][key] for rank in ranks]).mean(0)
+
+
+def test_data_parallel_scope_gives_the_gradient_of_the_concatenated_batch(
+    run_on_ranks: Callable[..., list[Any]],
+) -> None:
+    x_SRMTH, weight_EH = inputs(1, 2, 1)
+    options = {"load_balancing_loss": {"coefficient": 1.0, "scope": "data_parallel"}}
+    ranks = run_on_ranks(balance, 2, options, x_SRMTH, weight_EH)
+    weight = weight_EH.clone().requires_grad_()
+    whole = route(x_SRMTH[0, :, 0].reshape(2 * T, H), weight)
+    oracle = balancing_loss(count([whole]), whole)
+    torch.testing.assert_close(torch.stack([rank[0]["losses"][0] for rank in ranks]).mean(), oracle.detach())
+    torch.testing.assert_close(mean_of(ranks, 0, "gradient"), torch.autograd.grad(oracle, weight)[0])
+    # The scope matters: each rank by itself would give another gradient.
+    alone = run_on_ranks(balance, 2, {"load_balancing_loss": {"coefficient": 1.0, "scope": "micro_batch"}}, *inputs(1, 2, 1))
+    assert not torch.allclose(mean_of(alone, 0, "gradient"), mean_of(ranks, 0, "gradient"), rtol=1e-3)
+
+
+@pytest.mark.parametrize("estimator", ["online", "previous"])
+def test_global_batch_scope_follows_its_formula(estimator: str, run_on_ranks: Callable[..., list[Any]]) -> None:
+    x_SRMTH, weight_EH = inputs(2, 2, 2)
+    options = {"load_balancing_loss": {"coefficient": 1.0, "scope": "global_batch", "estimator": estimator}}
+    ranks = run_on_ranks(balance, 2, options, x_SRMTH, weight_EH)
+    previous_E = None
+    for step, x_RMTH in enumerate(x_SRMTH):
+        weight = weight_EH.clone().requires_grad_()
+        decisions_RM = [[route(x_TH, weight) for x_TH in x_MTH] for x_MTH in x_RMTH]
+        total = torch.zeros(())
+        for micro in range(2):
+            so_far_E = count([row[m] for row in decisions_RM for m in range(micro + 1)])
+            counts_E = previous_E if estimator == "previous" and previous_E is not None else so_far_E
+            for rank in range(2):
+                loss = balancing_loss(counts_E, decisions_RM[rank][micro])
+                torch.testing.assert_close(ranks[rank][step]["losses"][micro], loss.detach())
+                total = total + loss / 4
+        torch.testing.assert_close(mean_of(ranks, step, "gradient"), torch.autograd.grad(total, weight)[0])
+        previous_E = count([decision for row in decisions_RM for decision in row])
+        for rank in range(2):
+            assert torch.equal(ranks[rank][step]["counts"][0].float(), previous_E)
+
+
+def test_loss_free_bias_is_the_same_on_all_ranks_and_in_one_process(run_on_ranks: Callable[..., list[Any]]) -> None:
+    x_SRMTH, weight_EH = inputs(3, 2, 2)
+    ranks = run_on_ranks(balance, 2, {"loss_free_bias": {"update_rate": 0.1}}, x_SRMTH, weight_EH)
+    bias_E = torch.zeros(E)
+    for step, x_RMTH in enumerate(x_SRMTH):
+        counts_E = count([route(x_TH, weight_EH) for x_TH in x_RMTH.flatten(0, 1)])
+        update_E = 0.1 * torch.sign(counts_E.mean() - counts_E)
+        bias_E = bias_E + update_E - update_E.mean()
+        assert torch.equal(ranks[0][step]["bias"], ranks[1][step]["bias"])
+        torch.testing.assert_close(ranks[0][step]["bias"][0], bias_E)
+
+
+@pytest.mark.parametrize("scope", ["sequence", "micro_batch", "data_parallel"])
+def test_loss_free_bias_of_a_smaller_scope_averages_over_its_sets(
+    scope: str, run_on_ranks: Callable[..., list[Any]]
+) -> None:
+    x_SRMTH, weight_EH = inputs(1, 2, 2)
+    ranks = run_on_ranks(balance, 2, {"loss_free_bias": {"update_rate": 0.1, "scope": scope}}, x_SRMTH, weight_EH)
+    x_RMTH = x_SRMTH[0]
+    sets = {
+        "sequence": x_RMTH.reshape(-1, LENGTH, H),
+        "micro_batch": x_RMTH.reshape(-1, T, H),
+        "data_parallel": x_RMTH.transpose(0, 1).reshape(-1, 2 * T, H),
+    }[scope]
+    directions_GE = []
+    for x_TH in sets:
+        counts_E = count([route(x_TH, weight_EH)])
+        directions_GE.append(torch.sign(counts_E.mean() - counts_E))
+    direction_E = torch.stack(directions_GE).mean(0)
+    for rank in ranks:
+        torch.testing.assert_close(rank[0]["bias"][0], 0.1 * (direction_E - direction_E.mean()))
+
+
+def test_z_loss_averages_to_that_of_the_whole_batch(run_on_ranks: Callable[..., list[Any]]) -> None:
+    x_SRMTH, weight_EH = inputs(1, 2, 2)
+    ranks = run_on_ranks(balance, 2, {"z_loss": {"coefficient": 1.0}}, x_SRMTH, weight_EH)
+    weight = weight_EH.clone().requires_grad_()
+    oracle = torch.logsumexp(x_SRMTH.reshape(-1, H) @ weight.T, -1).square().mean()
+    torch.testing.assert_close(mean_of(ranks, 0, "gradient"), torch.autograd.grad(oracle, weight)[0])

@@ -1,0 +1,142 @@
+"""The evaluator against loops over sequences and tokens.
+
+Shape suffixes: N sequences, D domains, E experts, Y MoE layers, K choices, L positions.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+
+from moe_testbed.data.build import build_store
+from moe_testbed.data.sampler import evaluation_batches
+from moe_testbed.launcher.batches import to_context
+from moe_testbed.launcher.building import build_model
+from moe_testbed.launcher.config import ExperimentConfig
+from moe_testbed.launcher.evaluation import Evaluator, evaluation_line
+from moe_testbed.launcher.ranks import Ranks
+
+
+def evaluate(config: dict[str, Any]) -> dict[str, Any]:
+    """What the evaluator says of the untrained model."""
+    experiment = ExperimentConfig.model_validate(config)
+    store = build_store(experiment.data.mix, Path(experiment.data.cache_dir), lambda _: None)
+    size = dist.get_world_size()
+    ranks = Ranks(dist.get_rank(), size, torch.device("cpu"), dist.group.WORLD if size > 1 else None)
+    return Evaluator(experiment, store, ranks).run(build_model(experiment, store, ranks), step=0)
+
+
+def evaluate_naively(config: dict[str, Any]) -> dict[str, Any]:
+    """The same, one sequence at a time, counted in Python."""
+    experiment = ExperimentConfig.model_validate(config)
+    store = build_store(experiment.data.mix, Path(experiment.data.cache_dir), lambda _: None)
+    model = build_model(experiment, store, Ranks(0, 1, torch.device("cpu"), None)).eval()
+    evaluation, length = experiment.evaluation, experiment.data.sequence_length
+    result: dict[str, Any] = {"sequence_loss": [], "domain": [], "top_1": Counter(), "top_k": Counter()}
+    for batch in evaluation_batches(store, evaluation.split, length, evaluation.sequences_per_domain, batch_size=1):
+        # By the text: whose tokens are these?
+        start = int(store.document_starts[batch.document_BL[0, 0]])
+        regions = store.regions[evaluation.split]
+        domain = next(d for d, r in enumerate(regions) if r.first_token <= start < r.end_token)
+        with torch.no_grad():
+            output = model(*to_context(batch, slice(None), 0, torch.device("cpu")))
+        result["sequence_loss"].append(float(output.cross_entropy_BL.double().mean()))
+        result["domain"].append(domain)
+        for layer, routing in enumerate(output.layers):
+            for experts in routing.decision.expert_ids_TK.tolist():
+                result["top_1"][layer, domain, experts[0]] += 1
+                result["top_k"].update((layer, domain, expert) for expert in experts)
+    return result
+
+
+def as_counter(counts_YDE: Any) -> Counter[tuple[int, ...]]:
+    return Counter({tuple(map(int, where)): int(counts_YDE[tuple(where)]) for where in np.argwhere(counts_YDE)})
+
+
+@pytest.fixture
+def make_config(make_experiment: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:
+    """15 sequences; 2 ranks take 6 at a time, so that the last 3 are shared unevenly."""
+
+    def make(**parts: Any) -> dict[str, Any]:
+        return make_experiment(
+            training=make_experiment()["training"] | {"micro_batch_size": 3, "global_batch_size": 6}, **parts
+        )
+
+    return make
+
+
+@pytest.mark.parametrize("num_ranks", [1, 2])
+@pytest.mark.parametrize("labelled", [True, False])
+def test_tables_equal_loops(
+    num_ranks: int,
+    labelled: bool,
+    make_config: Callable[..., dict[str, Any]],
+    data: dict[str, Any],
+    run_on_ranks: Callable[..., list[Any]],
+) -> None:
+    domains = data["mix"]["domains"]
+    if not labelled:
+        # The router may not know the domain; the table tells it all the same.
+        domains = domains | {"greek": domains["greek"] | {"labelled": False}}
+    config = make_config(data={"mix": data["mix"] | {"domains": domains}})
+    (naive,) = run_on_ranks(evaluate_naively, 1, config)
+    results = run_on_ranks(evaluate, num_ranks, config)
+    for arrays in results:
+        np.testing.assert_allclose(arrays["sequence_loss_N"], naive["sequence_loss"], rtol=1e-6)
+        assert arrays["sequence_domain_N"].tolist() == naive["domain"]
+        assert arrays["tokens_D"].tolist() == [naive["domain"].count(d) * 16 for d in range(3)]
+        for d in range(3):
+            losses = [loss for loss, domain in zip(naive["sequence_loss"], naive["domain"], strict=True) if domain == d]
+            np.testing.assert_allclose(arrays["loss_sum_D"][d], sum(losses) * 16, rtol=1e-6)
+        assert as_counter(arrays["counts_top_1_YDE"]) == naive["top_1"]
+        assert as_counter(arrays["counts_top_k_YDE"]) == naive["top_k"]
+        assert not arrays["dropped_YDE"].any()
+        # Permuted labels: the same tokens of every label, the same load of every expert.
+        shuffled_YDE, counts_YDE = arrays["shuffled_counts_top_k_YDE"], arrays["counts_top_k_YDE"]
+        np.testing.assert_array_equal(shuffled_YDE.sum(1), counts_YDE.sum(1))
+        np.testing.assert_array_equal(shuffled_YDE.sum(2), counts_YDE.sum(2))
+        assert (shuffled_YDE != counts_YDE).any()
+
+
+def test_capacity_drops_are_counted(
+    make_config: Callable[..., dict[str, Any]], run_on_ranks: Callable[..., list[Any]]
+) -> None:
+    base = make_config()
+    moe = base["model"]["moe"] | {"dispatch": "capacity", "capacity_factor": 0.5}
+    (arrays,) = run_on_ranks(evaluate, 1, make_config(model=base["model"] | {"moe": moe}))
+    kept_YDE = arrays["counts_top_k_YDE"] - arrays["dropped_YDE"]
+    assert (kept_YDE >= 0).all() and arrays["dropped_YDE"].any()
+    # 15 sequences of 16 tokens by 3: 5 batches of 48 tokens, capacity 0.5 * 2 * 48 / 8 = 6 per expert.
+    assert kept_YDE.sum(1).max() <= 5 * 6
+
+
+def test_a_dense_baseline_has_losses_and_no_counts(
+    make_config: Callable[..., dict[str, Any]], run_on_ranks: Callable[..., list[Any]]
+) -> None:
+    base = make_config()
+    for arrays in run_on_ranks(evaluate, 2, make_config(model=base["model"] | {"dense_baseline": True})):
+        assert arrays["counts_top_k_YDE"].shape == (0, 3, 8)
+        assert arrays["tokens_D"].tolist() == [80, 80, 80]
+
+
+def test_the_line_is_the_mean_over_domains_of_equal_weight() -> None:
+    arrays = {
+        "domains": np.array(["a", "b"]),
+        "tokens_D": np.array([10, 30]),
+        "loss_sum_D": np.array([20.0, 30.0]),
+    }
+    assert evaluation_line(arrays, step=7, seconds=1.5) == {
+        "kind": "evaluation",
+        "step": 7,
+        "seconds": 1.5,
+        "cross_entropy": 1.5,
+        "cross_entropy/a": 2.0,
+        "cross_entropy/b": 1.0,
+    }

@@ -1,0 +1,132 @@
+"""The command line: its help, its exit status, one line for what a user can mend."""
+
+from __future__ import annotations
+
+import errno
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from moe_testbed.data.errors import DataError
+from moe_testbed.launcher.cli import guarded, main
+from moe_testbed.launcher.errors import CheckpointError, ConfigError
+
+Write = Callable[[str, str], Path]
+COMMANDS = ["", "train", "compare", "report", "data", "data build", "data show", "data check", "config", "config show"]
+HEAVY = ["torch", "deepspeed", "datasets", "mlflow", "matplotlib", "sklearn", "scipy", "numpy", "pydantic", "yaml"]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main([*command.split(), "--help"])
+    assert ended.value.code == 0
+    text = capsys.readouterr().out
+    assert text.startswith(f"usage: {' '.join(['moe-testbed', *command.split()])}")
+    assert "examples:" in text or command in ("data", "config")
+
+
+def test_help_imports_nothing_heavy() -> None:
+    script = (
+        "import sys\n"
+        "from moe_testbed.launcher.cli import main\n"
+        "try:\n    main(['--help'])\nexcept SystemExit:\n    pass\n"
+        f"print([name for name in {HEAVY!r} if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_the_module_is_the_command() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "moe_testbed.launcher", "--help"], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.startswith("usage: moe-testbed")
+
+
+@pytest.mark.parametrize(
+    "arguments", [[], ["trian"], ["train"], ["compare", "a.yaml", "--jobs", "0"], ["report", "a", "b"]]
+)
+def test_wrong_arguments_end_with_status_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 2
+    assert "usage:" in capsys.readouterr().err
+
+
+def test_config_show(experiment: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["config", "show", str(experiment), "seed=7"]) == 0
+    assert "seed: 7" in capsys.readouterr().out
+
+
+def test_a_wrong_config_is_one_line_and_status_2(experiment: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["config", "show", str(experiment), "sead=7"]) == 2
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert output.err.count("\n") == 1
+    assert output.err.startswith("moe-testbed: command line: unknown key 'sead'. Did you mean 'seed'?")
+
+
+def test_overrides_may_stand_behind_options(experiment: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from moe_testbed.launcher import training
+
+    calls = []
+    monkeypatch.setattr(training, "train", lambda config, run_dir: calls.append((config, run_dir)))
+    assert main(["train", str(experiment), "seed=7", "--run-dir", "here", "training.steps=9"]) == 0
+    assert main(["train", str(experiment), "seed=7"]) == 0
+    (first, first_dir), (second, second_dir) = calls
+    assert (first.seed, first.training.steps, first_dir) == (7, 9, Path("here"))
+    assert (second.training.steps, second_dir) == (4, Path("runs/small-seed7"))
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "message"),
+    [
+        (ConfigError("a: b"), 2, "moe-testbed: a: b"),
+        (DataError("two\nlines"), 2, "moe-testbed: two lines"),
+        (CheckpointError("cut in half"), 2, "moe-testbed: cut in half"),
+        (
+            OSError(errno.ENOSPC, "No space left on device", "runs/a/metrics.jsonl"),
+            2,
+            "moe-testbed: No space left on device (runs/a/metrics.jsonl): free some space, then repeat the command; "
+            "what is finished is kept",
+        ),
+        (
+            PermissionError(errno.EACCES, "Permission denied", "runs"),
+            2,
+            "moe-testbed: Permission denied (runs): make it writable or choose another folder, "
+            "then repeat the command; what is finished is kept",
+        ),
+        (KeyboardInterrupt(), 130, "interrupted; the same command continues where it stopped"),
+    ],
+)
+def test_what_a_user_can_mend_is_one_line(
+    error: BaseException, status: int, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail() -> int:
+        raise error
+
+    assert guarded(fail) == status
+    assert capsys.readouterr().err == message + "\n"
+
+
+def test_a_defect_of_the_program_keeps_its_traceback() -> None:
+    def fail() -> int:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        guarded(fail)
+
+
+def test_data_commands_take_a_mix_and_need_no_torch(write: Write) -> None:
+    write("mix.yaml", "name: m\ndomains: {a: {sources: [{kind: files, glob: 'nothing/*.txt'}]}}\nvocab: 3\n")
+    script = (
+        "import sys\nfrom moe_testbed.launcher.cli import main\n"
+        "status = main(['data', 'build', 'mix.yaml'])\nprint(status, 'torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "2 False"
+    assert "mix.yaml:3: unknown key 'vocab'. Did you mean 'vocab_size'?" in done.stderr

@@ -1,0 +1,93 @@
+"""Sizes that a config promises against the parameters of the model that is built."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from moe_testbed.model.config import ModelConfig, model_size
+from moe_testbed.model.language_model import LanguageModel
+
+V, L = 37, 24
+
+CONFIGS: list[dict[str, Any]] = [
+    {},
+    {"num_layers": 5, "moe": {"every": 2}},
+    {"num_layers": 3, "dense_hidden_size": 40, "moe": {"every": 3, "num_shared_experts": 2}},
+    {"moe": {"top_k": 1, "num_shared_experts": 1, "expert_hidden_size": 16}},
+    {"num_layers": 4, "dense_baseline": True, "dense_hidden_size": 8, "moe": {"every": 2, "num_shared_experts": 1}},
+]
+
+
+def unused_expert_parameters(model: LanguageModel) -> int:
+    """Of the experts that a token does not use."""
+    moe = model.config.moe
+    of_experts = sum(p.numel() for name, p in model.named_parameters() if ".deepspeed_moe.experts." in name)
+    return of_experts * (moe.num_experts - moe.top_k) // moe.num_experts
+
+
+@pytest.mark.parametrize("options", CONFIGS)
+@pytest.mark.parametrize("router", ["top_k", "hash"])
+def test_size_equals_the_parameters_built(
+    options: dict[str, Any], router: str, make_model: Callable[..., LanguageModel]
+) -> None:
+    model = make_model({"router": {"name": router}}, **options)
+    size = model_size(model.config, V, L, routers_have_weights=router == "top_k")
+    built = sum(p.numel() for p in model.parameters())
+    assert size.parameters == built
+    assert size.active_parameters == built - unused_expert_parameters(model)
+
+
+@pytest.mark.parametrize("options", CONFIGS)
+def test_flops_are_six_per_weight_multiplied_and_attention(
+    options: dict[str, Any], make_model: Callable[..., LanguageModel]
+) -> None:
+    model = make_model(**options)
+    matrices = sum(p.numel() for p in model.parameters() if p.ndim > 1) - unused_expert_parameters(model)
+    # Scores and mixing: two products of width D over half of the L positions, each 2 FLOPs forward and 4 backward.
+    attention = model.config.num_layers * 2 * 6 * model.config.hidden_size * L // 2
+    assert model_size(model.config, V, L).flops_per_token == 6 * matrices + attention
+
+
+@pytest.mark.parametrize("options", CONFIGS[:-1])
+def test_dense_baseline_has_equal_active_parameters(
+    options: dict[str, Any], make_model: Callable[..., LanguageModel]
+) -> None:
+    model, dense = make_model(**options), make_model(**options, dense_baseline=True)
+    routers = sum(p.numel() for name, p in model.named_parameters() if ".router." in name)
+    active = sum(p.numel() for p in model.parameters()) - unused_expert_parameters(model)
+    assert sum(p.numel() for p in dense.parameters()) == active - routers
+    assert not any(".moe." in name or ".router." in name for name, _ in dense.named_parameters())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"hidden_size": 24, "num_heads": 8}, r"model\.hidden_size is 24.*no multiple of 2 \* model\.num_heads = 16"),
+        ({"num_layers": 1, "moe": {"every": 2}}, r"model\.moe\.every is 2 but model\.num_layers is 1"),
+        ({"moe": {"top_k": 7}}, r"model\.moe\.top_k is 7 but model\.moe\.num_experts is only 6"),
+        ({"moe": {"expert_hidden_size": 12}}, "multiple of 8"),
+        ({"hidden_size": 12}, "multiple of 8"),
+    ],
+)
+def test_impossible_sizes_are_refused(
+    options: dict[str, Any], message: str, make_model: Callable[..., LanguageModel]
+) -> None:
+    with pytest.raises(ValidationError, match=message):
+        make_model(**options)
+
+
+def test_layers_are_counted_from_one() -> None:
+    config = ModelConfig.model_validate(
+        {
+            "num_layers": 6,
+            "hidden_size": 16,
+            "num_heads": 2,
+            "moe": {"num_experts": 4, "top_k": 1, "expert_hidden_size": 8, "every": 3},
+        }
+    )
+    assert [config.is_moe_layer(layer) for layer in range(6)] == [False, False, True, False, False, True]
+    assert config.num_moe_layers == 2

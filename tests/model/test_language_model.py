@@ -1,0 +1,220 @@
+"""The whole model: causality, recomputation, initial weights, the parts of the loss."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from moe_testbed.model.language_model import LanguageModel, ModelOutput
+from moe_testbed.routing.records import UNLABELLED, RoutingContext
+from moe_testbed.routing.router import ROUTERS
+
+MakeModel = Callable[..., LanguageModel]
+MakeBatch = Callable[..., tuple[RoutingContext, Tensor]]
+
+BALANCED = {
+    "router": {"name": "top_k"},
+    "balance": {
+        "load_balancing_loss": {"coefficient": 0.1, "scope": "global_batch"},
+        "z_loss": {"coefficient": 0.01},
+        "loss_free_bias": {"update_rate": 0.01},
+    },
+}
+
+
+def gradients(model: LanguageModel, output: ModelOutput) -> dict[str, Tensor]:
+    model.zero_grad()
+    output.loss.backward()
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("name", ROUTERS.names())
+def test_later_tokens_leave_earlier_losses_unchanged(name: str, make_model: MakeModel, make_batch: MakeBatch) -> None:
+    if not ROUTERS.get(name).causal:
+        pytest.skip("the router looks ahead by design")
+    model = make_model({"router": {"name": name}}).eval()
+    context, targets_BL = make_batch()
+    changed_BL = context.token_ids_BL.clone()
+    changed_BL[:, 8:] = (changed_BL[:, 8:] + 1) % 37
+    before = model(context, targets_BL).cross_entropy_BL
+    after = model(replace(context, token_ids_BL=changed_BL), targets_BL).cross_entropy_BL
+    torch.testing.assert_close(after[:, :8], before[:, :8])
+    assert not torch.allclose(after[:, 8:], before[:, 8:])
+
+
+def test_sequences_do_not_see_each_other(make_model: MakeModel, make_batch: MakeBatch) -> None:
+    model = make_model().eval()
+    context, targets_BL = make_batch()
+    alone = RoutingContext(
+        context.token_ids_BL[1:2],
+        context.domain_BL[1:2],
+        context.document_BL[1:2],
+        context.position_BL[1:2],
+        context.sequence_B[1:2],
+    )
+    torch.testing.assert_close(
+        model(alone, targets_BL[1:2]).cross_entropy_BL[0], model(context, targets_BL).cross_entropy_BL[1]
+    )
+
+
+@pytest.mark.parametrize("dispatch", ["dropless", "capacity"])
+def test_recomputing_activations_changes_nothing(dispatch: str, make_model: MakeModel, make_batch: MakeBatch) -> None:
+    context, targets_BL = make_batch()
+    results = []
+    for checkpointing in (False, True):
+        model = make_model(BALANCED, moe={"dispatch": dispatch}, activation_checkpointing=checkpointing)
+        output = model(context, targets_BL)
+        gradient = gradients(model, output)
+        assert model.balancing is not None
+        counts_YE = model.balancing.step_counts_YE.clone()
+        model.finish_step()
+        bias_YE = model.balancing.selection_bias_YE()
+        assert bias_YE is not None and bool(bias_YE.any())
+        results.append((output.loss.detach(), output.balance, counts_YE, bias_YE, gradient))
+    plain, recomputed = results
+    torch.testing.assert_close(recomputed, plain, rtol=0, atol=0)
+    # Twelve tokens of three sequences, two experts each: nothing is counted twice.
+    assert plain[2].sum(1).tolist() == [72, 72]
+
+
+def test_loss_is_cross_entropy_plus_coefficient_times_terms(make_model: MakeModel, make_batch: MakeBatch) -> None:
+    model = make_model(BALANCED)
+    context, targets_BL = make_batch()
+    output = model(context, targets_BL)
+    balance, z = output.balance["load_balancing_loss"], output.balance["z_loss"]
+    expected = output.cross_entropy_BL.mean() + 2 * (0.1 * balance + 0.01 * z)
+    torch.testing.assert_close(output.loss, expected)
+    fraction_YE = model.balancing.step_counts_YE / 72  # type: ignore[union-attr,operator]
+    by_hand = [
+        6 * (fraction_E * layer.decision.probabilities_TE.mean(0)).sum()  # type: ignore[union-attr]
+        for fraction_E, layer in zip(fraction_YE, output.layers, strict=True)
+    ]
+    torch.testing.assert_close(balance, torch.stack(by_hand).mean())
+
+
+def test_evaluation_has_no_balancing_loss_and_counts_nothing(make_model: MakeModel, make_batch: MakeBatch) -> None:
+    model = make_model(BALANCED).eval()
+    output = model(*make_batch())
+    assert output.balance == {}
+    assert torch.equal(output.loss, output.cross_entropy_BL.mean())
+    assert model.balancing is not None and not bool(model.balancing.step_counts_YE.any())
+
+
+def test_the_selection_bias_steers_the_choice_and_not_the_weights(
+    make_model: MakeModel, make_batch: MakeBatch
+) -> None:
+    model = make_model(BALANCED).eval()
+    context, targets_BL = make_batch()
+    assert model.balancing is not None
+    bias = model.balancing.get_buffer("balancers.loss_free_bias.bias_YE")
+    bias[0, 4] = 100.0
+    first, second = model(context, targets_BL).layers
+    assert bool((first.decision.expert_ids_TK[:, 0] == 4).all())
+    assert not bool((second.decision.expert_ids_TK[:, 0] == 4).all())
+    assert first.decision.probabilities_TE is not None
+    chosen_TK = first.decision.probabilities_TE.gather(1, first.decision.expert_ids_TK)
+    torch.testing.assert_close(first.decision.weights_TK, chosen_TK / chosen_TK.sum(1, keepdim=True))
+
+
+def test_initial_weights_do_not_depend_on_the_router(make_model: MakeModel) -> None:
+    def shared(model: LanguageModel) -> dict[str, Tensor]:
+        return {name: value for name, value in model.state_dict().items() if ".router." not in name}
+
+    reference = shared(make_model({"router": {"name": "top_k"}}))
+    for name in ROUTERS.names():
+        torch.testing.assert_close(shared(make_model({"router": {"name": name}})), reference, rtol=0, atol=0)
+    other_seed = shared(make_model(seed=4))
+    assert all(not torch.equal(other_seed[name], reference[name]) for name in reference if "norm" not in name)
+
+
+def test_initial_weights_of_layers_and_experts_differ(make_model: MakeModel) -> None:
+    state = make_model().state_dict()
+    draws = [value.flatten()[:64] for name, value in state.items() if "norm" not in name]
+    # Scaled copies would have a correlation of 1.
+    correlation = torch.corrcoef(torch.stack([draw[: min(map(len, draws))] for draw in draws])).fill_diagonal_(0)
+    assert correlation.abs().max() < 0.9
+
+
+def test_weights_depend_on_the_router_s_own_draw_alone(make_model: MakeModel) -> None:
+    torch.manual_seed(1)
+    first = make_model().state_dict()
+    torch.manual_seed(2)
+    torch.testing.assert_close(make_model().state_dict(), first, rtol=0, atol=0)
+
+
+def test_shared_experts_are_added_outside_the_routing(make_model: MakeModel, make_batch: MakeBatch) -> None:
+    model = make_model(moe={"num_shared_experts": 2})
+    context, _ = make_batch()
+    block = model.blocks[0]
+    x_BLD = torch.randn(3, 12, 16)
+    with_shared, routing = block(x_BLD, model.positions, context)
+    shared, block.shared = block.shared, None
+    assert shared is not None and shared.up.weight.shape == (16, 16)
+    without, other_routing = block(x_BLD, model.positions, context)
+    assert torch.equal(routing.decision.expert_ids_TK, other_routing.decision.expert_ids_TK)
+    attended = x_BLD + block.attention(block.attention_norm(x_BLD), model.positions)
+    torch.testing.assert_close(with_shared, without + shared(block.feed_forward_norm(attended)))
+
+
+def test_moe_layers_are_every_nth(make_model: MakeModel, make_batch: MakeBatch) -> None:
+    model = make_model(moe={"every": 2}, num_layers=5)
+    assert [block.moe is not None for block in model.blocks] == [False, True, False, True, False]
+    assert len(model(*make_batch()).layers) == 2
+
+
+@pytest.mark.parametrize(
+    "balance",
+    [{"expert_balance": {"name": "loss_free_bias"}}, {"experts": {"name": "loss_free_bias"}}],
+)
+def test_names_that_checkpoints_would_lose_are_refused(balance: dict[str, Any], make_model: MakeModel) -> None:
+    with pytest.raises(ValueError, match=r"'balancing\.balancers\.expert.*bias_YE' has 'expert' in its name.*rename"):
+        make_model({"router": {"name": "top_k"}, "balance": balance})
+
+
+def test_a_router_that_needs_labels_refuses_tokens_without(make_model: MakeModel, make_batch: MakeBatch) -> None:
+    context, targets_BL = make_batch()
+    domain_BL = context.domain_BL.clone()
+    domain_BL[0, 0] = UNLABELLED
+    unlabelled = replace(context, domain_BL=domain_BL)
+    routing = {"router": {"name": "reference"}}
+    with pytest.raises(ValueError, match="the router needs a domain label for every token"):
+        make_model(routing)(unlabelled, targets_BL)
+    make_model({"router": {"name": "top_k"}})(unlabelled, targets_BL)
+    make_model(routing, dense_baseline=True)(unlabelled, targets_BL)
+
+
+def test_casting_keeps_the_balancers_state_in_float32(make_model: MakeModel, make_batch: MakeBatch) -> None:
+    model = make_model(BALANCED)
+    assert model.balancing is not None
+    bias = model.balancing.get_buffer("balancers.loss_free_bias.bias_YE")
+    bias += 1 + 2**-20  # not a bfloat16
+    model = model.bfloat16()
+    kept = model.balancing.get_buffer("balancers.loss_free_bias.bias_YE")
+    assert kept.dtype == torch.float32 and torch.equal(kept, torch.full_like(kept, 1 + 2**-20))
+    assert model.embedding.weight.dtype == torch.bfloat16
+    output = model(*make_batch())
+    decision = output.layers[0].decision
+    assert output.cross_entropy_BL.dtype == decision.weights_TK.dtype == torch.float32
+    output.loss.backward()
+    model.finish_step()
+    assert model.balancing.get_buffer("balancers.loss_free_bias.bias_YE").dtype == torch.float32
+
+
+def test_cross_entropy_is_of_the_tied_embedding(make_model: MakeModel, make_batch: MakeBatch) -> None:
+    model = make_model(dense_baseline=True).eval()
+    context, targets_BL = make_batch()
+    x_BLD = model.embedding(context.token_ids_BL)
+    for block in model.blocks:
+        x_BLD = x_BLD + block.attention(block.attention_norm(x_BLD), model.positions)
+        x_BLD = x_BLD + block.dense(block.feed_forward_norm(x_BLD))
+    logits_BLV = model.final_norm(x_BLD) @ model.embedding.weight.T
+    oracle_BL = -F.log_softmax(logits_BLV, -1).gather(-1, targets_BL[..., None]).squeeze(-1)
+    output = model(context, targets_BL)
+    assert output.layers == []
+    torch.testing.assert_close(output.cross_entropy_BL, oracle_BL)

@@ -1,0 +1,204 @@
+"""Constructed suites: run folders as training writes them, with counts and losses whose right answers are known."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+DOMAINS = ("legal_english", "ukrainian", "arabic", "chinese", "python", "cpp", "protein", "music")
+DIFFICULTY = np.array([2.9, 3.4, 3.1, 3.6, 2.6, 2.4, 3.9, 2.2])
+
+
+@dataclass(frozen=True)
+class FakeRun:
+    """What to construct: the final loss above the domains' difficulty, and how the experts are used."""
+
+    router: str
+    gap: float
+    specialization: float = 0.0
+    skew: float = 0.0
+    state: str = "finished"
+    reason: str | None = None
+    drops: float = 0.0
+    causal: bool = True
+    learned: bool = True
+    dense: bool = False
+    description: str = ""
+
+
+def write_suite(
+    folder: Path,
+    runs: dict[str, FakeRun],
+    seeds: tuple[int, ...] = (1,),
+    reference: tuple[str, ...] = ("reference",),
+    control: str | None = "permuted_reference",
+    domains: tuple[str, ...] = DOMAINS,
+    num_layers: int = 2,
+    num_experts: int = 32,
+    sequences_per_domain: int = 16,
+    noise: float = 0.01,
+) -> Path:
+    """Write a suite's folder; `missing` runs get no folder at all."""
+    folder.mkdir(parents=True, exist_ok=True)
+    content = {
+        "name": folder.name,
+        "experiment": "tiny.yaml",
+        "seeds": list(seeds),
+        "reference": list(reference),
+        "control": control,
+        "runs": {label: {"description": run.description, "overrides": {}} for label, run in runs.items()},
+    }
+    (folder / "suite.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
+    for number, (label, run) in enumerate(runs.items()):
+        for seed in seeds:
+            if run.state != "missing":
+                rng = np.random.default_rng([number, seed])
+                shape = (num_layers, len(domains), num_experts)
+                write_run(folder / f"{label}-seed{seed}", run, seed, rng, domains, shape, sequences_per_domain, noise)
+    return folder
+
+
+def write_run(
+    folder: Path,
+    run: FakeRun,
+    seed: int,
+    rng: np.random.Generator,
+    domains: tuple[str, ...],
+    shape: tuple[int, int, int],
+    sequences_per_domain: int,
+    noise: float,
+) -> None:
+    """Write one run's folder."""
+    (folder / "evaluations").mkdir(parents=True)
+    steps, finished = 400, run.state == "finished"
+    last = steps if finished else 220
+    config = {
+        "name": "tiny",
+        "seed": seed,
+        "model": {"num_layers": 4, "dense_baseline": run.dense, "moe": {"num_experts": shape[2], "top_k": 2}},
+        "routing": {"router": {"name": run.router}, "balance": {}},
+    }
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    status = {"state": run.state, "step": last, "steps": steps, "reason": run.reason}
+    (folder / "status.json").write_text(json.dumps(status))
+    difficulty = np.resize(DIFFICULTY, len(domains))
+    final = difficulty + run.gap + 0.02 * rng.standard_normal(len(domains)) * noise / 0.01
+    lines = []
+    for step in range(1, last + 1):
+        loss = final.mean() + 4.5 * np.exp(-step / 60) + 0.03 * rng.standard_normal()
+        train = {"kind": "train", "step": step, "seconds": step * 0.2, "loss": loss + 0.01, "cross_entropy": loss}
+        lines.append({**train, "learning_rate": 1e-3, "tokens_per_second": 20000.0})
+        if step % 50 == 0:
+            per_domain = final + 4.5 * np.exp(-step / 60) * (step < steps)
+            values = {f"cross_entropy/{name}": value for name, value in zip(domains, per_domain, strict=True)}
+            lines.append({"kind": "evaluation", "step": step, "cross_entropy": per_domain.mean(), **values})
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    if finished:
+        write_evaluation(folder, run, rng, domains, final, shape, sequences_per_domain, steps)
+        summary = {
+            "parameters": 5_200_000,
+            "active_parameters": 1_300_000,
+            "flops_per_token": 7_800_000,
+            "learned": run.learned,
+            "tokens": 6_553_600,
+            "seconds": 80.0,
+            "tokens_per_second": float(20000 + 1000 * rng.standard_normal()),
+            "peak_memory_bytes": 700_000_000,
+            "versions": {"python": "3.11.7", "torch": "2.13.0", "deepspeed": "0.19.8"},
+            "commit": "0123456789abcdef0123456789abcdef01234567",
+            "hardware": "2 CPU cores, 8 GB",
+            "command": f"moe-testbed train configs/experiments/tiny.yaml seed={seed}",
+            "causal": run.causal,
+        }
+        (folder / "summary.json").write_text(json.dumps(summary))
+    manifest = {
+        "name": "packages8",
+        "vocabulary": 2048,
+        "domains": {
+            name: {
+                "sources": [{"package": f"{name}-corpus", "version": "1.0.0", "sha256": "ab" * 32}],
+                "licence": "MIT <permissive>",
+                "splits": {"train": {"tokens": 3_400_000 + 1000 * d}, "validation": {"tokens": 120_000}},
+            }
+            for d, name in enumerate(domains)
+        },
+    }
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
+def write_evaluation(
+    folder: Path,
+    run: FakeRun,
+    rng: np.random.Generator,
+    domains: tuple[str, ...],
+    final: np.ndarray,
+    shape: tuple[int, int, int],
+    sequences_per_domain: int,
+    step: int,
+) -> None:
+    """Write the last evaluation; 4,096 tokens a domain, two choices a token."""
+    num_layers, num_domains, num_experts = (0, *shape[1:]) if run.dense else shape
+    tokens = 4096
+    sequence_domain = np.repeat(np.arange(num_domains), sequences_per_domain)
+    shared = np.random.default_rng(7).normal(0, 0.3, (num_domains, sequences_per_domain))
+    deviation = shared + 0.02 * rng.standard_normal(shared.shape)
+    deviation -= deviation.mean(axis=1, keepdims=True)
+    owner = np.arange(num_experts) * num_domains // num_experts
+    counts = np.zeros((num_layers, num_domains, num_experts), dtype=np.int64)
+    shuffled = np.zeros_like(counts)
+    for layer in range(num_layers):
+        order = np.arange(num_experts) if run.router == "reference" else rng.permutation(num_experts)
+        preference = np.full((num_domains, num_experts), (1 - run.specialization) / num_experts)
+        own = owner[None, :] == np.arange(num_domains)[:, None]
+        preference += own / own.sum(axis=1, keepdims=True) * run.specialization
+        preference = preference[:, order] * np.exp(run.skew * rng.standard_normal(num_experts))
+        preference /= preference.sum(axis=1, keepdims=True)
+        counts[layer] = [rng.multinomial(2 * tokens, row) for row in preference]
+        shuffled[layer] = rng.multinomial(2 * tokens, preference.mean(axis=0), size=num_domains)
+    np.savez(
+        folder / "evaluations" / f"step_{step:08d}.npz",
+        step=step,
+        domains=np.array(domains),
+        tokens_D=np.full(num_domains, tokens),
+        loss_sum_D=final * tokens,
+        sequence_loss_N=(final[:, None] + deviation).reshape(-1),
+        sequence_domain_N=sequence_domain,
+        counts_top_1_YDE=counts // 2,
+        counts_top_k_YDE=counts,
+        dropped_YDE=(counts * run.drops).astype(np.int64),
+        shuffled_counts_top_k_YDE=shuffled,
+    )
+
+
+DEMO = {
+    "reference": FakeRun("reference", 0.0, 1.0, 0.1, description="oracle groups, learned top-2 inside"),
+    "reference_hash": FakeRun("reference", -0.03, 1.0, 0.05, description="oracle groups, hashed inside"),
+    "permuted_reference": FakeRun("permuted_reference", 0.38, 0.0, 0.1, description="reference, labels permuted"),
+    "top_k_global": FakeRun("top_k", 0.06, 0.55, 0.25, description="top-2, global-batch balance"),
+    "top_k_sequence": FakeRun("top_k", 0.12, 0.14, 0.1, description="top-2, sequence balance"),
+    "sigmoid_bias": FakeRun("sigmoid", 0.08, 0.48, 0.5, drops=0.03, description="sigmoid, loss-free bias"),
+    "hash": FakeRun("hash", 0.01, 0.1, 0.2, learned=False, description="token-id hash"),
+    "random": FakeRun("random", 0.45, 0.0, 0.0, learned=False, description="random experts"),
+    "expert_choice": FakeRun("expert_choice", 0.05, 0.6, 0.0, causal=False, description="experts choose; not causal"),
+    "dense": FakeRun("none", 0.22, dense=True, learned=False, description="dense, equal active parameters"),
+    "collapsed": FakeRun("top_k", 0.3, 0.1, 2.5, description="no balancing"),
+    "broken": FakeRun("top_k", 0, state="failed", reason="loss became nan at step 220 <script>alert(1)</script>"),
+    "late": FakeRun("top_k", 0, state="missing"),
+}
+
+
+@pytest.fixture
+def make_suite(tmp_path: Path) -> Callable[..., Path]:
+    """Writes a suite of the runs of DEMO, or of those with these labels, into a fresh folder of this name."""
+
+    def make(name: str = "demo", labels: tuple[str, ...] = tuple(DEMO), **options: Any) -> Path:
+        return write_suite(tmp_path / name, {label: DEMO[label] for label in labels}, **options)
+
+    return make

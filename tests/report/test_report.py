@@ -1,0 +1,141 @@
+"""report.html, figures/ and the terminal's table."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from moe_testbed.launcher.report import result_table, write_report
+from moe_testbed.launcher.report.words import headlines
+from moe_testbed.launcher.results import read_results
+
+MakeSuite = Callable[..., Path]
+
+
+class Page(HTMLParser):
+    """The page's text, the numbers that its tables sort by, and everything that it would load."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.text, self.values, self.loads, self.tags = "", [], [], []
+        self.feed(html)
+        self.text = " ".join(self.text.split())
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        attributes = dict(attrs)
+        self.values.append(attributes.get("data-value"))
+        self.loads += [attributes[name] for name in ("src", "href", "srcset", "data") if attributes.get(name)]
+
+    def handle_data(self, data: str) -> None:
+        self.text += f" {data}"
+
+
+def edit_sequences(folder: Path, noise: float) -> None:
+    """Add noise to a run's sequence losses that leaves its mean loss where it was."""
+    path = next((folder / "evaluations").glob("*.npz"))
+    with np.load(path) as arrays:
+        content = {name: arrays[name] for name in arrays.files}
+    deviation = noise * np.random.default_rng(0).standard_normal((8, len(content["sequence_loss_N"]) // 8))
+    content["sequence_loss_N"] = content["sequence_loss_N"] + (deviation - deviation.mean()).reshape(-1)
+    np.savez(path, **content)
+
+
+@pytest.fixture
+def small(make_suite: MakeSuite) -> Path:
+    return make_suite(num_layers=1, sequences_per_domain=4)
+
+
+def test_page_files_and_figures(small: Path) -> None:
+    paths = write_report(small)
+    html = paths.report_html.read_text()
+    page, results = Page(html), json.loads(paths.results_json.read_text())
+
+    for run in results["runs"]:
+        assert run["label"] in page.text
+        quantities = [run["loss"], *run["loss_by_domain"].values(), run["tokens_per_second"]]
+        quantities += [run["routing"]["top_k"][name] for name in ("domain_information", "purity", "max_violation")]
+        shown = [stat["mean"] for stat in quantities] + [run["recovered"]["value"]]
+        assert {str(value) for value in shown if value is not None} <= set(page.values)
+
+    assert "<script>alert(1)" not in html and "MIT <permissive>" not in html
+    assert "broken, seed 1: failed at step 220 of 400: loss became nan at step 220" in page.text
+    assert "late has no result: not started." in page.text
+    assert "not causal" in page.text
+    assert "MIT <permissive>" in page.text and "legal_english-corpus" in page.text
+    assert "moe-testbed train configs/experiments/tiny.yaml seed=1" in page.text
+
+    assert all(load.startswith(("data:", "#")) for load in page.loads)
+    assert page.tags.count("img") >= 15
+    styles = "".join(re.findall(r"<style>(.*?)</style>", html, re.S))
+    assert "@import" not in styles and "url(" not in styles
+    assert page.tags.count("script") == 1
+
+    names = {path.stem for path in (small / "figures").glob("*.svg")}
+    assert names == {path.stem for path in (small / "figures").glob("*.png")}
+    assert {"scatter", "loss_evaluation", "loss_train", "loss_by_domain", "layers", "routing_top_k_global"} <= names
+
+
+def test_the_same_folder_gives_the_same_page(make_suite: MakeSuite) -> None:
+    suite = make_suite(labels=("reference", "permuted_reference", "dense"), num_layers=1)
+    pages = [write_report(suite).report_html.read_bytes() for _ in range(2)]
+    assert pages[0] == pages[1]
+
+
+def test_the_first_line_says_whether_the_reference_wins(make_suite: MakeSuite) -> None:
+    def first(suite: Path) -> tuple[str, str]:
+        line = headlines(read_results(suite))[0]
+        return line.tone, line.text
+
+    suite = make_suite(noise=0.0, reference=("reference", "reference_hash"))
+    tone, text = first(suite)
+    assert tone == "good" and text.startswith("The reference wins: reference_hash leads hash, the best other router")
+    assert "by 0.040 nats per token" in text and "one seed: the noise of training is not in it" in text
+    assert "Of the learned routers top_k_global comes closest, 0.090 nats per token behind." in text
+
+    suite = make_suite("beaten", noise=0.0)
+    assert first(suite) == (
+        "bad",
+        next(line.text for line in headlines(read_results(suite)) if "does not win" in line.text),
+    )
+    assert "The reference does not win: reference_hash is 0.030 nats per token better than reference" in first(suite)[1]
+
+    (suite / "permuted_reference-seed1" / "status.json").unlink()
+    lines = [line.text for line in headlines(read_results(suite))]
+    assert "Recovered is undefined: no run of the control finished." in lines
+
+    (suite / "reference-seed1" / "status.json").unlink()
+    assert first(suite) == ("bad", "No run of the reference finished, so that nothing can be said about the gap to it.")
+
+
+def test_a_lead_within_noise_is_called_so(make_suite: MakeSuite) -> None:
+    suite = make_suite(reference=("hash",), control="top_k_sequence", noise=0.0)
+    for label in ("reference", "reference_hash"):
+        (suite / f"{label}-seed1" / "status.json").unlink()
+    edit_sequences(suite / "top_k_global-seed1", noise=1.0)
+    assert headlines(read_results(suite))[0].text.startswith("The reference's win is within noise: hash leads")
+
+
+def test_a_suite_without_any_result_still_has_a_report(make_suite: MakeSuite) -> None:
+    suite = make_suite()
+    for path in suite.glob("*/status.json"):
+        path.unlink()
+    page = Page(write_report(suite).report_html.read_text())
+    assert "0 of 13 trainings finished" in page.text
+    assert "img" not in page.tags
+
+
+def test_terminal_table(small: Path) -> None:
+    results = read_results(small)
+    lines = result_table(results).splitlines()
+    assert lines[0].split()[:3] == ["Run", "Role", "Loss"]
+    assert lines[2].startswith("reference ")
+    assert all(len(line) <= len(lines[1]) for line in lines[2:15])
+    assert "late, seed 1: missing: not started" in lines
+    assert lines[-1].startswith("Loss: validation, nats per token")

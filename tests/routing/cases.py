@@ -1,0 +1,106 @@
+"""The small problem on which all routers are tried: four domains of unequal weight, and packed sequences."""
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from moe_testbed.routing import routers
+from moe_testbed.routing.records import RouterSetting, RoutingContext, RoutingDecision
+from moe_testbed.routing.router import ROUTERS, Router
+from tests.routing.oracles import ORACLES
+
+assert routers.__all__
+
+DOMAINS = ("prose", "code", "law", "music")
+DOMAIN_WEIGHTS = (0.4, 0.3, 0.2, 0.1)
+HIDDEN, VOCABULARY, SEQUENCES, LENGTH, LAYER = 6, 50, 3, 4, 1
+
+Case = tuple[str, dict[str, Any]]
+
+
+def cases(names: list[str] | None = None) -> list[Case]:
+    """(router, options) of every registered router, with the options that its oracle lists."""
+    return [
+        (name, options)
+        for name in names or ROUTERS.names()
+        for options in (ORACLES[name].options if name in ORACLES else [{}])
+    ]
+
+
+def case_id(case: Case) -> str:
+    name, options = case
+    return "-".join([name, *(f"{option}={value}" for option, value in options.items())])
+
+
+def make_setting(top_k: int = 2, num_experts: int = 24, layer: int = LAYER, seed: int = 7) -> RouterSetting:
+    counts_DV = torch.randint(1, 1000, (len(DOMAINS), VOCABULARY), generator=torch.Generator().manual_seed(3))
+    return RouterSetting(num_experts, top_k, HIDDEN, layer, seed, DOMAINS, DOMAIN_WEIGHTS, counts_DV)
+
+
+def make_router(case: Case, top_k: int = 2, **setting: int) -> Router:
+    """A router whose scores are well apart, so that a choice never hangs on rounding."""
+    name, options = case
+    # With inside: all every domain's group holds exactly K experts.
+    setting.setdefault("num_experts", len(DOMAINS) * top_k if options.get("inside") == "all" else 24)
+    cls = ROUTERS.get(name)
+    router = cls(cls.Config(name=name, **options), make_setting(top_k, **setting))
+    with torch.no_grad():
+        for parameter in router.parameters():
+            parameter.normal_()
+    return router
+
+
+def make_context(sequences: int = SEQUENCES, length: int = LENGTH, seed: int = 5) -> RoutingContext:
+    """Packed sequences: the domain changes inside them."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(high: int, *shape: int) -> Tensor:
+        return torch.randint(high, shape, generator=generator)
+
+    domain_BL = draw(len(DOMAINS), sequences, 2).repeat_interleave(length // 2, dim=1)
+    return RoutingContext(
+        token_ids_BL=draw(VOCABULARY, sequences, length),
+        domain_BL=domain_BL,
+        document_BL=domain_BL + 10 * torch.arange(sequences)[:, None],
+        position_BL=torch.arange(length).expand(sequences, length),
+        sequence_B=100 + 3 * torch.arange(sequences),
+        step=2,
+        layer=LAYER,
+    )
+
+
+def single_domain_context(sequences: int, length: int = 2) -> RoutingContext:
+    """Sequence b is wholly of domain b mod D."""
+    context = make_context(sequences, length)
+    domain_B = torch.arange(sequences) % len(DOMAINS)
+    return replace(context, domain_BL=domain_B[:, None].expand(sequences, length), sequence_B=torch.arange(sequences))
+
+
+def rows(context: RoutingContext, chosen: slice) -> RoutingContext:
+    """The context of some of the sequences."""
+    return replace(
+        context,
+        token_ids_BL=context.token_ids_BL[chosen],
+        domain_BL=context.domain_BL[chosen],
+        document_BL=context.document_BL[chosen],
+        position_BL=context.position_BL[chosen],
+        sequence_B=context.sequence_B[chosen],
+    )
+
+
+def hidden_states(context: RoutingContext, dtype: torch.dtype = torch.float32, seed: int = 11) -> Tensor:
+    T = context.token_ids_BL.numel()
+    return torch.randn(T, HIDDEN, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+
+
+def assert_same_decision(actual: RoutingDecision, expected: RoutingDecision, **tolerance: float) -> None:
+    """The same experts, and the same numbers within ``tolerance`` (exactly, if none is given)."""
+    tolerance = tolerance or {"rtol": 0.0, "atol": 0.0}
+    assert torch.equal(actual.expert_ids_TK, expected.expert_ids_TK)
+    for name in ("weights_TK", "probabilities_TE", "logits_TE"):
+        a, b = getattr(actual, name), getattr(expected, name)
+        assert (a is None) == (b is None), name
+        if a is not None:
+            torch.testing.assert_close(a, b, **tolerance, msg=lambda message, name=name: f"{name}: {message}")

@@ -1,0 +1,151 @@
+"""What configs may say of routing, and what is answered when they say something else."""
+
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from moe_testbed.routing.balancer import BALANCERS
+from moe_testbed.routing.config import RoutingConfig
+from moe_testbed.routing.registry import Registry
+from moe_testbed.routing.router import ROUTERS
+from moe_testbed.routing.scopes import Scope
+
+
+def parse(router: Any, balance: Any = None) -> RoutingConfig:
+    return RoutingConfig.model_validate({"router": router, "balance": balance})
+
+
+def refused(router: Any, balance: Any = None) -> str:
+    with pytest.raises(ValidationError) as error:
+        parse(router, balance)
+    return str(error.value)
+
+
+def test_the_catalogue():
+    assert set(ROUTERS.names()) >= {
+        "frozen",
+        "hash",
+        "permuted_reference",
+        "random",
+        "reference",
+        "sigmoid",
+        "top_k",
+        "top_k_softmax",
+    }
+    assert set(BALANCERS.names()) >= {"load_balancing_loss", "loss_free_bias", "z_loss"}
+
+
+@pytest.mark.parametrize("name", ROUTERS.names())
+def test_every_router_is_built_from_its_name_alone(name: str):
+    config = parse({"name": name}).router
+    assert type(config) is ROUTERS.get(name).Config
+    assert config.name == name == type(config)().name
+
+
+@pytest.mark.parametrize("name", BALANCERS.names())
+def test_every_balancer_is_built_from_its_name_alone(name: str):
+    config = parse({"name": "top_k"}, {name: {}}).balance[name]
+    assert type(config) is BALANCERS.get(name).Config
+    assert config.name == name == type(config)().name
+
+
+def test_a_resolved_config_loads_back_equal():
+    config = parse(
+        {"name": "sigmoid", "route_scale": 2.5},
+        {"loss_free_bias": {"scope": "sequence"}, "extra": {"name": "load_balancing_loss", "scope": "token"}},
+    )
+    assert RoutingConfig.model_validate(config.model_dump(mode="json")) == config
+    assert RoutingConfig.model_validate_json(config.model_dump_json()) == config
+
+
+def test_an_unknown_router_names_the_nearest_and_all_others():
+    message = refused({"name": "topk"})
+    assert "Unknown router 'topk'. Did you mean 'top_k'? Available: " in message
+    assert ", ".join(ROUTERS.names()) in message
+    assert "Did you mean" not in refused({"name": "zzzzzz"})
+
+
+def test_a_router_needs_a_name():
+    assert "a router needs a name: one of frozen, hash" in refused({"normalise": True})
+    assert "Unknown router '['top_k']'" in refused({"name": ["top_k"]})
+
+
+def test_an_unknown_option_is_named():
+    message = refused({"name": "top_k", "normalize": True})
+    assert "normalize" in message and "Extra inputs are not permitted" in message
+    message = refused({"name": "top_k"}, {"load_balancing_loss": {"scopes": "token"}})
+    assert "balance.load_balancing_loss.scopes" in message
+
+
+@pytest.mark.parametrize(
+    ("router", "field"),
+    [
+        ({"name": "sigmoid", "route_scale": 0}, "route_scale"),
+        ({"name": "hash", "table": "even"}, "table"),
+        ({"name": "reference", "groups": "none"}, "groups"),
+        ({"name": "permuted_reference", "inside": "random"}, "inside"),
+    ],
+)
+def test_values_out_of_range_are_named(router: dict[str, Any], field: str):
+    assert f"router.{field}" in refused(router)
+
+
+@pytest.mark.parametrize("balance", [None, "none", {}, {"load_balancing_loss": None}])
+def test_balance_may_be_none(balance: Any):
+    assert parse({"name": "top_k"}, balance).balance == {}
+
+
+def test_null_takes_one_balancer_out():
+    config = parse({"name": "top_k"}, {"load_balancing_loss": None, "z_loss": {}})
+    assert list(config.balance) == ["z_loss"]
+
+
+def test_a_label_may_differ_from_the_name():
+    balance = {
+        "load_balancing_loss": {"coefficient": 0.01},
+        "within_sequences": {"name": "load_balancing_loss", "scope": "sequence", "coefficient": 1e-4},
+    }
+    config = parse({"name": "top_k"}, balance)
+    assert {label: one.name for label, one in config.balance.items()} == dict.fromkeys(balance, "load_balancing_loss")
+    scopes = {label: one.scope for label, one in config.balance.items()}  # type: ignore[attr-defined]
+    assert scopes == {"load_balancing_loss": Scope.GLOBAL_BATCH, "within_sequences": Scope.SEQUENCE}
+
+
+def test_an_unknown_balancer_names_the_nearest():
+    assert "Unknown balancer 'zloss'. Did you mean 'z_loss'?" in refused({"name": "top_k"}, {"zloss": {}})
+    assert "Unknown balancer 'mine'. Available:" in refused({"name": "top_k"}, {"mine": {"coefficient": 1.0}})
+
+
+def test_balance_must_be_a_mapping():
+    message = refused({"name": "top_k"}, ["z_loss"])
+    assert "expected a mapping of balancers (load_balancing_loss" in message and "or none, got ['z_loss']" in message
+
+
+@pytest.mark.parametrize(
+    "router",
+    [
+        {"name": "hash"},
+        {"name": "random"},
+        {"name": "reference", "inside": "hash"},
+        {"name": "permuted_reference", "inside": "all"},
+    ],
+)
+def test_a_router_without_scores_cannot_be_balanced(router: dict[str, Any]):
+    message = refused(router, {"z_loss": {}, "loss_free_bias": {}})
+    assert f"the router '{router['name']}' has no scores that z_loss, loss_free_bias could balance" in message
+    assert "set routing.balance to none" in message
+    assert parse(router, "none").router.name == router["name"]
+
+
+def test_configs_are_frozen():
+    with pytest.raises(ValidationError, match="frozen"):
+        parse({"name": "top_k"}).router.normalise = False  # type: ignore[attr-defined]
+
+
+def test_a_name_is_given_once():
+    registry: Registry[object] = Registry("thing")
+    registry.register("one")(int)
+    assert registry.get("one") is int and registry.names() == ["one"]
+    with pytest.raises(AssertionError, match="thing 'one' is registered twice"):
+        registry.register("one")(str)

@@ -1,0 +1,176 @@
+"""The load and the load-balancing loss in every scope, against loops over tokens."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from moe_testbed.routing.balancers.load_balancing_loss import load_balancing_loss
+from moe_testbed.routing.records import NO_EXPERT, RoutingContext, RoutingDecision
+from moe_testbed.routing.scopes import Scope, count_assignments, load_in_scope
+from tests.routing.cases import DOMAINS, make_context, make_router
+from tests.routing.naive_balance import NaiveLayer, count, naive_loss
+
+NARROW = [Scope.TOKEN, Scope.SEQUENCE, Scope.MICRO_BATCH]
+SIZES = [(4, 1), (8, 2), (6, 3), (16, 5), (5, 5)]
+
+
+def draw_experts(tokens: int, num_experts: int, top_k: int) -> Tensor:
+    """K different experts for every token; some choices are no expert's."""
+    expert_ids_TK = torch.rand(tokens, num_experts).argsort(-1)[:, :top_k]
+    return expert_ids_TK.masked_fill(torch.rand(tokens, top_k) < 0.2, NO_EXPERT)
+
+
+def decision_of(expert_ids_TK: Tensor, probabilities_TE: Tensor) -> RoutingDecision:
+    return RoutingDecision(expert_ids_TK, torch.ones(expert_ids_TK.shape), probabilities_TE)
+
+
+def naive_layer(decision: RoutingDecision, context: RoutingContext) -> NaiveLayer:
+    assert decision.probabilities_TE is not None
+    valid = [True] * len(decision.expert_ids_TK) if context.valid_BL is None else context.valid_BL.flatten().tolist()
+    return NaiveLayer(decision.expert_ids_TK.tolist(), decision.probabilities_TE, valid)
+
+
+def loss_and_gradient(
+    scope: Scope,
+    logits_TE: Tensor,
+    expert_ids_TK: Tensor,
+    context: RoutingContext,
+    wider_counts_E: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    logits_TE = logits_TE.clone().requires_grad_()
+    decision = decision_of(expert_ids_TK, logits_TE.softmax(-1))
+    loss = load_balancing_loss(load_in_scope(scope, decision, context, wider_counts_E))
+    return loss, torch.autograd.grad(loss, logits_TE)[0]
+
+
+@pytest.mark.parametrize("padded", [False, True], ids=["whole", "padded"])
+@pytest.mark.parametrize("scope", list(Scope))
+def test_loss_and_gradient_are_those_of_the_loops(scope: Scope, padded: bool):
+    context, E = make_context(4, 6), 7
+    if padded:
+        # The last sequence is all padding, and so are some tokens elsewhere.
+        valid_BL = torch.rand(4, 6) < 0.7
+        valid_BL[3] = False
+        context = replace(context, valid_BL=valid_BL)
+    logits_TE = torch.randn(24, E, dtype=torch.float64)
+    expert_ids_TK = draw_experts(24, E, 3)
+    wider_counts = None if scope in NARROW else [5, 0, 9, 2, 2, 31, 1]
+    wider_counts_E = None if wider_counts is None else torch.tensor(wider_counts)
+    loss, gradient_TE = loss_and_gradient(scope, logits_TE, expert_ids_TK, context, wider_counts_E)
+
+    naive_TE = logits_TE.clone().requires_grad_()
+    layer = naive_layer(decision_of(expert_ids_TK, naive_TE.softmax(-1)), context)
+    naive = naive_loss(layer, scope.value if scope in NARROW else "micro_batch", 6, wider_counts)
+    torch.testing.assert_close(loss, naive, rtol=1e-10, atol=0)
+    torch.testing.assert_close(gradient_TE, torch.autograd.grad(naive, naive_TE)[0], rtol=1e-10, atol=1e-14)
+    if padded:
+        assert (gradient_TE[~context.valid_BL.flatten()] == 0).all()
+
+
+@pytest.mark.parametrize("scope", NARROW)
+def test_what_padding_holds_changes_nothing(scope: Scope):
+    context, E = make_context(4, 6), 7
+    context = replace(context, valid_BL=torch.rand(4, 6) < 0.6)
+    padding_T = ~context.valid_BL.flatten()
+    logits_TE, expert_ids_TK = torch.randn(24, E), draw_experts(24, E, 2)
+    loss, _ = loss_and_gradient(scope, logits_TE, expert_ids_TK, context)
+    logits_TE[padding_T] = 50.0 * torch.eye(E)[0]
+    expert_ids_TK[padding_T] = torch.tensor([0, 1])
+    assert loss_and_gradient(scope, logits_TE, expert_ids_TK, context)[0] == loss
+
+
+def test_counts_are_those_of_a_loop():
+    expert_ids_TK, valid_T = draw_experts(40, 9, 3), torch.rand(40) < 0.5
+    layer = NaiveLayer(expert_ids_TK.tolist(), torch.zeros(40, 9), [True] * 40)
+    assert count_assignments(expert_ids_TK, 9).tolist() == count([layer], 9)
+    assert count_assignments(expert_ids_TK, 9, valid_T).tolist() == count([replace(layer, valid=valid_T.tolist())], 9)
+
+
+@pytest.mark.parametrize("scope", list(Scope))
+@pytest.mark.parametrize(("num_experts", "top_k"), SIZES)
+def test_uniform_probabilities_give_one_whatever_the_counts(num_experts: int, top_k: int, scope: Scope):
+    context = make_context(3, 4)
+    expert_ids_TK = torch.rand(12, num_experts).argsort(-1)[:, :top_k]
+    wider_E = None if scope in NARROW else torch.randint(1, 9, (num_experts,))
+    loss, _ = loss_and_gradient(scope, torch.zeros(12, num_experts), expert_ids_TK, context, wider_E)
+    assert loss.item() == pytest.approx(1.0, abs=1e-6)
+
+
+@pytest.mark.parametrize("scope", [scope for scope in Scope if scope is not Scope.TOKEN])
+@pytest.mark.parametrize(("num_experts", "top_k"), SIZES)
+def test_even_counts_give_one_whatever_the_probabilities(num_experts: int, top_k: int, scope: Scope):
+    """In every sequence each expert is chosen K times."""
+    context = make_context(2, 2 * num_experts)
+    places = torch.arange(4 * num_experts)
+    expert_ids_TK = (places[:, None] + torch.arange(top_k)) % num_experts
+    logits_TE = torch.randn(len(places), num_experts)
+    wider_E = None if scope in NARROW else torch.full((num_experts,), 12)
+    loss, gradient_TE = loss_and_gradient(scope, logits_TE, expert_ids_TK, context, wider_E)
+    assert loss.item() == pytest.approx(1.0, abs=1e-6)
+    assert gradient_TE.abs().max() < 1e-7
+
+
+@pytest.mark.parametrize("scope", list(Scope))
+@pytest.mark.parametrize(("num_experts", "top_k"), SIZES)
+def test_all_tokens_on_the_same_experts(num_experts: int, top_k: int, scope: Scope):
+    """E / K times the probability that lies on them; E p for one expert."""
+    context = make_context(3, 4)
+    expert_ids_TK = torch.arange(top_k).expand(12, top_k)
+    logits_TE = torch.randn(12, num_experts)
+    wider_E = None if scope in NARROW else 40 * (torch.arange(num_experts) < top_k)
+    loss, _ = loss_and_gradient(scope, logits_TE, expert_ids_TK, context, wider_E)
+    probability = logits_TE.softmax(-1)[:, :top_k].sum(-1).mean().item()
+    assert loss.item() == pytest.approx(num_experts / top_k * probability, rel=1e-5)
+
+
+def test_a_token_without_any_expert_counts_nowhere():
+    context = make_context(1, 4)
+    expert_ids_TK = torch.tensor([[NO_EXPERT, NO_EXPERT], [0, NO_EXPERT], [1, 0], [2, 1]])
+    load = load_in_scope(Scope.SEQUENCE, decision_of(expert_ids_TK, torch.full((4, 4), 0.25)), context)
+    torch.testing.assert_close(load.fractions_GE, torch.tensor([[0.4, 0.4, 0.2, 0.0]]))
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_counts_over_all_ranks_give_the_loss_and_gradient_of_the_concatenated_batch(ranks: int):
+    """Ranks average their gradients."""
+    context, E = make_context(2 * ranks, 4), 6
+    logits_TE, expert_ids_TK = torch.randn(8 * ranks, E, dtype=torch.float64), draw_experts(8 * ranks, E, 2)
+    whole, whole_TE = loss_and_gradient(Scope.MICRO_BATCH, logits_TE, expert_ids_TK, context)
+    counts_E = count_assignments(expert_ids_TK, E)
+    losses, gradients = [], []
+    for rank in range(ranks):
+        tokens = slice(8 * rank, 8 * rank + 8)
+        part = make_context(2, 4)
+        loss, gradient_TE = loss_and_gradient(
+            Scope.DATA_PARALLEL, logits_TE[tokens], expert_ids_TK[tokens], part, counts_E
+        )
+        losses.append(loss)
+        gradients.append(gradient_TE / ranks)
+    torch.testing.assert_close(torch.stack(losses).mean(), whole, rtol=1e-12, atol=0)
+    torch.testing.assert_close(torch.cat(gradients), whole_TE, rtol=1e-10, atol=1e-15)
+
+
+@pytest.mark.parametrize(("num_experts", "top_k"), [(16, 1), (16, 2), (24, 3)])
+def test_perfect_routing_by_domain_is_balanced_over_the_batch_and_not_over_a_sequence(num_experts: int, top_k: int):
+    """Single-domain sequences: each uses the E_d experts of its domain evenly, so its own loss is E / E_d."""
+    D, size = len(DOMAINS), num_experts // len(DOMAINS)
+    router = make_router(("reference", {}), top_k, num_experts=num_experts)
+    context = make_context(D, size)
+    context = replace(context, domain_BL=torch.arange(D)[:, None].expand(D, size))
+    # Scores that make token l of domain d choose the experts l, l + 1, ... of its group.
+    wanted_TK = torch.tensor([[size * d + (l + j) % size for j in range(top_k)] for d in range(D) for l in range(size)])
+    logits_TE = torch.zeros(D * size, num_experts).scatter_(1, wanted_TK, 2.0)
+    router.scorer = torch.nn.Identity()
+    decision = router(logits_TE, context)
+    assert torch.equal(decision.expert_ids_TK.sort(-1).values, wanted_TK.sort(-1).values)
+
+    over_batch = load_balancing_loss(load_in_scope(Scope.MICRO_BATCH, decision, context))
+    assert over_batch.item() == pytest.approx(1.0, rel=1e-6)
+    over_sequences = load_balancing_loss(load_in_scope(Scope.SEQUENCE, decision, context))
+    assert over_sequences.item() == pytest.approx(num_experts / size, rel=1e-6)
+
+
+def test_scopes_are_named_as_configs_write_them():
+    assert {scope.value for scope in Scope} >= {"token", "sequence", "micro_batch", "data_parallel", "global_batch"}

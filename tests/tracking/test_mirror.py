@@ -1,0 +1,266 @@
+"""The mirror, against a real SQLite store read back through MLflow's own client."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+from moe_testbed.launcher.ledger import MAX_METRIC_KEYS, flatten, new_points, read_ledger, write_ledger
+from moe_testbed.launcher.tracking import Mirror, SuiteMirror
+
+mlflow_tracking = pytest.importorskip("mlflow.tracking")
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """One SQLite store for the module: its first use migrates the database."""
+    return f"sqlite:///{tmp_path_factory.mktemp('store') / 'mlflow.db'}"
+
+
+@pytest.fixture
+def client(store: str, monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
+    return mlflow_tracking.MlflowClient(store)
+
+
+def make_run(folder: Path, steps: int = 30, **config: object) -> Path:
+    (folder / "evaluations").mkdir(parents=True)
+    content = {"name": folder.name, "training": {"steps": steps, "betas": [0.9, 0.95]}, **config}
+    (folder / "config.yaml").write_text(yaml.safe_dump(content))
+    (folder / "summary.json").write_text('{"parameters": 5}')
+    (folder / "status.json").write_text(json.dumps({"state": "finished", "step": steps, "steps": steps}))
+    np.savez(
+        folder / "evaluations" / "step_00000030.npz",
+        step=30,
+        domains=np.array(["law", "music"]),
+        counts_top_k_YDE=np.arange(12).reshape(1, 2, 6),
+    )
+    return folder
+
+
+def append(folder: Path, steps: Iterator[int] | range, extra: str = "", **values: object) -> None:
+    with (folder / "metrics.jsonl").open("a") as file:
+        for step in steps:
+            line = {"kind": "train", "step": step, "seconds": step / 10, "loss": 5.0 / step, **values}
+            file.write(json.dumps(line) + "\n")
+        file.write(extra)
+
+
+def ledger_of(folder: Path, store: str) -> Any:
+    return read_ledger(folder, store)
+
+
+def test_a_finished_run_is_all_there(tmp_path: Path, client: Any, store: str) -> None:
+    run_dir = make_run(tmp_path / "all")
+    append(run_dir, range(1, 31))
+    evaluation = {"kind": "evaluation", "step": 30, "cross_entropy": 2.5, "cross_entropy/law & order": 2.0}
+    with (run_dir / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps(evaluation) + "\n")
+    mirror = Mirror(run_dir, "everything")
+    assert mirror.push()
+    assert mirror.finish()
+
+    run = client.get_run(ledger_of(run_dir, store).run_id)
+    assert run.info.status == "FINISHED"
+    assert run.info.run_name == "all"
+    assert client.get_experiment(run.info.experiment_id).name == "everything"
+    assert run.data.params == {"name": "all", "training.steps": "30", "training.betas": "[0.9, 0.95]"}
+    history = client.get_metric_history(run.info.run_id, "train/loss")
+    assert [(point.step, point.value) for point in history] == [(step, 5.0 / step) for step in range(1, 31)]
+    assert run.data.metrics["evaluation/cross_entropy/law _ order"] == 2.0
+    artifacts = {artifact.path for artifact in client.list_artifacts(run.info.run_id)}
+    assert artifacts == {"config.yaml", "summary.json", "status.json", "evaluations", "matrices"}
+    table = Path(client.download_artifacts(run.info.run_id, "matrices/counts_top_k.csv", str(tmp_path))).read_text()
+    assert table.splitlines()[:2] == ["moe_layer,domain,expert,assignments", "0,law,0,0"]
+    assert table.splitlines()[-1] == "0,music,5,11"
+
+
+def test_a_continued_run_is_one_run_without_duplicates(tmp_path: Path, client: Any, store: str) -> None:
+    run_dir = make_run(tmp_path / "continued")
+    append(run_dir, range(1, 21), extra='{"kind": "train", "step": 21, "lo')
+    assert Mirror(run_dir, "resume").push()
+    first = ledger_of(run_dir, store).run_id
+
+    append(run_dir, range(11, 31), extra="")  # from the checkpoint of step 10, behind the cut-off line
+    second = Mirror(run_dir, "resume")
+    assert second.push()
+    assert second.finish("failed")
+    assert ledger_of(run_dir, store).run_id == first
+    history = client.get_metric_history(first, "train/loss")
+    assert [point.step for point in history] == list(range(1, 31))
+    assert client.get_run(first).info.status == "FAILED"
+
+    append(run_dir, range(31, 33))  # started again after its end
+    assert Mirror(run_dir, "resume").push()
+    assert client.get_run(first).info.status == "RUNNING"
+    experiment = client.get_experiment_by_name("resume")
+    assert len(client.search_runs([experiment.experiment_id])) == 1
+
+
+def test_a_mirror_killed_between_sending_and_remembering_sends_nothing_twice(
+    tmp_path: Path, client: Any, store: str
+) -> None:
+    run_dir = make_run(tmp_path / "killed")
+    append(run_dir, range(1, 11))
+    Mirror(run_dir, "killed").push()
+    run_id = ledger_of(run_dir, store).run_id
+    forgetful = {"run_id": None, "offset": 0, "steps": {}, "described": False}
+    ledger = json.loads((run_dir / "mlflow.json").read_text())
+    (run_dir / "mlflow.json").write_text(json.dumps({**ledger, **forgetful}))
+    append(run_dir, range(11, 13))
+    assert Mirror(run_dir, "killed").push()
+    assert ledger_of(run_dir, store).run_id == run_id
+    assert [point.step for point in client.get_metric_history(run_id, "train/loss")] == list(range(1, 13))
+
+
+def test_a_file_cut_back_to_a_checkpoint_is_read_again(tmp_path: Path, client: Any, store: str) -> None:
+    run_dir = make_run(tmp_path / "cut")
+    append(run_dir, range(1, 21))
+    Mirror(run_dir, "cut").push()
+    (run_dir / "metrics.jsonl").unlink()
+    append(run_dir, range(1, 11))
+    assert Mirror(run_dir, "cut").push()
+    append(run_dir, range(11, 26))
+    assert Mirror(run_dir, "cut").push()
+    history = client.get_metric_history(ledger_of(run_dir, store).run_id, "train/loss")
+    assert [point.step for point in history] == list(range(1, 26))
+
+
+def test_values_that_are_not_finite_stay_out_and_keys_are_bounded(tmp_path: Path, client: Any, store: str) -> None:
+    run_dir = make_run(tmp_path / "wild", steps=3, long="x" * 9000)
+    many = {f"value_{number:04d}": 1.0 for number in range(2 * MAX_METRIC_KEYS)}
+    append(run_dir, range(1, 3), gradient_norm=float("nan"), learning_rate=float("inf"), **many)
+    assert Mirror(run_dir, "wild").finish()
+    run = client.get_run(ledger_of(run_dir, store).run_id)
+    assert len(run.data.metrics) == MAX_METRIC_KEYS
+    assert "train/loss" in run.data.metrics
+    assert not {"train/gradient_norm", "train/learning_rate"} & set(run.data.metrics)
+    assert run.data.params["long"] == "x" * 6000
+
+
+def test_a_store_that_lost_the_run_gets_it_anew(tmp_path: Path, client: Any, store: str) -> None:
+    run_dir = make_run(tmp_path / "lost")
+    append(run_dir, range(1, 4))
+    Mirror(run_dir, "lost").push()
+    ledger = json.loads((run_dir / "mlflow.json").read_text())
+    (run_dir / "mlflow.json").write_text(json.dumps({**ledger, "run_id": "0" * 32}))
+    assert Mirror(run_dir, "lost").finish()
+    run_id = ledger_of(run_dir, store).run_id
+    assert len(client.get_metric_history(run_id, "train/loss")) == 3
+
+
+class _Refusing(BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        self.send_error(500)
+
+    do_POST = do_GET
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+
+def test_an_unreachable_store_is_told_once_and_caught_up_with_later(
+    tmp_path: Path, client: Any, store: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server = HTTPServer(("127.0.0.1", 0), _Refusing)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    for name, value in (("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0"), ("MLFLOW_TRACKING_URI", "")):
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{server.server_port}")
+    run_dir = make_run(tmp_path / "away")
+    append(run_dir, range(1, 6))
+    mirror = Mirror(run_dir, "away")
+    assert not mirror.push()
+    assert not mirror.push()
+    assert not mirror.finish()
+    server.shutdown()
+    server.server_close()
+    assert capsys.readouterr().err.count("MLflow store not reached") == 1
+
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
+    assert Mirror(run_dir, "away").finish()
+    assert len(client.get_metric_history(ledger_of(run_dir, store).run_id, "train/loss")) == 5
+
+
+def test_a_suite_is_a_parent_run_with_its_report(tmp_path: Path, client: Any, store: str) -> None:
+    suite = tmp_path / "demo"
+    own = make_run(suite / "early-seed1")
+    append(own, range(1, 4))
+    assert Mirror(own, "suites").finish()
+    append(make_run(suite / "later-seed1"), range(1, 4))
+    (suite / "later-seed1" / "status.json").write_text('{"state": "running"}')
+    (suite / "report.html").write_text("<p>")
+    (suite / "figures").mkdir()
+    (suite / "figures" / "scatter.svg").write_text("<svg/>")
+
+    mirror = SuiteMirror(suite, "suites", interval=0.01)
+    mirror.start()
+    parent = mirror.parent()
+    assert mirror.finish()
+    assert mirror.finish()
+    assert SuiteMirror(suite, "suites").parent() == parent
+
+    runs = client.search_runs([client.get_experiment_by_name("suites").experiment_id])
+    assert len(runs) == 3
+    children = {run.info.run_name: run for run in runs if run.info.run_id != parent}
+    assert {run.data.tags["mlflow.parentRunId"] for run in children.values()} == {parent}
+    assert children["early-seed1"].info.status == "FINISHED"
+    assert children["later-seed1"].info.status == "KILLED"
+    assert {artifact.path for artifact in client.list_artifacts(parent)} == {"report.html", "figures"}
+
+
+def _mirror(run_dir: Path) -> None:
+    raise SystemExit(0 if Mirror(run_dir, "race").finish() else 1)
+
+
+@pytest.mark.slow
+def test_two_runs_side_by_side_create_one_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    uri = f"sqlite:///{tmp_path / 'fresh.db'}"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    folders = [make_run(tmp_path / name) for name in ("one", "two")]
+    for folder in folders:
+        append(folder, range(1, 4))
+    context = multiprocessing.get_context("spawn")
+    processes = [context.Process(target=_mirror, args=(folder,)) for folder in folders]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(120)
+    assert [process.exitcode for process in processes] == [0, 0]
+    client = mlflow_tracking.MlflowClient(uri)
+    assert len(client.search_runs([client.get_experiment_by_name("race").experiment_id])) == 2
+
+
+def test_the_default_store_is_in_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from moe_testbed.launcher import tracking
+
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.chdir(tmp_path)
+    assert tracking._tracking_uri() == f"sqlite:///{tmp_path / 'mlflow.db'}"
+
+
+def test_flatten() -> None:
+    config = {"a": {"b": 1, "c": None}, "d": [1, "x"], "e": {}, "f & g": True, "h": "text"}
+    assert flatten(config) == {"a.b": "1", "a.c": "null", "d": '[1, "x"]', "e": "{}", "f _ g": "true", "h": "text"}
+
+
+def test_batches_are_bounded_and_the_ledger_moves_with_them(tmp_path: Path) -> None:
+    append(tmp_path, range(1, 701), cross_entropy=1.0)
+    ledger = read_ledger(tmp_path, "store")
+    batches = list(new_points(tmp_path / "metrics.jsonl", ledger))
+    assert [len(points) for points, _ in batches] == [1000, 400]
+    assert [sent.steps for _, sent in batches] == [{"train": 500}, {"train": 700}]
+    write_ledger(tmp_path, batches[0][1])
+    again = [points for points, _ in new_points(tmp_path / "metrics.jsonl", read_ledger(tmp_path, "store"))]
+    assert again == [batches[1][0]]
+    assert read_ledger(tmp_path, "another store").run_id is None
+    assert read_ledger(tmp_path, "another store").offset == 0
