@@ -6,13 +6,18 @@ from typing import Literal
 
 from pydantic import BaseModel, Field, model_validator
 
+# Grouped matrix products take rows of whole 16 bytes: eight numbers in bfloat16.
+ALIGNMENT = 8
+
 
 class MoEConfig(BaseModel, extra="forbid", frozen=True):
     """The mixture-of-experts layers."""
 
     num_experts: int = Field(gt=0, description="routed experts of each MoE layer (E)")
     top_k: int = Field(gt=0, description="experts per token (K)")
-    expert_hidden_size: int = Field(gt=0, description="width of each expert's feed-forward layer")
+    expert_hidden_size: int = Field(
+        gt=0, multiple_of=ALIGNMENT, description=f"width of each expert's feed-forward layer, a multiple of {ALIGNMENT}"
+    )
     every: int = Field(1, gt=0, description="every n-th layer is an MoE layer: the layers n, 2n, ... counted from 1")
     num_shared_experts: int = Field(0, ge=0, description="experts that every token uses, outside the routing")
     dispatch: Literal["dropless", "capacity"] = Field(
@@ -35,7 +40,9 @@ class ModelConfig(BaseModel, extra="forbid", frozen=True):
     """A decoder-only language model."""
 
     num_layers: int = Field(gt=0)
-    hidden_size: int = Field(gt=0, description="model width (D)")
+    hidden_size: int = Field(
+        gt=0, multiple_of=ALIGNMENT, description=f"model width (D), a multiple of {ALIGNMENT}"
+    )
     num_heads: int = Field(gt=0)
     dense_hidden_size: int | None = Field(
         None,

@@ -20,7 +20,15 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from moe_testbed.model.config import MoEConfig
-from moe_testbed.model.dispatch import combine_rows, gather_rows, plan_dispatch, plan_exchange, return_rows, send_rows
+from moe_testbed.model.dispatch import (
+    combine_rows,
+    gather_rows,
+    gather_weights,
+    plan_dispatch,
+    plan_exchange,
+    return_rows,
+    send_rows,
+)
 from moe_testbed.model.experts import GroupedExperts
 from moe_testbed.routing.records import NO_EXPERT, RoutingDecision
 
@@ -53,7 +61,10 @@ from deepspeed.utils import groups  # noqa: E402
 
 
 def create_expert_parallel_groups(expert_parallel_size: int) -> None:
-    """Makes DeepSpeed's expert-parallel groups, once per process and size."""
+    """Makes DeepSpeed's expert-parallel groups, once per process and size, over the process group that torch has
+    joined."""
+    if not deepspeed.comm.is_initialized():
+        deepspeed.comm.init_distributed(auto_mpi_discovery=False, verbose=False)
     if f"ep_size_{expert_parallel_size}" not in groups._get_expert_parallel_group_dict():
         groups._create_expert_and_data_parallel(expert_parallel_size)
 
@@ -115,17 +126,17 @@ class DroplessMOELayer(MOELayer):
         x_TD = hidden.reshape(-1, hidden.shape[-1])
         # 1. Sort the assignments by expert.
         plan = plan_dispatch(decision.expert_ids_TK, self.ep_size * self.num_local_experts)
-        rows = gather_rows(x_TD, plan)
+        rows, weights = gather_rows(x_TD, plan), gather_weights(decision.weights_TK, plan)
         # 2. Run the experts, on the ranks that hold them.
         if self.ep_size > 1:
             exchange = plan_exchange(plan.counts_E, self.ep_group)
-            rows = self.experts.grouped(send_rows(rows, exchange), exchange.counts_X)
-            rows = return_rows(rows, exchange)
+            rows, weights = send_rows(rows, exchange), send_rows(weights, exchange)
+            rows = return_rows(self.experts.grouped(rows, exchange.counts_X, weights), exchange)
         else:
-            rows = self.experts.grouped(rows, plan.counts_E)
+            rows = self.experts.grouped(rows, plan.counts_E, weights)
         # 3. Bring the results back.
         self.l_aux, self.exp_counts = decision.expert_ids_TK != NO_EXPERT, plan.counts_E
-        return combine_rows(rows, decision.weights_TK, plan).view(hidden.shape)
+        return combine_rows(rows, plan).view(hidden.shape)
 
 
 class RoutedMoE(MoE):
@@ -154,7 +165,7 @@ class RoutedMoE(MoE):
         rank = dist.get_rank() if dist.is_initialized() else 0
         return (rank % self.ep_size) * self.num_local_experts
 
-    def forward(self, hidden_BLD: Tensor, decision: RoutingDecision) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+    def forward(self, hidden_BLD: Tensor, decision: RoutingDecision) -> tuple[Tensor, Tensor]:
         """Runs the experts.
 
         Returns:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.nn import functional as F
 
 from moe_testbed.routing.records import NO_EXPERT
 
@@ -21,19 +22,16 @@ class DispatchPlan:
     """Where each assignment goes; the record that combining needs.
 
     Attributes:
-        token_A: token of every assignment in sorted order, int64.
+        choice_A: every assignment in sorted order as the number ``t * K + k`` of token t's choice k, int64.
+        token_A: its token, int64.
         row_TK: row of every choice in sorted order, int64; A for a choice without an expert.
         counts_E: assignments of each expert, int64.
     """
 
+    choice_A: Tensor
     token_A: Tensor
     row_TK: Tensor
     counts_E: Tensor
-
-    @property
-    def every_choice_used(self) -> bool:
-        """No token uses fewer than K experts."""
-        return self.token_A.numel() == self.row_TK.numel()
 
 
 def plan_dispatch(expert_ids_TK: Tensor, num_experts: int) -> DispatchPlan:
@@ -47,11 +45,12 @@ def plan_dispatch(expert_ids_TK: Tensor, num_experts: int) -> DispatchPlan:
     # NO_EXPERT sorts first: those choices get row A, a row of zeros.
     row[order] = torch.arange(T * K, device=order.device) - unused
     row = torch.where(row < 0, T * K - unused, row)
-    return DispatchPlan(order[unused:] // K, row.view(T, K), counts[1:])
+    choice_A = order[unused:]
+    return DispatchPlan(choice_A, choice_A // K, row.view(T, K), counts[1:])
 
 
 class _Gather(torch.autograd.Function):
-    """Rows of x by token; the backward pass sums over choices by gathering, which is cheaper than scattering."""
+    """Rows of x by token. Backward sums by gathering, which is cheaper than scattering."""
 
     @staticmethod
     def forward(ctx: Any, x_TD: Tensor, token_A: Tensor, row_TK: Tensor) -> Tensor:
@@ -65,36 +64,25 @@ class _Gather(torch.autograd.Function):
 
 
 class _Combine(torch.autograd.Function):
-    """Weighted sum of each token's rows."""
+    """Sum of each token's rows: the transpose of :class:`_Gather`."""
 
     @staticmethod
-    def forward(ctx: Any, y_AD: Tensor, weights_TK: Tensor, token_A: Tensor, row_TK: Tensor) -> Tensor:
-        ctx.save_for_backward(y_AD, weights_TK, token_A, row_TK)
-        return _sum_rows(y_AD, row_TK, weights_TK)
+    def forward(ctx: Any, y_AD: Tensor, token_A: Tensor, row_TK: Tensor) -> Tensor:
+        ctx.save_for_backward(token_A)
+        return _sum_rows(y_AD, row_TK)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None]:
-        y_AD, weights_TK, token_A, row_TK = ctx.saved_tensors
-        gradient_TD = gradients[0]
-        gradient_AD = gradient_TD.index_select(0, token_A)
-        dots_A = torch.linalg.vecdot(gradient_AD.float(), y_AD.float())
-        # A choice without an expert reads the added zero and gets no gradient.
-        weight_gradient_TK = torch.cat([dots_A, dots_A.new_zeros(1)])[row_TK].to(weights_TK.dtype)
-        weights_A = torch.zeros_like(dots_A, dtype=weights_TK.dtype)
-        used = row_TK < token_A.numel()
-        weights_A[row_TK[used]] = weights_TK[used]
-        return gradient_AD * weights_A[:, None].to(gradient_AD.dtype), weight_gradient_TK, None, None
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        (token_A,) = ctx.saved_tensors
+        return gradients[0].index_select(0, token_A), None, None
 
 
-def _sum_rows(y_AD: Tensor, row_TK: Tensor, weights_TK: Tensor | None = None) -> Tensor:
-    """``sum_k w_tk * y[row_tk]``, accumulated in float32 where there are weights. [T, D]."""
-    if y_AD.shape[0] < row_TK.numel():
+def _sum_rows(y_AD: Tensor, row_TK: Tensor) -> Tensor:
+    """``sum_k y[row_tk]``, [T, D]."""
+    if len(y_AD) < row_TK.numel():
+        # A choice without an expert reads a row of zeros.
         y_AD = torch.cat([y_AD, y_AD.new_zeros(1, y_AD.shape[1])])
-    T, K = row_TK.shape
-    gathered_TKD = y_AD.index_select(0, row_TK.reshape(-1)).view(T, K, -1)
-    if weights_TK is None:
-        return gathered_TKD.sum(1)
-    return torch.einsum("tk,tkd->td", weights_TK, gathered_TKD.to(weights_TK.dtype)).to(y_AD.dtype)
+    return F.embedding_bag(row_TK, y_AD, mode="sum")
 
 
 def gather_rows(x_TD: Tensor, plan: DispatchPlan) -> Tensor:
@@ -103,9 +91,14 @@ def gather_rows(x_TD: Tensor, plan: DispatchPlan) -> Tensor:
     return gathered
 
 
-def combine_rows(y_AD: Tensor, weights_TK: Tensor, plan: DispatchPlan) -> Tensor:
-    """Weighted sum of every token's expert outputs, [T, D]."""
-    combined: Tensor = _Combine.apply(y_AD, weights_TK, plan.token_A, plan.row_TK)
+def gather_weights(weights_TK: Tensor, plan: DispatchPlan) -> Tensor:
+    """Every assignment's weight, sorted by expert, [A]."""
+    return weights_TK.reshape(-1).index_select(0, plan.choice_A)
+
+
+def combine_rows(y_AD: Tensor, plan: DispatchPlan) -> Tensor:
+    """Sum of every token's expert outputs, [T, D]."""
+    combined: Tensor = _Combine.apply(y_AD, plan.token_A, plan.row_TK)
     return combined
 
 

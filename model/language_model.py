@@ -127,7 +127,7 @@ class LanguageModel(nn.Module):
         super().__init__()
         self.config = config
         self.activation_checkpointing = activation_checkpointing
-        self.needs_domains = ROUTERS.get(routing.router.name).needs_domains
+        self.needs_domains = config.num_moe_layers > 0 and ROUTERS.get(routing.router.name).needs_domains
         self.embedding = nn.Embedding(vocab_size, config.hidden_size)
         self.positions = RotaryPositions(config.hidden_size // config.num_heads, sequence_length, config.rope_theta)
         self.blocks = nn.ModuleList()
@@ -163,7 +163,7 @@ class LanguageModel(nn.Module):
             elif isinstance(module, RoutedMoE):
                 experts = module.deepspeed_moe.experts
                 assert isinstance(experts, GroupedExperts)
-                for part, scale in (("gate", 1.0), ("up", 1.0), ("down", residual)):
+                for part, scale in (("gate_up", 1.0), ("down", residual)):
                     weight = getattr(experts, part)
                     for index in range(experts.num_experts):
                         number = module.first_expert + index

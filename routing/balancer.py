@@ -9,7 +9,7 @@ import torch
 from pydantic import BaseModel, Field
 from torch import Tensor, nn
 
-from moe_testbed.routing.records import RoutingDecision
+from moe_testbed.routing.records import RoutingContext, RoutingDecision
 from moe_testbed.routing.registry import Registry
 from moe_testbed.routing.scopes import Estimator, Load, Scope
 
@@ -57,7 +57,7 @@ class Balancer(nn.Module):
                 self._buffers[name] = buffer.to(moved.device)
         return self
 
-    def loss(self, layers: list[RoutingDecision], load_of: LoadOf) -> Tensor | None:
+    def loss(self, layers: list[RoutingDecision], context: RoutingContext, load_of: LoadOf) -> Tensor | None:
         """Mean over the layers, before the coefficient; None if the balancer has no loss."""
         return None
 

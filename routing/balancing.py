@@ -63,7 +63,9 @@ class Balancing(nn.Module):
 
     def forward(self, layers: list[RoutingDecision], context: RoutingContext) -> BalanceTerms:
         """Losses of one training micro-batch; its assignments are added to the step's counts."""
-        counts_YE = torch.stack([count_assignments(decision.expert_ids_TK, self.num_experts) for decision in layers])
+        counts_YE = torch.stack(
+            [count_assignments(decision.expert_ids_TK, self.num_experts, context.valid_T) for decision in layers]
+        )
         if self._reduce_every_micro_batch:
             counts_YE = self._sum_over_ranks(counts_YE)
         self.step_counts_YE += counts_YE
@@ -81,7 +83,7 @@ class Balancing(nn.Module):
         loss = torch.zeros((), device=counts_YE.device)
         values = {}
         for label, balancer in self._labelled():
-            term = balancer.loss(layers, load_of)
+            term = balancer.loss(layers, context, load_of)
             if term is not None:
                 loss = loss + balancer.coefficient * len(layers) * term
                 values[label] = term.detach()
@@ -111,10 +113,10 @@ class Balancing(nn.Module):
             return counts_YE
         if config.scope is not Scope.GLOBAL_BATCH:
             return None
-        # The first step has no previous one.
-        if config.estimator is Estimator.PREVIOUS and bool(self.previous_counts_YE.any()):
-            return self.previous_counts_YE
-        return self.step_counts_YE
+        if config.estimator is Estimator.ONLINE:
+            return self.step_counts_YE
+        # The first step has no previous one. Asking Python for it would make a GPU wait.
+        return torch.where(self.previous_counts_YE.any(), self.previous_counts_YE, self.step_counts_YE)
 
     def _sum_over_ranks(self, counts_YE: Tensor) -> Tensor:
         if self.group is not None:

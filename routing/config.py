@@ -19,11 +19,11 @@ def _router_config(value: Any) -> Any:
         return value
     if "name" not in value:
         raise ValueError(f"a router needs a name: one of {', '.join(ROUTERS.names())}")
-    return ROUTERS.get(value["name"]).Config.model_validate(value)
+    return ROUTERS.get(str(value["name"])).Config.model_validate(value)
 
 
 def _balancer_config(value: Any) -> Any:
-    return BALANCERS.get(value["name"]).Config.model_validate(value) if isinstance(value, dict) else value
+    return BALANCERS.get(str(value["name"])).Config.model_validate(value) if isinstance(value, dict) else value
 
 
 class RoutingConfig(BaseModel, extra="forbid", frozen=True):

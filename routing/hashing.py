@@ -7,6 +7,7 @@ backward pass, and however the batch is split into ranks and micro-batches.
 from __future__ import annotations
 
 import heapq
+import math
 
 import torch
 from torch import Tensor
@@ -45,6 +46,18 @@ def uniform_from_keys(*keys: Tensor | int) -> Tensor:
     return _shift_right(hash_keys(*keys), 40).float() / (1 << 24)
 
 
+def cumulative_thresholds(shares: tuple[float, ...]) -> Tensor:
+    """Where each share ends when [0, 2^24) is divided by ``shares``, int64: what :func:`choice_from_keys` compares
+    with. Integers, so that casting a model to bfloat16 leaves them alone."""
+    cumulative = torch.tensor(shares, dtype=torch.float64).cumsum(0)
+    return (cumulative / cumulative[-1] * (1 << 24)).round().long()
+
+
+def choice_from_keys(thresholds: Tensor, *keys: Tensor | int) -> Tensor:
+    """Index drawn with the probabilities behind ``thresholds``, int64."""
+    return torch.searchsorted(thresholds, _shift_right(hash_keys(*keys), 40), right=True)
+
+
 def modulo_table(vocab_size: int, num_experts: int, top_k: int, seed: int) -> Tensor:
     """Token id -> experts by the id's remainder (Hash Layers, arXiv 2106.04426, section 3.1).
 
@@ -55,11 +68,7 @@ def modulo_table(vocab_size: int, num_experts: int, top_k: int, seed: int) -> Te
         int64 [V, K].
     """
     generator = torch.Generator().manual_seed(seed)
-    coprime = [
-        stride
-        for stride in range(1, num_experts + 1)
-        if torch.gcd(torch.tensor(stride), torch.tensor(num_experts)) == 1
-    ]
+    coprime = [stride for stride in range(1, num_experts + 1) if math.gcd(stride, num_experts) == 1]
     stride = coprime[int(torch.randint(len(coprime), (), generator=generator))]
     offset = int(torch.randint(num_experts, (), generator=generator))
     ids_V = torch.arange(vocab_size)
@@ -86,8 +95,7 @@ def balanced_table(token_weights_V: Tensor, num_experts: int, top_k: int, seed: 
     order = torch.argsort(shaken_V, descending=True, stable=True).tolist()
     weights = token_weights_V.double().tolist()
     # Ids that never occur still have to be spread, hence the number of ids carried as the second key.
-    heap = [(0.0, 0, expert) for expert in torch.randperm(num_experts, generator=generator).tolist()]
-    heapq.heapify(heap)
+    heap = [(0.0, 0, expert) for expert in range(num_experts)]
     table = [[0] * top_k for _ in weights]
     for token in order:
         lightest = [heapq.heappop(heap) for _ in range(top_k)]

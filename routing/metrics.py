@@ -44,7 +44,7 @@ def joint(counts_DE: ArrayLike, weights_D: ArrayLike | None = None) -> FloatArra
     num_domains = len(conditional_DE)
     weights = domain_weights(num_domains) if weights_D is None else np.asarray(weights_D, dtype=np.float64)
     if weights.shape != (num_domains,) or not np.all(np.isfinite(weights)) or np.any(weights < 0):
-        raise ValueError(f"weights_D must be {num_domains} finite numbers of at least 0, one a domain, got {weights_D}")
+        raise ValueError(f"weights_D must be {num_domains} finite numbers of at least 0, one a domain, got {weights}")
     present_D = (weights > 0) & ~np.isnan(conditional_DE[:, 0])
     weights = weights[present_D]
     return conditional_DE[present_D] * (weights / weights.sum())[:, None] if present_D.any() else conditional_DE[:0]

@@ -52,6 +52,11 @@ class RoutingContext:
         return None if self.selection_bias_YE is None else self.selection_bias_YE[self.layer]
 
     @property
+    def valid_T(self) -> Tensor | None:
+        """False for padding, bool [T]; None when there is no padding."""
+        return None if self.valid_BL is None else self.valid_BL.reshape(-1)
+
+    @property
     def sequence_T(self) -> Tensor:
         """Number of the sequence that every token belongs to, int64 [T]."""
         return self.sequence_B[:, None].expand_as(self.token_ids_BL).reshape(-1)

@@ -59,9 +59,15 @@ class Load:
     share_G: Tensor
 
 
-def count_assignments(expert_ids_TK: Tensor, num_experts: int) -> Tensor:
-    """Assignments to each expert, int64 [E]; ``NO_EXPERT`` is not counted."""
-    return torch.bincount(expert_ids_TK.reshape(-1) - NO_EXPERT, minlength=num_experts + 1)[1:]
+def count_assignments(expert_ids_TK: Tensor, num_experts: int, valid_T: Tensor | None = None) -> Tensor:
+    """Assignments to each expert, int64 [E]; ``NO_EXPERT`` and padding (False in ``valid_T``) are not counted."""
+    columns = (_without_padding(expert_ids_TK, valid_T) - NO_EXPERT).reshape(-1)
+    # torch.bincount would make a GPU wait for its largest entry.
+    return columns.new_zeros(num_experts + 1).scatter_add_(0, columns, torch.ones_like(columns))[1:]
+
+
+def _without_padding(expert_ids_TK: Tensor, valid_T: Tensor | None) -> Tensor:
+    return expert_ids_TK if valid_T is None else expert_ids_TK.masked_fill(~valid_T[:, None], NO_EXPERT)
 
 
 def _set_of_token(scope: Scope, context: RoutingContext) -> tuple[Tensor, int] | None:
@@ -76,8 +82,8 @@ def _set_of_token(scope: Scope, context: RoutingContext) -> tuple[Tensor, int] |
     return None
 
 
-def _fractions(counts_GE: Tensor) -> Tensor:
-    return counts_GE.float() / counts_GE.sum(-1, keepdim=True).clamp(min=1)
+def _fractions(counts_GE: Tensor, dtype: torch.dtype) -> Tensor:
+    return counts_GE.to(dtype) / counts_GE.sum(-1, keepdim=True).clamp(min=1)
 
 
 def load_in_scope(
@@ -93,21 +99,21 @@ def load_in_scope(
     probabilities_TE = decision.probabilities_TE
     assert probabilities_TE is not None, "a router without scores cannot be balanced"
     T, E = probabilities_TE.shape
-    valid_T = context.valid_BL.reshape(-1).float() if context.valid_BL is not None else probabilities_TE.new_ones(T)
+    valid_T = probabilities_TE.new_ones(T) if context.valid_T is None else context.valid_T.to(probabilities_TE.dtype)
     sets = _set_of_token(scope, context)
     if sets is None:
         tokens = valid_T.sum().clamp(min=1)
         mean_1E = ((valid_T @ probabilities_TE) / tokens)[None]
-        counts_E = count_assignments(decision.expert_ids_TK, E) if wider_counts_E is None else wider_counts_E
-        return Load(_fractions(counts_E[None]), mean_1E, mean_1E.new_ones(1))
+        counts_E = wider_counts_E
+        if counts_E is None:
+            counts_E = count_assignments(decision.expert_ids_TK, E, context.valid_T)
+        return Load(_fractions(counts_E[None], mean_1E.dtype), mean_1E, mean_1E.new_ones(1))
     set_T, G = sets
-    # Row G collects the choices that are no expert's.
-    columns_TK = decision.expert_ids_TK.masked_fill(decision.expert_ids_TK == NO_EXPERT, E)
-    counts_GE = probabilities_TE.new_zeros(G * (E + 1))
-    counts_GE = counts_GE.scatter_add_(
-        0, (set_T[:, None] * (E + 1) + columns_TK).reshape(-1), counts_GE.new_ones(columns_TK.numel())
-    ).view(G, E + 1)[:, :E]
+    # Column 0 of each set collects the choices that are no expert's.
+    columns_TK = _without_padding(decision.expert_ids_TK, context.valid_T) - NO_EXPERT
+    places = (set_T[:, None] * (E + 1) + columns_TK).reshape(-1)
+    counts_GE = places.new_zeros(G * (E + 1)).scatter_add_(0, places, torch.ones_like(places)).view(G, E + 1)[:, 1:]
     tokens_G = probabilities_TE.new_zeros(G).index_add_(0, set_T, valid_T)
     sums_GE = probabilities_TE.new_zeros(G, E).index_add(0, set_T, probabilities_TE * valid_T[:, None])
     share_G = tokens_G / tokens_G.sum().clamp(min=1)
-    return Load(_fractions(counts_GE), sums_GE / tokens_G.clamp(min=1)[:, None], share_G)
+    return Load(_fractions(counts_GE, sums_GE.dtype), sums_GE / tokens_G.clamp(min=1)[:, None], share_G)

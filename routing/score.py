@@ -8,8 +8,8 @@ from torch.nn import functional as F
 
 
 class LinearScore(nn.Module):
-    """``z = W x``, computed in float32 whatever the model's precision (Switch Transformers, arXiv 2101.03961, section
-    2.4).
+    """``z = W x``, computed in float32 at least, whatever the model's precision (Switch Transformers, arXiv 2101.03961,
+    section 2.4).
 
     Args:
         hidden_size: D.
@@ -23,7 +23,8 @@ class LinearScore(nn.Module):
         nn.init.normal_(self.weight, std=0.02)
 
     def forward(self, x_TD: Tensor) -> Tensor:
-        """Logits, float32 [T, num_outputs]."""
+        """Logits, float32 (float64 for a float64 model) [T, num_outputs]."""
+        dtype = torch.promote_types(x_TD.dtype, torch.float32)
         # Under autocast F.linear would fall back to the low precision, and near ties would be decided by rounding.
         with torch.autocast(x_TD.device.type, enabled=False):
-            return F.linear(x_TD.float(), self.weight.float())
+            return F.linear(x_TD.to(dtype), self.weight.to(dtype))

@@ -6,7 +6,7 @@ from pydantic import Field
 from torch import Tensor
 
 from moe_testbed.routing.balancer import BALANCERS, Balancer, LoadOf, ScopedBalancerConfig, mean_over_layers
-from moe_testbed.routing.records import RoutingDecision
+from moe_testbed.routing.records import RoutingContext, RoutingDecision
 from moe_testbed.routing.scopes import Load
 
 
@@ -46,5 +46,5 @@ class LoadBalancingLoss(Balancer):
     Config = LoadBalancingLossConfig
     config: LoadBalancingLossConfig
 
-    def loss(self, layers: list[RoutingDecision], load_of: LoadOf) -> Tensor:
+    def loss(self, layers: list[RoutingDecision], context: RoutingContext, load_of: LoadOf) -> Tensor:
         return mean_over_layers([load_balancing_loss(load_of(self.config, layer)) for layer in range(len(layers))])

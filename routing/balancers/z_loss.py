@@ -7,7 +7,7 @@ from pydantic import Field
 from torch import Tensor
 
 from moe_testbed.routing.balancer import BALANCERS, Balancer, BalancerConfig, LoadOf, mean_over_layers
-from moe_testbed.routing.records import RoutingDecision
+from moe_testbed.routing.records import RoutingContext, RoutingDecision
 
 
 class ZLossConfig(BalancerConfig):
@@ -17,9 +17,13 @@ class ZLossConfig(BalancerConfig):
     coefficient: float = Field(1e-3, ge=0, description="factor of the loss of each layer")
 
 
-def z_loss(logits_TE: Tensor) -> Tensor:
-    """``mean_t logsumexp(z_t)^2`` (ST-MoE, arXiv 2202.08906, equation 5). Scalar, float32."""
-    return torch.logsumexp(logits_TE, dim=-1).square().mean()
+def z_loss(logits_TE: Tensor, valid_T: Tensor | None = None) -> Tensor:
+    """``mean_t logsumexp(z_t)^2`` over the tokens that are not padding (ST-MoE, arXiv 2202.08906, equation 5). Scalar,
+    float32."""
+    squares_T = torch.logsumexp(logits_TE, dim=-1).square()
+    if valid_T is None:
+        return squares_T.mean()
+    return squares_T.masked_fill(~valid_T, 0.0).sum() / valid_T.sum().clamp(min=1)
 
 
 @BALANCERS.register("z_loss")
@@ -29,5 +33,6 @@ class ZLoss(Balancer):
     Config = ZLossConfig
     config: ZLossConfig
 
-    def loss(self, layers: list[RoutingDecision], load_of: LoadOf) -> Tensor:
-        return mean_over_layers([z_loss(decision.logits_TE) for decision in layers if decision.logits_TE is not None])
+    def loss(self, layers: list[RoutingDecision], context: RoutingContext, load_of: LoadOf) -> Tensor:
+        logits = [decision.logits_TE for decision in layers if decision.logits_TE is not None]
+        return mean_over_layers([z_loss(logits_TE, context.valid_T) for logits_TE in logits])

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
-from moe_testbed.routing.hashing import uniform_from_keys
+from moe_testbed.routing.hashing import choice_from_keys, cumulative_thresholds
 from moe_testbed.routing.records import RouterSetting, RoutingContext
 from moe_testbed.routing.router import ROUTERS
 from moe_testbed.routing.routers.reference import Reference, ReferenceConfig
@@ -28,14 +27,11 @@ class PermutedReference(Reference):
 
     Config = PermutedReferenceConfig
     config: PermutedReferenceConfig
-    cumulative_weights_D: Tensor
+    thresholds_D: Tensor
 
     def __init__(self, config: PermutedReferenceConfig, setting: RouterSetting) -> None:
         super().__init__(config, setting)
-        weights_D = torch.tensor(setting.domain_weights, dtype=torch.float64)
-        self.register_buffer("cumulative_weights_D", (weights_D.cumsum(0) / weights_D.sum()).float(), persistent=False)
+        self.register_buffer("thresholds_D", cumulative_thresholds(setting.domain_weights), persistent=False)
 
     def domain_T(self, context: RoutingContext) -> Tensor:
-        draw_T = uniform_from_keys(context.sequence_T, context.domain_BL.reshape(-1), self.setting.seed)
-        last = len(self.setting.domains) - 1
-        return torch.searchsorted(self.cumulative_weights_D.float(), draw_T, right=True).clamp(max=last)
+        return choice_from_keys(self.thresholds_D, self.setting.seed, context.sequence_T, context.domain_BL.reshape(-1))

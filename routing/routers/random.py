@@ -38,6 +38,7 @@ class Random(Router):
     def forward(self, x_TD: Tensor, context: RoutingContext) -> RoutingDecision:
         experts_E = torch.arange(self.setting.num_experts, device=x_TD.device)
         sequence_T1, position_T1 = context.sequence_T[:, None], context.position_BL.reshape(-1, 1)
-        draws_TE = uniform_from_keys(sequence_T1, position_T1, experts_E, self.setting.layer, self.setting.seed)
+        # The key that differs within a token comes last: the others are hashed once per token and not per expert.
+        draws_TE = uniform_from_keys(self.setting.seed, self.setting.layer, sequence_T1, position_T1, experts_E)
         expert_ids_TK = select_top_k(draws_TE, self.setting.top_k)
         return RoutingDecision(expert_ids_TK, uniform(expert_ids_TK))

@@ -93,8 +93,9 @@ class Reference(Router):
             expert_ids_TK = self.table_DVK[domain_T, context.token_ids_BL.reshape(-1)]
             return RoutingDecision(expert_ids_TK, uniform(expert_ids_TK))
         inside_TE = self.group_DE[domain_T]
-        logits_TE = self.scorer(x_TD)
-        probabilities_TE = logits_TE.masked_fill(~inside_TE, float("-inf")).softmax(-1)
+        # Masked before anything reads them: a loss on the logits must not reach the experts of other domains.
+        logits_TE = self.scorer(x_TD).masked_fill(~inside_TE, float("-inf"))
+        probabilities_TE = logits_TE.softmax(-1)
         selection_TE = probabilities_TE if context.bias_E is None else probabilities_TE + context.bias_E
         expert_ids_TK = select_top_k(selection_TE.masked_fill(~inside_TE, float("-inf")), self.setting.top_k)
         return RoutingDecision(

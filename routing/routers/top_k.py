@@ -23,8 +23,8 @@ class TopKConfig(RouterConfig):
 class TopK(Router):
     """``p = softmax(W x)``, ``S = topk(p)``, ``g_i = p_i``, divided by ``sum_S p`` if ``normalise``.
 
-    With k = 1 and ``normalise: false`` this is Switch (arXiv 2101.03961, equations 1-2), with k = 2 and ``normalise:
-    true`` GShard without noise (arXiv 2006.16668, algorithm 1) and the router of Qwen and OLMoE (arXiv 2409.02060).
+    ``normalise: false`` is Switch (k = 1; arXiv 2101.03961, equations 1-2) and OLMoE (arXiv 2409.02060), ``normalise:
+    true`` GShard without noise (k = 2; arXiv 2006.16668, algorithm 1) and Qwen3 (arXiv 2505.09388).
     """
 
     Config = TopKConfig
