@@ -1,6 +1,7 @@
 """Time of an MoE layer, forward and backward, relative to a dense feed-forward layer of equal active FLOPs.
 
-    python benchmarks/moe_layer.py [--tokens 4096] [--experts 64] [--top-k 2] [--hidden-size 128] [--expert-hidden-size 64]
+    python benchmarks/moe_layer.py [--tokens 4096] [--experts 64] [--top-k 2] [--hidden-size 128]
+                                   [--expert-hidden-size 64] [--rounds 15]
 
 One thread, float32, processor time. Router, dispatch, experts and combination are all inside the measured time. The
 peers run in turn, round after round, so that what else the machine does falls on all of them; the ratio is the median

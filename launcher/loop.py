@@ -76,9 +76,11 @@ def run_loop(config: ExperimentConfig, run_dir: Path, folder: RunFolder | None, 
         done, now = step + 1, time.perf_counter()
         line = _mean_over_ranks(sums, ranks) | {
             "learning_rate": rate,
-            "gradient_norm": float(engine.get_global_grad_norm() or 0.0),
             "tokens_per_second": tokens_per_step / (now - step_started),
         }
+        # DeepSpeed does not tell it with ZeRO 0.
+        if (norm := engine.get_global_grad_norm()) is not None:
+            line["gradient_norm"] = float(norm)
         if folder:
             folder.append_metrics({"kind": "train", "step": done, "seconds": now - started, **line})
             folder.write_status("running", done, steps)

@@ -40,9 +40,7 @@ class ModelConfig(BaseModel, extra="forbid", frozen=True):
     """A decoder-only language model."""
 
     num_layers: int = Field(gt=0)
-    hidden_size: int = Field(
-        gt=0, multiple_of=ALIGNMENT, description=f"model width (D), a multiple of {ALIGNMENT}"
-    )
+    hidden_size: int = Field(gt=0, multiple_of=ALIGNMENT, description=f"model width (D), a multiple of {ALIGNMENT}")
     num_heads: int = Field(gt=0)
     dense_hidden_size: int | None = Field(
         None,

@@ -23,7 +23,7 @@ from moe_testbed.model.transformer import Attention, FeedForward, RMSNorm, Rotar
 from moe_testbed.routing.balancing import Balancing
 from moe_testbed.routing.config import RoutingConfig
 from moe_testbed.routing.records import UNLABELLED, RouterSetting, RoutingContext, RoutingDecision
-from moe_testbed.routing.router import ROUTERS
+from moe_testbed.routing.router import ROUTERS, Router
 
 
 @dataclass(frozen=True)
@@ -59,15 +59,15 @@ class ModelOutput:
 class Block(nn.Module):
     """Attention, then a dense layer or a router with its experts."""
 
-    def __init__(self, config: ModelConfig, layer: int, routing: nn.Module | None, expert_parallel_size: int) -> None:
+    def __init__(self, config: ModelConfig, layer: int, router: nn.Module | None, expert_parallel_size: int) -> None:
         super().__init__()
         self.attention_norm = RMSNorm(config.hidden_size, config.norm_epsilon)
         self.attention = Attention(config.hidden_size, config.num_heads)
         self.feed_forward_norm = RMSNorm(config.hidden_size, config.norm_epsilon)
-        self.router = routing
+        self.router = router
         self.shared: FeedForward | None = None
         self.moe: RoutedMoE | None = None
-        if routing is None:
+        if router is None:
             replaced = config.dense_baseline and (layer + 1) % config.moe.every == 0
             self.dense = FeedForward(
                 config.hidden_size, config.active_hidden_size if replaced else config.feed_forward_size
@@ -144,7 +144,7 @@ class LanguageModel(nn.Module):
             self.blocks.append(Block(config, layer, router, expert_parallel_size))
         self.final_norm = RMSNorm(config.hidden_size, config.norm_epsilon)
         self.balancing: Balancing | None = None
-        if moe_layer and routing.balance:
+        if moe_layer:
             self.balancing = Balancing(routing.balance, moe_layer, config.moe.num_experts, data_parallel_group)
         self._initialise(seed)
         refuse_expert_names(self)
@@ -201,12 +201,21 @@ class LanguageModel(nn.Module):
         if self.balancing is None or not self.training:
             return ModelOutput(loss, cross_entropy_BL, layers, {})
         terms = self.balancing([layer.decision for layer in layers], context)
+        for y, router in enumerate(self.routers()):
+            router.observe(layers[y].decision, context.at_layer(y))
         return ModelOutput(loss + terms.loss, cross_entropy_BL, layers, terms.values)
 
     def finish_step(self) -> None:
-        """Tells the balancers that an optimizer step is complete."""
-        if self.balancing is not None:
-            self.balancing.finish_step()
+        """Tells balancers and routers that an optimizer step is complete."""
+        if self.balancing is None:
+            return
+        counts_YE = self.balancing.finish_step()
+        for router, counts_E in zip(self.routers(), counts_YE, strict=True):
+            router.finish_step(counts_E, self.balancing.mean_over_ranks)
+
+    def routers(self) -> list[Router]:
+        """The routers of the MoE layers, in order."""
+        return [block.router for block in self.blocks if isinstance(block.router, Router)]
 
 
 def _seed_of(seed: int, name: str) -> int:

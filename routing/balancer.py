@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from pydantic import BaseModel, Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from moe_testbed.routing.records import RoutingContext, RoutingDecision
 from moe_testbed.routing.registry import Registry
 from moe_testbed.routing.scopes import Estimator, Load, Scope
+from moe_testbed.routing.state import KeepsBufferDtype
 
 
 class BalancerConfig(BaseModel, extra="forbid", frozen=True):
@@ -30,14 +32,25 @@ class ScopedBalancerConfig(BalancerConfig):
     )
 
 
-LoadOf = Callable[[ScopedBalancerConfig, int], Load]
-"""Gives the load of a layer as a balancer's config asks for it."""
+@dataclass(frozen=True)
+class RoutedBatch:
+    """What the balancers see of one training micro-batch.
+
+    Attributes:
+        decisions: of every MoE layer.
+        context: of the model, the same for all layers.
+        loads: the load of every layer in the scope that a balancer's config asks for.
+    """
+
+    decisions: list[RoutingDecision]
+    context: RoutingContext
+    loads: Callable[[ScopedBalancerConfig], list[Load]]
 
 
-class Balancer(nn.Module):
+class Balancer(KeepsBufferDtype):
     """Base of all balancers. A balancer adds a loss, or a bias to the selection, or both.
 
-    State lives in buffers, so that checkpoints carry it; :meth:`_apply` keeps their dtype when the model is cast.
+    State lives in buffers, so that checkpoints carry it.
     """
 
     Config: ClassVar[type[BalancerConfig]] = BalancerConfig
@@ -48,20 +61,11 @@ class Balancer(nn.Module):
         self.num_layers = num_layers
         self.num_experts = num_experts
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Balancer:
-        kept = dict(self._buffers)
-        super()._apply(fn, recurse)
-        for name, buffer in kept.items():
-            moved = self._buffers[name]
-            if buffer is not None and moved is not None:
-                self._buffers[name] = buffer.to(moved.device)
-        return self
-
-    def loss(self, layers: list[RoutingDecision], context: RoutingContext, load_of: LoadOf) -> Tensor | None:
+    def loss(self, batch: RoutedBatch) -> Tensor | None:
         """Mean over the layers, before the coefficient; None if the balancer has no loss."""
         return None
 
-    def observe(self, layers: list[RoutingDecision], load_of: LoadOf) -> None:
+    def observe(self, batch: RoutedBatch) -> None:
         """Called once per training micro-batch, after :meth:`loss`."""
 
     def finish_step(self, counts_YE: Tensor, mean_over_ranks: Callable[[Tensor], Tensor]) -> None:
@@ -74,9 +78,8 @@ class Balancer(nn.Module):
         scope = getattr(self.config, "scope", None)
         return scope in (Scope.DATA_PARALLEL, Scope.GLOBAL_BATCH)
 
-    @property
-    def coefficient(self) -> float:
-        """Factor of the loss, which is summed over layers."""
+    def coefficient(self, step: int) -> float:
+        """Factor of the loss, which is summed over layers, in the step after ``step`` completed ones."""
         return float(getattr(self.config, "coefficient", 0.0))
 
     def selection_bias_YE(self) -> Tensor | None:

@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from moe_testbed.routing.balancer import BALANCERS, Balancer, BalancerConfig, ScopedBalancerConfig
+from moe_testbed.routing.balancer import BALANCERS, Balancer, BalancerConfig, RoutedBatch, ScopedBalancerConfig
 from moe_testbed.routing.records import RoutingContext, RoutingDecision
 from moe_testbed.routing.scopes import Estimator, Load, Scope, count_assignments, load_in_scope
 
@@ -61,43 +61,50 @@ class Balancing(nn.Module):
         self.register_buffer("previous_counts_YE", counts_YE.clone())
         self._reduce_every_micro_batch = any(balancer.reads_wider_counts for _, balancer in self._labelled())
 
-    def forward(self, layers: list[RoutingDecision], context: RoutingContext) -> BalanceTerms:
+    def forward(self, decisions: list[RoutingDecision], context: RoutingContext) -> BalanceTerms:
         """Losses of one training micro-batch; its assignments are added to the step's counts."""
         counts_YE = torch.stack(
-            [count_assignments(decision.expert_ids_TK, self.num_experts, context.valid_T) for decision in layers]
+            [count_assignments(decision.expert_ids_TK, self.num_experts, context.valid_T) for decision in decisions]
         )
         if self._reduce_every_micro_batch:
             counts_YE = self._sum_over_ranks(counts_YE)
         self.step_counts_YE += counts_YE
 
-        loads: dict[tuple[Scope, Estimator, int], Load] = {}
+        known: dict[tuple[Scope, Estimator], list[Load]] = {}
 
-        def load_of(config: ScopedBalancerConfig, layer: int) -> Load:
-            key = (config.scope, config.estimator, layer)
-            if key not in loads:
+        def loads(config: ScopedBalancerConfig) -> list[Load]:
+            key = (config.scope, config.estimator)
+            if key not in known:
                 wider_YE = self._wider_counts(config, counts_YE)
-                wider_E = None if wider_YE is None else wider_YE[layer]
-                loads[key] = load_in_scope(config.scope, layers[layer], context, wider_E)
-            return loads[key]
+                known[key] = [
+                    load_in_scope(config.scope, decision, context, None if wider_YE is None else wider_YE[layer])
+                    for layer, decision in enumerate(decisions)
+                ]
+            return known[key]
 
+        batch = RoutedBatch(decisions, context, loads)
         loss = torch.zeros((), device=counts_YE.device)
         values = {}
         for label, balancer in self._labelled():
-            term = balancer.loss(layers, context, load_of)
+            term = balancer.loss(batch)
             if term is not None:
-                loss = loss + balancer.coefficient * len(layers) * term
+                loss = loss + balancer.coefficient(context.step) * len(decisions) * term
                 values[label] = term.detach()
-            balancer.observe(layers, load_of)
+            balancer.observe(batch)
         return BalanceTerms(loss, values)
 
-    def finish_step(self) -> None:
-        """Closes an optimizer step: updates biases and moves the step's counts to the previous ones."""
-        if not self._reduce_every_micro_batch:
-            self.step_counts_YE = self._sum_over_ranks(self.step_counts_YE)
+    def finish_step(self) -> Tensor:
+        """Closes an optimizer step: updates the balancers and moves the step's counts to the previous ones.
+
+        Returns:
+            Assignments of the global batch, int64 [Y, E].
+        """
+        counts_YE = self.step_counts_YE if self._reduce_every_micro_batch else self._sum_over_ranks(self.step_counts_YE)
         for _, balancer in self._labelled():
-            balancer.finish_step(self.step_counts_YE, self._mean_over_ranks)
-        self.previous_counts_YE.copy_(self.step_counts_YE)
+            balancer.finish_step(counts_YE, self.mean_over_ranks)
+        self.previous_counts_YE.copy_(counts_YE)
         self.step_counts_YE.zero_()
+        return self.previous_counts_YE
 
     def selection_bias_YE(self) -> Tensor | None:
         """Sum of the balancers' biases, float32 [Y, E]; None if no balancer sets one."""
@@ -124,7 +131,8 @@ class Balancing(nn.Module):
             dist.all_reduce(counts_YE, group=self.group)
         return counts_YE
 
-    def _mean_over_ranks(self, values: Tensor) -> Tensor:
+    def mean_over_ranks(self, values: Tensor) -> Tensor:
+        """Mean of a tensor over the data-parallel ranks."""
         if self.group is None:
             return values
         values = values.clone()

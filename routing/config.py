@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, Field, SerializeAsAny, field_validator, model_validator
+from torch import nn
 
 from moe_testbed.routing import balancers, routers
 from moe_testbed.routing.balancer import BALANCERS, BalancerConfig
@@ -50,6 +52,17 @@ class RoutingConfig(BaseModel, extra="forbid", frozen=True):
             for label, options in value.items()
             if options is not None
         }
+
+    @field_validator("balance")
+    @classmethod
+    def _labels_are_plain(cls, value: dict[str, BalancerConfig]) -> dict[str, BalancerConfig]:
+        for label in value:
+            if not re.fullmatch("[a-z][a-z0-9_]*", label) or "expert" in label or hasattr(nn.ModuleDict, label):
+                raise ValueError(
+                    f"{label!r} cannot be the label of a balancer: use lower-case letters, digits and underscores, "
+                    "without the word expert, and give its kind in `name`"
+                )
+        return value
 
     @model_validator(mode="after")
     def _balanced_routers_have_scores(self) -> RoutingConfig:

@@ -68,7 +68,8 @@ class RoutingDecision:
 
     Attributes:
         expert_ids_TK: chosen experts, int64, first choice first, ``NO_EXPERT`` where a token uses fewer than K.
-        weights_TK: factor of each chosen expert's output, float32, differentiable where the router is.
+        weights_TK: factor of each chosen expert's output, float32, differentiable where the router is; 0 where there is
+            no expert.
         probabilities_TE: distribution over the experts that the balancers even out, rows sum to 1, float32; None for a
             router without scores.
         logits_TE: scores before normalisation, float32; None for a router without scores.

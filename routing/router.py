@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from pydantic import BaseModel, Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from moe_testbed.routing.records import RouterSetting, RoutingContext, RoutingDecision
 from moe_testbed.routing.registry import Registry
+from moe_testbed.routing.state import KeepsBufferDtype
 
 
 class RouterConfig(BaseModel, extra="forbid", frozen=True):
@@ -38,7 +40,7 @@ class Scores:
     probabilities_TE: Tensor
 
 
-class Router(nn.Module):
+class Router(KeepsBufferDtype):
     """Base of all routers: three decisions, each a method that a router replaces without touching the others.
 
     A router without scores (hash, random) overrides :meth:`forward` instead.
@@ -84,6 +86,17 @@ class Router(nn.Module):
         expert_ids_TK = self.select(scores, context)
         weights_TK = self.weigh(scores, expert_ids_TK)
         return RoutingDecision(expert_ids_TK, weights_TK, scores.probabilities_TE, scores.logits_TE)
+
+    def observe(self, decision: RoutingDecision, context: RoutingContext) -> None:
+        """Called once per training micro-batch with the router's own decision, never under recomputation."""
+
+    def finish_step(self, counts_E: Tensor, mean_over_ranks: Callable[[Tensor], Tensor]) -> None:
+        """Called once per optimizer step, on all ranks: the place for state that follows the data.
+
+        Args:
+            counts_E: assignments of the global batch, int64.
+            mean_over_ranks: mean of a tensor over the data-parallel ranks.
+        """
 
 
 ROUTERS: Registry[Router] = Registry("router")

@@ -70,16 +70,10 @@ def _without_padding(expert_ids_TK: Tensor, valid_T: Tensor | None) -> Tensor:
     return expert_ids_TK if valid_T is None else expert_ids_TK.masked_fill(~valid_T[:, None], NO_EXPERT)
 
 
-def _set_of_token(scope: Scope, context: RoutingContext) -> tuple[Tensor, int] | None:
-    """Number of the balance set of every token, int64 [T], and the number of sets G; None where all tokens share one
-    set."""
+def _number_of_sets(scope: Scope, context: RoutingContext) -> int:
+    """Balance sets of a micro-batch, G; each is a run of T / G tokens."""
     B, L = context.token_ids_BL.shape
-    device = context.token_ids_BL.device
-    if scope is Scope.TOKEN:
-        return torch.arange(B * L, device=device), B * L
-    if scope is Scope.SEQUENCE:
-        return torch.arange(B, device=device).repeat_interleave(L), B
-    return None
+    return {Scope.TOKEN: B * L, Scope.SEQUENCE: B}.get(scope, 1)
 
 
 def _fractions(counts_GE: Tensor, dtype: torch.dtype) -> Tensor:
@@ -99,21 +93,15 @@ def load_in_scope(
     probabilities_TE = decision.probabilities_TE
     assert probabilities_TE is not None, "a router without scores cannot be balanced"
     T, E = probabilities_TE.shape
-    valid_T = probabilities_TE.new_ones(T) if context.valid_T is None else context.valid_T.to(probabilities_TE.dtype)
-    sets = _set_of_token(scope, context)
-    if sets is None:
-        tokens = valid_T.sum().clamp(min=1)
-        mean_1E = ((valid_T @ probabilities_TE) / tokens)[None]
-        counts_E = wider_counts_E
-        if counts_E is None:
-            counts_E = count_assignments(decision.expert_ids_TK, E, context.valid_T)
-        return Load(_fractions(counts_E[None], mean_1E.dtype), mean_1E, mean_1E.new_ones(1))
-    set_T, G = sets
-    # Column 0 of each set collects the choices that are no expert's.
-    columns_TK = _without_padding(decision.expert_ids_TK, context.valid_T) - NO_EXPERT
-    places = (set_T[:, None] * (E + 1) + columns_TK).reshape(-1)
-    counts_GE = places.new_zeros(G * (E + 1)).scatter_add_(0, places, torch.ones_like(places)).view(G, E + 1)[:, 1:]
-    tokens_G = probabilities_TE.new_zeros(G).index_add_(0, set_T, valid_T)
-    sums_GE = probabilities_TE.new_zeros(G, E).index_add(0, set_T, probabilities_TE * valid_T[:, None])
-    share_G = tokens_G / tokens_G.sum().clamp(min=1)
-    return Load(_fractions(counts_GE, sums_GE.dtype), sums_GE / tokens_G.clamp(min=1)[:, None], share_G)
+    G = _number_of_sets(scope, context)
+    if wider_counts_E is not None:
+        counts_GE = wider_counts_E[None]
+    else:
+        # Column 0 of each set collects the choices that are no expert's.
+        columns_GA = (_without_padding(decision.expert_ids_TK, context.valid_T) - NO_EXPERT).reshape(G, -1)
+        counts_GE = columns_GA.new_zeros(G, E + 1).scatter_add_(1, columns_GA, torch.ones_like(columns_GA))[:, 1:]
+    valid_T1 = probabilities_TE.new_ones(T, 1) if context.valid_T is None else context.valid_T[:, None]
+    tokens_G1 = valid_T1.view(G, -1, 1).sum(1).to(probabilities_TE.dtype)
+    sums_GE = (probabilities_TE * valid_T1).view(G, -1, E).sum(1)
+    share_G = (tokens_G1 / tokens_G1.sum().clamp(min=1)).squeeze(1)
+    return Load(_fractions(counts_GE, sums_GE.dtype), sums_GE / tokens_G1.clamp(min=1), share_G)

@@ -6,6 +6,20 @@ import torch
 from torch import Tensor
 
 
+def normalises(wanted: bool | None, top_k: int) -> bool:
+    """Whether weights are divided by their sum; without a wish, if there is more than one of them.
+
+    Raises:
+        ValueError: one weight is to be normalised: it would always be 1, and the router would get no gradient.
+    """
+    if wanted and top_k == 1:
+        raise ValueError(
+            "routing.router.normalise is true with model.moe.top_k 1: the only weight would always be 1 and the router "
+            "would learn nothing from the loss; leave normalise out, or set it to false"
+        )
+    return top_k > 1 if wanted is None else wanted
+
+
 def gathered(scores_TE: Tensor, expert_ids_TK: Tensor, normalise: bool) -> Tensor:
     """Scores of the chosen experts, divided by their sum if ``normalise``. Float32 [T, K], differentiable in the
     scores."""

@@ -5,8 +5,7 @@ from __future__ import annotations
 from pydantic import Field
 from torch import Tensor
 
-from moe_testbed.routing.balancer import BALANCERS, Balancer, LoadOf, ScopedBalancerConfig, mean_over_layers
-from moe_testbed.routing.records import RoutingContext, RoutingDecision
+from moe_testbed.routing.balancer import BALANCERS, Balancer, RoutedBatch, ScopedBalancerConfig, mean_over_layers
 from moe_testbed.routing.scopes import Load
 
 
@@ -46,5 +45,5 @@ class LoadBalancingLoss(Balancer):
     Config = LoadBalancingLossConfig
     config: LoadBalancingLossConfig
 
-    def loss(self, layers: list[RoutingDecision], context: RoutingContext, load_of: LoadOf) -> Tensor:
-        return mean_over_layers([load_balancing_loss(load_of(self.config, layer)) for layer in range(len(layers))])
+    def loss(self, batch: RoutedBatch) -> Tensor:
+        return mean_over_layers([load_balancing_loss(load) for load in batch.loads(self.config)])

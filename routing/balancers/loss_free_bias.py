@@ -8,8 +8,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from moe_testbed.routing.balancer import BALANCERS, Balancer, LoadOf, ScopedBalancerConfig
-from moe_testbed.routing.records import RoutingDecision
+from moe_testbed.routing.balancer import BALANCERS, Balancer, RoutedBatch, ScopedBalancerConfig
 from moe_testbed.routing.scopes import Load, Scope
 
 
@@ -29,11 +28,11 @@ def update_direction(load: Load) -> Tensor:
 
 @BALANCERS.register("loss_free_bias")
 class LossFreeBias(Balancer):
-    """``b_i += u * sign(mean(C) - C_i)`` after each optimizer step, less the mean of the update.
+    """``b_i += u * sign(mean(C) - C_i)`` after each optimizer step (Wang et al., arXiv 2408.15664, algorithm 1).
 
-    Wang et al. (arXiv 2408.15664, algorithm 1). The bias enters the selection and not the weights. Scope
-    ``global_batch`` counts the whole batch of the step, so that its estimator is not used; a smaller scope averages the
-    update over its balance sets, micro-batches and ranks.
+    The mean of the update is taken off, which changes no selection and keeps the biases from drifting together. The
+    bias enters the selection and not the weights. Scope ``global_batch`` counts the whole batch of the step, so that
+    its estimator is not used; a smaller scope averages the update over its balance sets, micro-batches and ranks.
     """
 
     Config = LossFreeBiasConfig
@@ -52,13 +51,11 @@ class LossFreeBias(Balancer):
         """The global batch is read once it is complete."""
         return self.config.scope is Scope.DATA_PARALLEL
 
-    def observe(self, layers: list[RoutingDecision], load_of: LoadOf) -> None:
+    def observe(self, batch: RoutedBatch) -> None:
         if self.config.scope is Scope.GLOBAL_BATCH:
             return
         with torch.no_grad():
-            self._direction_YE += torch.stack(
-                [update_direction(load_of(self.config, layer)) for layer in range(len(layers))]
-            )
+            self._direction_YE += torch.stack([update_direction(load) for load in batch.loads(self.config)])
         self._observed += 1
 
     def finish_step(self, counts_YE: Tensor, mean_over_ranks: Callable[[Tensor], Tensor]) -> None:

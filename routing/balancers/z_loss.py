@@ -6,8 +6,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from moe_testbed.routing.balancer import BALANCERS, Balancer, BalancerConfig, LoadOf, mean_over_layers
-from moe_testbed.routing.records import RoutingContext, RoutingDecision
+from moe_testbed.routing.balancer import BALANCERS, Balancer, BalancerConfig, RoutedBatch, mean_over_layers
 
 
 class ZLossConfig(BalancerConfig):
@@ -33,6 +32,6 @@ class ZLoss(Balancer):
     Config = ZLossConfig
     config: ZLossConfig
 
-    def loss(self, layers: list[RoutingDecision], context: RoutingContext, load_of: LoadOf) -> Tensor:
-        logits = [decision.logits_TE for decision in layers if decision.logits_TE is not None]
-        return mean_over_layers([z_loss(logits_TE, context.valid_T) for logits_TE in logits])
+    def loss(self, batch: RoutedBatch) -> Tensor:
+        logits = [decision.logits_TE for decision in batch.decisions if decision.logits_TE is not None]
+        return mean_over_layers([z_loss(logits_TE, batch.context.valid_T) for logits_TE in logits])

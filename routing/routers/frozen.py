@@ -5,7 +5,6 @@ from __future__ import annotations
 from moe_testbed.routing.records import RouterSetting
 from moe_testbed.routing.router import ROUTERS
 from moe_testbed.routing.routers.top_k import TopK, TopKConfig
-from moe_testbed.routing.score import LinearScore
 
 
 class FrozenConfig(TopKConfig):
@@ -16,7 +15,7 @@ class FrozenConfig(TopKConfig):
 
 @ROUTERS.register("frozen")
 class Frozen(TopK):
-    """``top_k`` with W as initialised (Fan et al., arXiv 2402.13089, section 3.4): the hidden states still move, the
+    """``top_k`` with W as initialised (Fan et al., arXiv 2402.13089): the hidden states still move, the
     router's map does not."""
 
     Config = FrozenConfig
@@ -24,5 +23,4 @@ class Frozen(TopK):
     learned = False
 
     def __init__(self, config: FrozenConfig, setting: RouterSetting) -> None:
-        super().__init__(config, setting)
-        self.scorer = LinearScore(setting.hidden_size, setting.num_experts, trainable=False)
+        super().__init__(config, setting, trainable=False)

@@ -11,10 +11,10 @@ from torch import Tensor
 from moe_testbed.routing.groups import group_masks, group_sizes
 from moe_testbed.routing.hashing import balanced_table
 from moe_testbed.routing.records import RouterSetting, RoutingContext, RoutingDecision
-from moe_testbed.routing.router import ROUTERS, Router, RouterConfig
+from moe_testbed.routing.router import ROUTERS, Router, RouterConfig, Scores
 from moe_testbed.routing.score import LinearScore
 from moe_testbed.routing.select import select_top_k
-from moe_testbed.routing.weight import gathered, uniform
+from moe_testbed.routing.weight import gathered, normalises, uniform
 
 
 class ReferenceConfig(RouterConfig):
@@ -41,9 +41,9 @@ class Reference(Router):
     """The ideal routing by domain (MoE Routing Testbed, arXiv 2604.07030): the experts are partitioned into one group
     per domain, a token uses its own domain's group only.
 
-    Inside the group ``learned`` is ``p = softmax(z)`` over the group, ``S = topk(p)``, ``g_i = p_i / sum_S p``;
-    ``hash`` a table by token id balanced over the domain's own tokens, ``g = 1/k``; ``all`` every expert of the group,
-    ``g = 1/k``.
+    Inside the group ``learned`` is ``p = softmax(z)`` over the group, ``S = topk(p)``, ``g_i = p_i / sum_S p`` (for k =
+    1 ``g = p_i``); ``hash`` a table by token id balanced over the domain's own tokens, ``g = 1/k``; ``all`` every
+    expert of the group, ``g = 1/k``.
 
     Raises:
         ValueError: the domains need more experts than there are, or ``all`` and a group whose size is not top_k.
@@ -88,16 +88,21 @@ class Reference(Router):
         return context.domain_BL.reshape(-1)
 
     def forward(self, x_TD: Tensor, context: RoutingContext) -> RoutingDecision:
-        domain_T = self.domain_T(context)
-        if self.config.inside != "learned":
-            expert_ids_TK = self.table_DVK[domain_T, context.token_ids_BL.reshape(-1)]
-            return RoutingDecision(expert_ids_TK, uniform(expert_ids_TK))
-        inside_TE = self.group_DE[domain_T]
+        if self.config.inside == "learned":
+            return super().forward(x_TD, context)
+        expert_ids_TK = self.table_DVK[self.domain_T(context), context.token_ids_BL.reshape(-1)]
+        return RoutingDecision(expert_ids_TK, uniform(expert_ids_TK))
+
+    def score(self, x_TD: Tensor, context: RoutingContext) -> Scores:
+        outside_TE = ~self.group_DE[self.domain_T(context)]
         # Masked before anything reads them: a loss on the logits must not reach the experts of other domains.
-        logits_TE = self.scorer(x_TD).masked_fill(~inside_TE, float("-inf"))
+        logits_TE = self.scorer(x_TD).masked_fill(outside_TE, float("-inf"))
         probabilities_TE = logits_TE.softmax(-1)
-        selection_TE = probabilities_TE if context.bias_E is None else probabilities_TE + context.bias_E
-        expert_ids_TK = select_top_k(selection_TE.masked_fill(~inside_TE, float("-inf")), self.setting.top_k)
-        return RoutingDecision(
-            expert_ids_TK, gathered(probabilities_TE, expert_ids_TK, normalise=True), probabilities_TE, logits_TE
-        )
+        # A bias could lift a probability of 0 over one inside the group, but not -inf.
+        return Scores(logits_TE, probabilities_TE.masked_fill(outside_TE, float("-inf")), probabilities_TE)
+
+    def select(self, scores: Scores, context: RoutingContext) -> Tensor:
+        return select_top_k(scores.affinity_TE, self.setting.top_k, context.bias_E)
+
+    def weigh(self, scores: Scores, expert_ids_TK: Tensor) -> Tensor:
+        return gathered(scores.affinity_TE, expert_ids_TK, normalises(None, self.setting.top_k))

@@ -5,23 +5,24 @@ from __future__ import annotations
 from pydantic import Field
 from torch import Tensor
 
+from moe_testbed.routing.linear_router import LinearRouter
 from moe_testbed.routing.records import RouterSetting, RoutingContext
-from moe_testbed.routing.router import ROUTERS, Router, RouterConfig, Scores
-from moe_testbed.routing.score import LinearScore
-from moe_testbed.routing.select import select_top_k
-from moe_testbed.routing.weight import gathered
+from moe_testbed.routing.router import ROUTERS, RouterConfig, Scores
+from moe_testbed.routing.weight import gathered, normalises
 
 
 class SigmoidConfig(RouterConfig):
     """Options of ``sigmoid``."""
 
     name: str = "sigmoid"
-    normalise: bool = Field(True, description="divide the weights of the chosen experts by their sum")
+    normalise: bool | None = Field(
+        None, description="divide the weights of the chosen experts by their sum; default: where top_k is more than 1"
+    )
     route_scale: float = Field(1.0, gt=0, description="factor of all weights")
 
 
 @ROUTERS.register("sigmoid")
-class Sigmoid(Router):
+class Sigmoid(LinearRouter):
     """``s = sigmoid(W x)``, ``S = topk(s + b)``, ``g_i = route_scale * s_i / sum_S s`` with b the selection bias.
 
     DeepSeek-V3 (arXiv 2412.19437, equations 13-16). Balancers see ``s / sum(s)`` (equation 19).
@@ -32,15 +33,12 @@ class Sigmoid(Router):
 
     def __init__(self, config: SigmoidConfig, setting: RouterSetting) -> None:
         super().__init__(config, setting)
-        self.scorer = LinearScore(setting.hidden_size, setting.num_experts)
+        self.normalise = normalises(config.normalise, setting.top_k)
 
     def score(self, x_TD: Tensor, context: RoutingContext) -> Scores:
         logits_TE = self.scorer(x_TD)
         affinity_TE = logits_TE.sigmoid()
         return Scores(logits_TE, affinity_TE, affinity_TE / affinity_TE.sum(-1, keepdim=True))
 
-    def select(self, scores: Scores, context: RoutingContext) -> Tensor:
-        return select_top_k(scores.affinity_TE, self.setting.top_k, context.bias_E)
-
     def weigh(self, scores: Scores, expert_ids_TK: Tensor) -> Tensor:
-        return self.config.route_scale * gathered(scores.affinity_TE, expert_ids_TK, self.config.normalise)
+        return self.config.route_scale * gathered(scores.affinity_TE, expert_ids_TK, self.normalise)

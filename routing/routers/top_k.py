@@ -5,22 +5,23 @@ from __future__ import annotations
 from pydantic import Field
 from torch import Tensor
 
+from moe_testbed.routing.linear_router import LinearRouter
 from moe_testbed.routing.records import RouterSetting, RoutingContext
-from moe_testbed.routing.router import ROUTERS, Router, RouterConfig, Scores
-from moe_testbed.routing.score import LinearScore
-from moe_testbed.routing.select import select_top_k
-from moe_testbed.routing.weight import gathered
+from moe_testbed.routing.router import ROUTERS, RouterConfig, Scores
+from moe_testbed.routing.weight import gathered, normalises
 
 
 class TopKConfig(RouterConfig):
     """Options of ``top_k``."""
 
     name: str = "top_k"
-    normalise: bool = Field(True, description="divide the weights of the chosen experts by their sum")
+    normalise: bool | None = Field(
+        None, description="divide the weights of the chosen experts by their sum; default: where top_k is more than 1"
+    )
 
 
 @ROUTERS.register("top_k")
-class TopK(Router):
+class TopK(LinearRouter):
     """``p = softmax(W x)``, ``S = topk(p)``, ``g_i = p_i``, divided by ``sum_S p`` if ``normalise``.
 
     ``normalise: false`` is Switch (k = 1; arXiv 2101.03961, equations 1-2) and OLMoE (arXiv 2409.02060), ``normalise:
@@ -30,17 +31,14 @@ class TopK(Router):
     Config = TopKConfig
     config: TopKConfig
 
-    def __init__(self, config: TopKConfig, setting: RouterSetting) -> None:
-        super().__init__(config, setting)
-        self.scorer = LinearScore(setting.hidden_size, setting.num_experts)
+    def __init__(self, config: TopKConfig, setting: RouterSetting, trainable: bool = True) -> None:
+        super().__init__(config, setting, trainable)
+        self.normalise = normalises(config.normalise, setting.top_k)
 
     def score(self, x_TD: Tensor, context: RoutingContext) -> Scores:
         logits_TE = self.scorer(x_TD)
         probabilities_TE = logits_TE.softmax(-1)
         return Scores(logits_TE, probabilities_TE, probabilities_TE)
 
-    def select(self, scores: Scores, context: RoutingContext) -> Tensor:
-        return select_top_k(scores.affinity_TE, self.setting.top_k, context.bias_E)
-
     def weigh(self, scores: Scores, expert_ids_TK: Tensor) -> Tensor:
-        return gathered(scores.affinity_TE, expert_ids_TK, self.config.normalise)
+        return gathered(scores.affinity_TE, expert_ids_TK, self.normalise)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from moe_testbed.routing.records import RoutingContext
+from moe_testbed.routing.linear_router import LinearRouter
+from moe_testbed.routing.records import RouterSetting, RoutingContext
 from moe_testbed.routing.router import ROUTERS, RouterConfig, Scores
-from moe_testbed.routing.routers.top_k import TopK
 from moe_testbed.routing.weight import softmax_over_chosen
 
 
@@ -17,15 +17,26 @@ class TopKSoftmaxConfig(RouterConfig):
 
 
 @ROUTERS.register("top_k_softmax")
-class TopKSoftmax(TopK):
+class TopKSoftmax(LinearRouter):
     """``S = topk(z)``, ``g = softmax(z_S)`` with ``z = W x`` (Mixtral, arXiv 2401.04088, section 2.1).
 
     Equal to ``top_k`` with ``normalise: true`` as long as no bias enters the selection: a bias is added to the
     probabilities there and to the logits here.
+
+    Raises:
+        ValueError: top_k is 1; the only weight would always be 1.
     """
 
-    Config = TopKSoftmaxConfig  # type: ignore[assignment]
-    config: TopKSoftmaxConfig  # type: ignore[assignment]
+    Config = TopKSoftmaxConfig
+    config: TopKSoftmaxConfig
+
+    def __init__(self, config: TopKSoftmaxConfig, setting: RouterSetting) -> None:
+        super().__init__(config, setting)
+        if setting.top_k == 1:
+            raise ValueError(
+                "routing.router.name is top_k_softmax with model.moe.top_k 1: the only weight would always be 1 and "
+                "the router would learn nothing from the loss; use top_k"
+            )
 
     def score(self, x_TD: Tensor, context: RoutingContext) -> Scores:
         logits_TE = self.scorer(x_TD)

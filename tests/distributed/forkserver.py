@@ -11,6 +11,7 @@ import multiprocessing.connection
 import os
 import runpy
 import signal
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -30,7 +31,7 @@ TIMEOUT_SECONDS = 240.0
 
 
 def run_on_ranks(function: Callable[..., Any], num_ranks: int, *arguments: Any) -> list[Any]:
-    """Calls ``function(*arguments)`` on every rank of a gloo group.
+    """Calls ``function(*arguments)`` on every rank of a gloo group; what they print goes to stderr at the end.
 
     Returns:
         What it returned, by rank.
@@ -82,6 +83,8 @@ def _run(function: Callable[..., Any], num_ranks: int, arguments: tuple[Any, ...
     for child in children:
         child.kill()
         child.join()
+    for log in sorted(Path(folder).glob("*.log")):
+        print(log.read_text(encoding="utf-8", errors="replace"), file=sys.stderr)
     return exit_codes
 
 

@@ -25,12 +25,13 @@ def _load(file: str, name: str) -> Callable[..., Any]:
     return function
 
 
-def main(
-    function: tuple[str, str], arguments: tuple[Any, ...], rank: int, num_ranks: int, folder: str
-) -> None:
+def main(function: tuple[str, str], arguments: tuple[Any, ...], rank: int, num_ranks: int, folder: str) -> None:
     """Joins the group, calls the function and writes its result, or the traceback."""
     torch.set_num_threads(1)
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(num_ranks), "GLOO_SOCKET_IFNAME": "lo"}
+    with open(f"{folder}/{rank}.log", "wb") as log:
+        for stream in (sys.stdout, sys.stderr):
+            os.dup2(log.fileno(), stream.fileno())
     try:
         store = dist.FileStore(f"{folder}/store", num_ranks)
         dist.init_process_group("gloo", store=store, rank=rank, world_size=num_ranks)

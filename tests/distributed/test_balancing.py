@@ -95,7 +95,9 @@ def test_data_parallel_scope_gives_the_gradient_of_the_concatenated_batch(
     torch.testing.assert_close(torch.stack([rank[0]["losses"][0] for rank in ranks]).mean(), oracle.detach())
     torch.testing.assert_close(mean_of(ranks, 0, "gradient"), torch.autograd.grad(oracle, weight)[0])
     # The scope matters: each rank by itself would give another gradient.
-    alone = run_on_ranks(balance, 2, {"load_balancing_loss": {"coefficient": 1.0, "scope": "micro_batch"}}, *inputs(1, 2, 1))
+    alone = run_on_ranks(
+        balance, 2, {"load_balancing_loss": {"coefficient": 1.0, "scope": "micro_batch"}}, *inputs(1, 2, 1)
+    )
     assert not torch.allclose(mean_of(alone, 0, "gradient"), mean_of(ranks, 0, "gradient"), rtol=1e-3)
 
 

@@ -16,15 +16,23 @@ from tests.training.results import read_evaluations, read_metrics, read_weights
 MakeExperiment = Callable[..., dict[str, Any]]
 Run = Callable[..., list[Any]]
 
-# Only the order of sums differs. Seen on losses: 2e-7 relative; on weights after six steps: 3e-6.
-LOSS_TOLERANCE = {"rtol": 1e-5, "atol": 0.0}
+# Only the order of sums differs. Seen: 2e-7 of a loss, 4e-6 on a weight after six steps.
+TRAIN_TOLERANCE = {"rtol": 1e-5, "atol": 0.0}
 WEIGHT_TOLERANCE = {"rtol": 0.0, "atol": 1e-4}
+# A token whose best scores differ by less than that may change its expert; seen once in 10,000 choices, where it moved
+# the loss of its domain by 4e-4. A seed without such a token in training is chosen.
+SEED = 2
+EVALUATION_TOLERANCE = {"rtol": 2e-3, "atol": 0.0}
+MOST_CHANGED_COUNTS = 8
 
 
-def layout(make: MakeExperiment, expert_parallel_size: int, dispatch: str, micro: int, **training: Any) -> dict[str, Any]:
+def layout(
+    make: MakeExperiment, expert_parallel_size: int, dispatch: str, micro: int, **training: Any
+) -> dict[str, Any]:
     base = make()
     moe = base["model"]["moe"] | {"dispatch": dispatch}
     return make(
+        seed=SEED,
         model=base["model"] | {"moe": moe},
         training=base["training"] | {"micro_batch_size": micro} | training,
         parallel={"expert_parallel_size": expert_parallel_size},
@@ -52,15 +60,19 @@ def compare(run_dir: Path, oracle: Path) -> None:
     lines, expected_lines = read_metrics(run_dir), read_metrics(oracle)
     assert len(lines) == len(expected_lines)
     for line, expected in zip(lines, expected_lines, strict=True):
-        assert line.keys() == expected.keys()
-        for key in line:
-            if key != "kind":
-                np.testing.assert_allclose(line[key], expected[key], **LOSS_TOLERANCE, err_msg=f"{key} of {line}")
-    for name, arrays in read_evaluations(oracle).items():
-        for key, expected_array in arrays.items():
-            array = read_evaluations(run_dir)[name][key]
-            if expected_array.dtype.kind == "f":
-                np.testing.assert_allclose(array, expected_array, **LOSS_TOLERANCE, err_msg=f"{name} {key}")
+        # DeepSpeed does not tell the norm with ZeRO 0.
+        assert line.keys() | {"gradient_norm"} == expected.keys() | {"gradient_norm"}
+        tolerance = TRAIN_TOLERANCE if line["kind"] == "train" else EVALUATION_TOLERANCE
+        for key in line.keys() & expected.keys() - {"kind"}:
+            np.testing.assert_allclose(line[key], expected[key], **tolerance, err_msg=f"{key} of {line}")
+    evaluations = read_evaluations(run_dir)
+    for name, expected_arrays in read_evaluations(oracle).items():
+        for key, expected_array in expected_arrays.items():
+            array = evaluations[name][key]
+            if key in ("loss_sum_D", "sequence_loss_N"):
+                np.testing.assert_allclose(array, expected_array, rtol=5e-3, err_msg=f"{name} {key}")
+            elif "counts" in key:
+                assert np.abs(array - expected_array).sum() <= MOST_CHANGED_COUNTS, f"{name} {key}"
             else:
                 np.testing.assert_array_equal(array, expected_array, err_msg=f"{name} {key}")
     weights, expected_weights = read_weights(run_dir), read_weights(oracle)

@@ -126,8 +126,10 @@ def test_no_training_outlives_the_comparison(
     make_suite: MakeSuite, stub_command: list[str], number: signal.Signals, status: int
 ) -> None:
     make_suite("hangs")
+    # A shell that started these tests in the background has made SIGINT ignored, which processes inherit.
     script = f"""
-        import sys
+        import signal, sys
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         from pathlib import Path
         from moe_testbed.data import build
         from moe_testbed.launcher.cli import guarded

@@ -23,7 +23,8 @@ def naive(experts: GroupedExperts, x_AD: Tensor, counts_X: list[int]) -> Tensor:
     blocks = x_AD.split(counts_X)
     return torch.cat(
         [
-            (F.silu(block @ experts.gate_up[x, :, :F_SIZE]) * (block @ experts.gate_up[x, :, F_SIZE:])) @ experts.down[x]
+            (F.silu(block @ experts.gate_up[x, :, :F_SIZE]) * (block @ experts.gate_up[x, :, F_SIZE:]))
+            @ experts.down[x]
             for x, block in enumerate(blocks)
         ]
     )

@@ -77,7 +77,9 @@ def gradients(layer: RoutedMoE, output: Tensor, x: Tensor, decision: RoutingDeci
     upstream = torch.randn(output.shape, generator=torch.Generator().manual_seed(8))
     return [
         torch.zeros_like(value) if gradient is None else gradient
-        for value, gradient in zip(inputs, torch.autograd.grad(output, inputs, upstream, allow_unused=True), strict=True)
+        for value, gradient in zip(
+            inputs, torch.autograd.grad(output, inputs, upstream, allow_unused=True), strict=True
+        )
     ]
 
 

@@ -83,18 +83,23 @@ def shares(values: list[Tensor]) -> list[Tensor]:
     return [value / total for value in values]
 
 
+def normalises(problem: Problem) -> bool:
+    wanted: bool | None = problem.options.get("normalise")
+    return problem.top_k > 1 if wanted is None else wanted
+
+
 def one_over_k(k: int) -> list[Tensor]:
     return [torch.tensor(1 / k, dtype=torch.float64)] * k
 
 
-@oracle("top_k", {"normalise": True}, {"normalise": False})
-@oracle("frozen", {"normalise": True}, {"normalise": False})
+@oracle("top_k", {}, {"normalise": True}, {"normalise": False})
+@oracle("frozen", {}, {"normalise": True}, {"normalise": False})
 def route_top_k(token: Token, problem: Problem) -> Route:
     logits = linear(problem.parameters["scorer.weight"], token.x)
     p = softmax(logits)
     experts = best(p, token.bias, problem.top_k, list(range(problem.num_experts)))
     weights = [p[e] for e in experts]
-    return Route(experts, shares(weights) if problem.options["normalise"] else weights, p, logits)
+    return Route(experts, shares(weights) if normalises(problem) else weights, p, logits)
 
 
 @oracle("top_k_softmax")
@@ -104,13 +109,13 @@ def route_top_k_softmax(token: Token, problem: Problem) -> Route:
     return Route(experts, softmax([logits[e] for e in experts]), softmax(logits), logits)
 
 
-@oracle("sigmoid", {"normalise": True}, {"normalise": False}, {"route_scale": 2.5})
+@oracle("sigmoid", {}, {"normalise": True}, {"normalise": False}, {"route_scale": 2.5})
 def route_sigmoid(token: Token, problem: Problem) -> Route:
     logits = linear(problem.parameters["scorer.weight"], token.x)
     s = [1 / (1 + (-z).exp()) for z in logits]
     experts = best(s, token.bias, problem.top_k, list(range(problem.num_experts)))
     weights = [s[e] for e in experts]
-    if problem.options.get("normalise", True):
+    if normalises(problem):
         weights = shares(weights)
     scale = problem.options.get("route_scale", 1.0)
     return Route(experts, [scale * weight for weight in weights], shares(s), logits)
@@ -120,7 +125,7 @@ def greedy_table(frequencies: list[float], experts: list[int], k: int, seed: int
     """From frequent to rare, the order shaken by the seed; each token goes to the k experts that carry least."""
     generator = torch.Generator().manual_seed(seed)
     shake = (0.5 + torch.rand(len(frequencies), generator=generator, dtype=torch.float64)).tolist()
-    load, tokens = {e: 0.0 for e in experts}, {e: 0 for e in experts}
+    load, tokens = dict.fromkeys(experts, 0.0), dict.fromkeys(experts, 0)
     table: list[list[int]] = [[] for _ in frequencies]
     for token in sorted(range(len(frequencies)), key=lambda v: (-frequencies[v] * shake[v], v)):
         table[token] = sorted(experts, key=lambda e: (load[e], tokens[e], e))[:k]
@@ -171,9 +176,8 @@ def route_random(token: Token, problem: Problem) -> Route:
         split_mix(problem.seed, problem.layer, token.sequence, token.position, e) >> 40
         for e in range(problem.num_experts)
     ]
-    return Route(
-        sorted(range(problem.num_experts), key=lambda e: -draws[e])[: problem.top_k], one_over_k(problem.top_k)
-    )
+    experts = sorted(range(problem.num_experts), key=lambda e: -draws[e])
+    return Route(experts[: problem.top_k], one_over_k(problem.top_k))
 
 
 def largest_remainder(num_experts: int, parts: tuple[float, ...], smallest: int) -> list[int]:
@@ -209,7 +213,8 @@ def route_inside(domain: int, token: Token, problem: Problem) -> Route:
     p = [p_group.get(e, zero) for e in range(problem.num_experts)]
     experts = best(p, token.bias, problem.top_k, group)
     inside_logits = [logits[e] if e in group else minus_infinity for e in range(problem.num_experts)]
-    return Route(experts, shares([p[e] for e in experts]), p, inside_logits)
+    weights = [p[e] for e in experts]
+    return Route(experts, shares(weights) if problem.top_k > 1 else weights, p, inside_logits)
 
 
 REFERENCE_OPTIONS: tuple[dict[str, Any], ...] = (

@@ -50,6 +50,12 @@ def test_choices_follow_their_shares_exactly():
     assert choices.tolist() == [next(i for i, end in enumerate(ends) if draw < end) for draw in draws]
 
 
+def test_a_share_begins_where_the_one_before_it_ends():
+    draw = split_mix(8) >> 40
+    assert choice_from_keys(torch.tensor([draw, 2**24]), torch.tensor([8])).tolist() == [1]
+    assert choice_from_keys(torch.tensor([draw + 1, 2**24]), torch.tensor([8])).tolist() == [0]
+
+
 @pytest.mark.parametrize("shares", [(0.1,) * 10, (1 / 3, 1 / 3, 1 / 3), (7.0, 1e-9)])
 def test_thresholds_end_at_the_largest_draw_whatever_the_rounding(shares: tuple[float, ...]):
     assert cumulative_thresholds(shares)[-1] == 2**24

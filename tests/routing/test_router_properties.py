@@ -18,12 +18,13 @@ from tests.routing.cases import (
     assert_same_decision,
     case_id,
     cases,
+    cases_by_top_k,
     hidden_states,
     make_context,
     make_router,
-    make_setting,
     rows,
     single_domain_context,
+    weight_would_be_one,
 )
 
 every_router = pytest.mark.parametrize("case", cases(), ids=case_id)
@@ -31,8 +32,13 @@ every_router = pytest.mark.parametrize("case", cases(), ids=case_id)
 CHI_SQUARE = {3: 16.3, 9: 27.9, 15: 37.7}
 
 
-@every_router
-@pytest.mark.parametrize("top_k", [1, 2, 5])
+@pytest.mark.parametrize("case", [case for case in cases() if weight_would_be_one(case)], ids=case_id)
+def test_one_normalised_weight_is_refused(case: Case):
+    with pytest.raises(ValueError, match=r"with model\.moe\.top_k 1: the only weight would always be 1"):
+        make_router(case, top_k=1)
+
+
+@pytest.mark.parametrize("case, top_k", cases_by_top_k(1, 2, 5), ids=case_id)
 def test_choices_are_different_experts_with_finite_weights(case: Case, top_k: int):
     router, context = make_router(case, top_k), make_context(8, 8)
     decision = router(hidden_states(context), context)
@@ -107,7 +113,7 @@ def test_prescribed_routes_do_not_depend_on_the_split_into_micro_batches(case: C
 @every_router
 @pytest.mark.parametrize("mode", ["cast", "autocast"])
 def test_routing_is_in_float32_under_bfloat16(case: Case, mode: str):
-    """Only the inputs and the parameters are rounded to bfloat16: the decision is that of float32 on the rounded ones."""
+    """Inputs and parameters are rounded to bfloat16; the decision is that of float32 on the rounded ones."""
     router, context = make_router(case), make_context(40)
     low_TD = hidden_states(context, torch.bfloat16)
     exact = make_router(case)
@@ -230,20 +236,18 @@ def test_reference_sends_gradients_into_the_domains_own_rows_only():
         + decision.logits_TE.logsumexp(-1).square().sum()
     )
     loss.backward()
-    reached_E = router.scorer.weight.grad.abs().sum(-1) > 0
+    (weight_ED,) = router.parameters()
+    assert weight_ED.grad is not None
+    reached_E = weight_ED.grad.abs().sum(-1) > 0
     assert reached_E.tolist() == [12 <= e < 18 for e in range(24)]
 
 
 def test_reference_needs_enough_experts():
-    cls = ROUTERS.get("reference")
-    with pytest.raises(
-        ValueError, match=r"4 domains with at least 3 experts each need 12 .*num_experts is 10.*use more"
-    ):
-        cls(cls.Config(name="reference"), make_setting(top_k=3, num_experts=10))
+    with pytest.raises(ValueError, match=r"4 domains with at least 3 experts each need 12 .*num_experts is 10; use"):
+        make_router(("reference", {}), top_k=3, num_experts=10)
 
 
 def test_reference_uses_all_experts_of_a_group_only_if_each_group_has_top_k():
-    cls = ROUTERS.get("reference")
     message = r"inside: all .* groups have 6 to 6 experts and model.moe.top_k is 2; set model.moe.num_experts to 8 or"
     with pytest.raises(ValueError, match=message):
-        cls(cls.Config(name="reference", inside="all"), make_setting(top_k=2, num_experts=24))
+        make_router(("reference", {"inside": "all"}), top_k=2, num_experts=24)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from moe_testbed.routing.records import RoutingContext, RoutingDecision
 from moe_testbed.routing.router import Router
-from tests.routing.cases import Case, case_id, cases, hidden_states, make_context, make_router
+from tests.routing.cases import Case, case_id, cases_by_top_k, hidden_states, make_context, make_router
 from tests.routing.oracles import ORACLES, Problem, Token
 
 TOLERANCES = {torch.float32: 1e-5, torch.float64: 1e-10}
@@ -87,8 +87,7 @@ def assert_close(name: str, actual: Tensor, expected: Tensor, tolerance: float) 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
 @pytest.mark.parametrize("biased", [False, True], ids=["unbiased", "biased"])
-@pytest.mark.parametrize("top_k", [1, 2, 5])
-@pytest.mark.parametrize("case", cases(), ids=case_id)
+@pytest.mark.parametrize("case, top_k", cases_by_top_k(1, 2, 5), ids=case_id)
 def test_router_computes_its_formula(case: Case, top_k: int, biased: bool, dtype: torch.dtype):
     router = make_router(case, top_k).to(dtype)
     context = make_context()

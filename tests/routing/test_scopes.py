@@ -66,14 +66,14 @@ def test_loss_and_gradient_are_those_of_the_loops(scope: Scope, padded: bool):
     torch.testing.assert_close(loss, naive, rtol=1e-10, atol=0)
     torch.testing.assert_close(gradient_TE, torch.autograd.grad(naive, naive_TE)[0], rtol=1e-10, atol=1e-14)
     if padded:
-        assert (gradient_TE[~context.valid_BL.flatten()] == 0).all()
+        assert (gradient_TE[~torch.tensor(layer.valid)] == 0).all()
 
 
 @pytest.mark.parametrize("scope", NARROW)
 def test_what_padding_holds_changes_nothing(scope: Scope):
     context, E = make_context(4, 6), 7
-    context = replace(context, valid_BL=torch.rand(4, 6) < 0.6)
-    padding_T = ~context.valid_BL.flatten()
+    valid_BL = torch.rand(4, 6) < 0.6
+    context, padding_T = replace(context, valid_BL=valid_BL), ~valid_BL.flatten()
     logits_TE, expert_ids_TK = torch.randn(24, E), draw_experts(24, E, 2)
     loss, _ = loss_and_gradient(scope, logits_TE, expert_ids_TK, context)
     logits_TE[padding_T] = 50.0 * torch.eye(E)[0]
@@ -159,8 +159,8 @@ def test_perfect_routing_by_domain_is_balanced_over_the_batch_and_not_over_a_seq
     router = make_router(("reference", {}), top_k, num_experts=num_experts)
     context = make_context(D, size)
     context = replace(context, domain_BL=torch.arange(D)[:, None].expand(D, size))
-    # Scores that make token l of domain d choose the experts l, l + 1, ... of its group.
-    wanted_TK = torch.tensor([[size * d + (l + j) % size for j in range(top_k)] for d in range(D) for l in range(size)])
+    # Scores that make token t of domain d choose the experts t, t + 1, ... of its group.
+    wanted_TK = torch.tensor([[size * d + (t + j) % size for j in range(top_k)] for d in range(D) for t in range(size)])
     logits_TE = torch.zeros(D * size, num_experts).scatter_(1, wanted_TK, 2.0)
     router.scorer = torch.nn.Identity()
     decision = router(logits_TE, context)

@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 
 import torch
 
-from moe_testbed.launcher import checkpoints, engine, training
+from moe_testbed.launcher import checkpoints, loop, training
 from moe_testbed.launcher.config import ExperimentConfig
 from moe_testbed.launcher.run_folder import RunFolder
 
@@ -29,19 +29,31 @@ def train_and_die(config: dict[str, Any], run_dir: str, where: str, number: int)
     train(config, run_dir)
 
 
+def train_and_fail(config: dict[str, Any], run_dir: str, number: int) -> None:
+    """Trains, and raises at the n-th batch."""
+
+    def fail(*_: Any, **__: Any) -> NoReturn:
+        raise RuntimeError("the reason\nand more of it")
+
+    _at_call(loop, "to_context", number, fail)
+    train(config, run_dir)
+
+
 def _die() -> NoReturn:
     os.kill(os.getpid(), signal.SIGKILL)
     raise AssertionError("unreachable")
 
 
-def _at_call(owner: Any, name: str, number: int, last_act: Callable[..., None]) -> None:
-    """Replaces the n-th call of ``owner.name`` by ``last_act`` and death."""
+def _at_call(
+    owner: Any, name: str, number: int, last_act: Callable[..., None], counts: Callable[..., bool] | None = None
+) -> None:
+    """Replaces the n-th call of ``owner.name``, of those that count, by ``last_act`` and death."""
     original = getattr(owner, name)
     calls = 0
 
     def replacement(*arguments: Any, **options: Any) -> Any:
         nonlocal calls
-        calls += 1
+        calls += counts is None or counts(*arguments, **options)
         if calls < number:
             return original(*arguments, **options)
         last_act(*arguments, **options)
@@ -65,17 +77,22 @@ def _half_a_line(folder: RunFolder, line: dict[str, Any]) -> None:
         file.write(json.dumps(line)[:20])
 
 
+def _is_folder(path: Path, *_: Any, **__: Any) -> bool:
+    return path.is_dir()
+
+
 def _half_a_folder(path: Path, *_: Any, **__: Any) -> None:
-    next(file for file in sorted(Path(path).iterdir()) if file.suffix == ".pt").unlink()
+    for file in sorted(path.glob("*.pt"))[::2]:
+        file.unlink()
 
 
 _real_torch_save = torch.save
 
 PLACES: dict[str, Callable[[int], None]] = {
-    "before a step": lambda n: _at_call(engine, "set_learning_rate", n, _nothing),
+    "before a step": lambda n: _at_call(loop, "set_learning_rate", n, _nothing),
     "writing a line": lambda n: _at_call(RunFolder, "append_metrics", n, _half_a_line),
     "before an evaluation is written": lambda n: _at_call(RunFolder, "write_evaluation", n, _nothing),
     "inside a checkpoint's file": lambda n: _at_call(torch, "save", n, _half_a_tensor_file),
     "before a checkpoint is marked": lambda n: _at_call(checkpoints, "write_atomically", n, _nothing),
-    "removing an old checkpoint": lambda n: _at_call(shutil, "rmtree", n, _half_a_folder),
+    "removing an old checkpoint": lambda n: _at_call(shutil, "rmtree", n, _half_a_folder, _is_folder),
 }

@@ -1,0 +1,27 @@
+"""What the routers with one linear score per expert share."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from moe_testbed.routing.records import RouterSetting, RoutingContext
+from moe_testbed.routing.router import Router, Scores
+from moe_testbed.routing.score import LinearScore
+from moe_testbed.routing.select import select_top_k
+
+
+class LinearRouter(Router):
+    """``z = W x`` for all experts, and the K highest affinities plus bias; score and weigh are the router's own.
+
+    Args:
+        trainable: False leaves W as initialised.
+    """
+
+    def __init__(self, config: Any, setting: RouterSetting, trainable: bool = True) -> None:
+        super().__init__(config, setting)
+        self.scorer = LinearScore(setting.hidden_size, setting.num_experts, trainable)
+
+    def select(self, scores: Scores, context: RoutingContext) -> Tensor:
+        return select_top_k(scores.affinity_TE, self.setting.top_k, context.bias_E)
