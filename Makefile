@@ -1,7 +1,7 @@
 # `make demo` and `make test` work in a fresh clone: they set up everything they need in .venv.
 #
 #   PYTHON       the interpreter to use (3.10 to 3.13); by default the first fitting one on the PATH
-#   TORCH_INDEX  an additional package index for torch, e.g. https://download.pytorch.org/whl/cpu for the small CPU build
+#   TORCH_INDEX  an additional package index for torch, e.g. that of PyTorch's CPU wheels, which need no CUDA libraries
 #   PYTEST_ARGS  arguments for pytest, e.g. "-n 2" or "-k sampler"
 
 PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11 python3.10; do \

@@ -10,21 +10,17 @@ import tempfile
 import time
 from pathlib import Path
 
-import yaml
-
 from moe_testbed.data.build import build_store
-from moe_testbed.data.config import MixConfig
 from moe_testbed.data.inspect import decoded_documents
 from moe_testbed.data.loading import tokenise
 from moe_testbed.data.splits import SPLITS
+from moe_testbed.launcher.mix import load_mix
 
-DEFAULT_MIX = Path(__file__).parents[1] / "configs" / "mixes" / "packages8.yaml"
 REPEATS = 5
 
 
-def main(mix_path: str = str(DEFAULT_MIX), cache_dir: str = "data_cache") -> None:
-    mix = MixConfig.model_validate(yaml.safe_load(Path(mix_path).read_text(encoding="utf-8")))
-    store = build_store(mix, Path(cache_dir), print)
+def main(mix_path: str = "configs/mixes/packages8.yaml", cache_dir: str = "data_cache") -> None:
+    store = build_store(load_mix(mix_path), Path(cache_dir), print)
     texts = [text for domain in store.domains for split in SPLITS for text in decoded_documents(store, split, domain)]
     megabytes = sum(len(text.encode()) for text in texts) / 1e6
     speeds = []

@@ -61,7 +61,7 @@ def build_store(mix: MixConfig, cache_dir: Path, log: Log) -> Store:
             try:
                 _build(mix, cache_dir, path, log)
             except OSError as error:
-                if error.errno != errno.ENOSPC:
+                if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                     raise
                 raise DataError(
                     f"the disk of {cache_dir} is full: free some space or choose another cache_dir"

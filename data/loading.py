@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
@@ -15,6 +14,7 @@ import numpy.typing as npt
 from moe_testbed.data.config import DomainConfig
 from moe_testbed.data.documents import Document
 from moe_testbed.data.errors import DataError
+from moe_testbed.data.machine import usable_cores
 from moe_testbed.data.sources import source_kinds
 from moe_testbed.data.store import FORMAT
 from moe_testbed.data.tokenizer import encode_batch
@@ -33,7 +33,7 @@ def fingerprint(*parts: Any) -> str:
 
 
 def load_documents(domain: DomainConfig, cache_dir: Path, max_bytes: int) -> "Dataset":
-    """Columns text, origin, separator of all documents of one domain, in source order. Raises DataError."""
+    """Columns text, origin, separator of all documents of one domain, in source order. Raises DataError, OSError."""
     from datasets import Dataset, Features, Value
     from datasets.exceptions import DatasetGenerationError
 
@@ -50,7 +50,7 @@ def load_documents(domain: DomainConfig, cache_dir: Path, max_bytes: int) -> "Da
                 generate_rows, features, str(cache_dir / "datasets"), gen_kwargs=arguments, fingerprint=name
             )
     except DatasetGenerationError as error:
-        if isinstance(error.__cause__, DataError):
+        if isinstance(error.__cause__, (DataError, OSError)):
             raise error.__cause__ from None
         raise
 
@@ -69,10 +69,10 @@ def documents_of(rows: "Dataset") -> Iterator[Document]:
 
 
 def tokenise(texts: Sequence[str], tokenizer_path: Path, cache_dir: Path) -> list[npt.NDArray[np.uint32]]:
-    """The tokens of every text, each closed by the end-of-document piece; in as many processes as there are cores."""
+    """The tokens of every text, each closed by the end-of-document piece; in as many processes as cores are usable."""
     from datasets import Dataset, Features, List, Value
 
-    processes = max(1, min(os.cpu_count() or 1, sum(map(len, texts)) // BYTES_PER_PROCESS))
+    processes = max(1, min(usable_cores(), sum(map(len, texts)) // BYTES_PER_PROCESS))
     # Process k gets the k-th part of the rows: dealing the texts out in turn gives each as much of every domain.
     order = [index for first in range(processes) for index in range(first, len(texts), processes)]
     digest = hashlib.sha256(tokenizer_path.read_bytes())

@@ -1,7 +1,7 @@
 """Names that a YAML file may use, and the pydantic classes they stand for."""
 
 import difflib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
 from pydantic import BaseModel
@@ -10,33 +10,34 @@ Model = TypeVar("Model", bound=BaseModel)
 
 
 class Registry(Generic[Model]):
-    """Maps the `kind` of a YAML mapping to the pydantic class that validates the rest of it."""
+    """Classes by name, which YAML mappings give as `kind`; the registry's own `kind` says in messages what they are."""
 
-    def __init__(self, noun: str) -> None:
-        self._noun = noun
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
         self._classes: dict[str, type[Model]] = {}
 
-    def register(self, kind: str) -> Callable[[type[Model]], type[Model]]:
-        """Class decorator. Raises ValueError if the kind is taken."""
+    def register(self, name: str) -> Callable[[type[Model]], type[Model]]:
+        """Class decorator that makes a class known as `name`. Raises ValueError if the name is taken."""
 
         def add(cls: type[Model]) -> type[Model]:
-            if kind in self._classes:
-                raise ValueError(f"{self._noun} '{kind}' is registered twice: {self._classes[kind]} and {cls}")
-            self._classes[kind] = cls
+            if name in self._classes:
+                raise ValueError(f"{self.kind} '{name}' is registered twice")
+            self._classes[name] = cls
             return cls
 
         return add
 
-    def __iter__(self) -> Iterator[str]:
-        return iter(sorted(self._classes))
+    def names(self) -> list[str]:
+        """All names, sorted."""
+        return sorted(self._classes)
 
-    def __getitem__(self, kind: str) -> type[Model]:
-        """Raises ValueError with the nearest kind and all kinds if there is no such one."""
-        if kind not in self._classes:
-            nearest = difflib.get_close_matches(str(kind), list(self), n=1)
-            hint = f" Did you mean '{nearest[0]}'?" if nearest else ""
-            raise ValueError(f"Unknown {self._noun} '{kind}'.{hint} Available: {', '.join(self)}")
-        return self._classes[kind]
+    def get(self, name: str) -> type[Model]:
+        """The class known as `name`. Raises ValueError with the nearest name and all names if there is no such one."""
+        if name in self._classes:
+            return self._classes[name]
+        near = difflib.get_close_matches(str(name), self._classes, n=1)
+        hint = f" Did you mean '{near[0]}'?" if near else ""
+        raise ValueError(f"Unknown {self.kind} '{name}'.{hint} Available: {', '.join(self.names())}")
 
     def parse(self, value: Any) -> Any:
         """Validator for a field: a mapping with `kind` (or just the kind, as a string) becomes an instance.
@@ -48,5 +49,5 @@ class Registry(Generic[Model]):
         if not isinstance(value, dict):
             return value
         if "kind" not in value:
-            raise ValueError(f"A {self._noun} is missing: add `kind:`. Available: {', '.join(self)}")
-        return self[value["kind"]].model_validate(value)
+            raise ValueError(f"A {self.kind} is missing: add `kind:`. Available: {', '.join(self.names())}")
+        return self.get(value["kind"]).model_validate(value)

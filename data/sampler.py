@@ -101,7 +101,10 @@ class Sampler:
 def evaluation_batches(
     store: Store, split: str, sequence_length: int, sequences_per_domain: int, batch_size: int
 ) -> Iterator[Batch]:
-    """The same single-domain sequences for every run: domain by domain, spread evenly over each domain's held-out text.
+    """The same single-domain sequences for every run, spread evenly over each domain's held-out text.
+
+    The domains take turns, so that a batch is as mixed as one in training: what a router or an expert's capacity makes
+    of a batch depends on its mixture.
 
     A domain with fewer chunks than sequences_per_domain gives each once. Samples are numbered from 0. The last batch
     may be smaller. Raises DataError if a domain has too little text for one sequence.
@@ -112,6 +115,8 @@ def evaluation_batches(
     chunk_N = np.concatenate(
         [np.arange(n, dtype=np.int64) * count // n for n, count in zip(taken, chunks, strict=True)]
     )
+    turns = np.lexsort((domain_N, np.concatenate([np.arange(n) for n in taken])))
+    domain_N, chunk_N = domain_N[turns], chunk_N[turns]
     starts_D = np.array([region.first_token for region in store.regions[split]], dtype=np.int64)
     labels_D = np.array(store.labels, dtype=np.int64)
     for first in range(0, len(domain_N), batch_size):

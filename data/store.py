@@ -4,6 +4,7 @@ Files of a store's folder:
     header.json       format, vocabulary, domains, regions, and size and SHA-256 of the small files; written last
     tokens.bin        uint16 or uint32, little-endian
     documents.npy     int64[documents + 1]: first token of every document, then the end
+    token_counts.npy  int64[splits, domains, vocab_size]: how often each piece occurs
     tokenizer.model   sentencepiece
     manifest.json     where the text came from
 A store is written into a temporary folder that is renamed when whole; opening checks sizes and hashes.
@@ -26,15 +27,17 @@ from moe_testbed.data.fetch import file_sha256
 from moe_testbed.data.splits import SPLITS
 from moe_testbed.data.tokenizer import load_tokenizer
 
-FORMAT = 1
-HEADER, TOKENS, DOCUMENTS, TOKENIZER, MANIFEST = (
+FORMAT = 2
+HEADER, TOKENS, DOCUMENTS, TOKEN_COUNTS, TOKENIZER, MANIFEST = (
     "header.json",
     "tokens.bin",
     "documents.npy",
+    "token_counts.npy",
     "tokenizer.model",
     "manifest.json",
 )
-CHECKED = (DOCUMENTS, TOKENIZER, MANIFEST)
+CHECKED = (DOCUMENTS, TOKEN_COUNTS, TOKENIZER, MANIFEST)
+COUNTED_AT_ONCE = 1 << 20
 
 Tokens = npt.NDArray[np.unsignedinteger[Any]]
 Int64 = npt.NDArray[np.int64]
@@ -95,8 +98,7 @@ class Store:
 
     def region(self, split: str, domain: int | str) -> Region:
         """domain: number or name. Raises DataError if there is no such split or domain."""
-        if split not in SPLITS:
-            raise DataError(f"no split '{split}' in {self.path}. Available: {', '.join(SPLITS)}")
+        self._check_split(split)
         if isinstance(domain, str):
             if domain not in self.domains:
                 raise DataError(f"no domain '{domain}' in {self.path}. Available: {', '.join(self.domains)}")
@@ -109,15 +111,17 @@ class Store:
         return self.tokens[region.first_token : region.end_token]
 
     def token_counts(self, split: str) -> Int64:
-        """int64[vocab_size]: how often each piece occurs in a split."""
-        counts = np.zeros(self.vocab_size, dtype=np.int64)
-        for domain in range(len(self.domains)):
-            counts += np.bincount(self.tokens_of(split, domain), minlength=self.vocab_size)
-        return counts
+        """int64[domains, vocab_size]: how often each piece occurs in a split. Raises DataError if there is no such."""
+        self._check_split(split)
+        return np.array(np.load(self.path / TOKEN_COUNTS, mmap_mode="r")[SPLITS.index(split)])
 
     def document_of(self, token: npt.ArrayLike) -> Int64:
         """Store-wide document number of token positions of any shape."""
         return np.searchsorted(self.document_starts, token, side="right").astype(np.int64) - 1
+
+    def _check_split(self, split: str) -> None:
+        if split not in SPLITS:
+            raise DataError(f"no split '{split}' in {self.path}. Available: {', '.join(SPLITS)}")
 
 
 @dataclass(frozen=True)
@@ -150,6 +154,9 @@ def write_store(
         file.flush()
         os.fsync(file.fileno())
     np.save(temporary / DOCUMENTS, np.array(starts, dtype=np.int64))
+    written = np.memmap(temporary / TOKENS, dtype=dtype, mode="r")
+    counts_SDV = [[_count(written[first:end], vocab_size) for *_, first, end in regions[split]] for split in SPLITS]
+    np.save(temporary / TOKEN_COUNTS, np.array(counts_SDV, dtype=np.int64))
     (temporary / TOKENIZER).write_bytes(tokenizer)
     (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1, ensure_ascii=False), encoding="utf-8")
     header = {
@@ -164,6 +171,14 @@ def write_store(
     }
     (temporary / HEADER).write_text(json.dumps(header, indent=1), encoding="utf-8")
     os.replace(temporary, path)
+
+
+def _count(tokens: Tokens, vocab_size: int) -> Int64:
+    """int64[vocab_size]: how often each piece occurs; in parts, because numpy counts a copy of eight bytes a token."""
+    counts = np.zeros(vocab_size, dtype=np.int64)
+    for start in range(0, len(tokens), COUNTED_AT_ONCE):
+        counts += np.bincount(tokens[start : start + COUNTED_AT_ONCE], minlength=vocab_size)
+    return counts
 
 
 def _read_header(path: Path) -> dict[str, Any]:

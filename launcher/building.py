@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 
 from moe_testbed.data.sampler import Sampler
@@ -16,7 +15,7 @@ from moe_testbed.routing.records import RouterSetting
 
 def domain_weights(config: ExperimentConfig, store: Store) -> tuple[float, ...]:
     """Share of each of the store's domains in the mix, sums to 1; domains that could not be had are gone."""
-    weights = [config.data.mix.domains[domain].weight for domain in store.domains]
+    weights = [config.data.mix.domain_weights()[domain] for domain in store.domains]
     return tuple(weight / sum(weights) for weight in weights)
 
 
@@ -30,7 +29,7 @@ def build_sampler(config: ExperimentConfig, store: Store) -> Sampler:
         seed=config.seed,
         packing=config.data.packing,
         pieces_per_sequence=config.data.pieces_per_sequence,
-        domain_weights=dict(zip(store.domains, domain_weights(config, store), strict=True)),
+        domain_weights=config.data.mix.domain_weights(),
     )
 
 
@@ -41,9 +40,7 @@ def build_model(config: ExperimentConfig, store: Store, ranks: Ranks) -> Languag
         ConfigError: router, model and mix do not go together.
     """
     weights = domain_weights(config, store)
-    token_counts_DV = torch.from_numpy(
-        np.stack([np.bincount(store.tokens_of("train", d), minlength=store.vocab_size) for d in range(len(weights))])
-    )
+    token_counts_DV = torch.from_numpy(store.token_counts("train"))
 
     def setting_of_layer(layer: int) -> RouterSetting:
         return RouterSetting(

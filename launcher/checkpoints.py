@@ -15,8 +15,8 @@ from typing import Any
 import torch.distributed as dist
 
 from moe_testbed.launcher.errors import CheckpointError
+from moe_testbed.launcher.files import write_atomically
 from moe_testbed.launcher.ranks import Ranks
-from moe_testbed.launcher.run_folder import write_atomically
 
 _MARK = "complete.json"
 
@@ -31,7 +31,17 @@ def save(engine: Any, folder: Path, step: int, keep: int, ranks: Ranks, expert_p
     if ranks.rank == 0:
         shutil.rmtree(folder / tag, ignore_errors=True)
     dist.barrier()
-    engine.save_checkpoint(str(folder), tag=tag, client_state={"step": step}, save_latest=False)
+    try:
+        engine.save_checkpoint(str(folder), tag=tag, client_state={"step": step}, save_latest=False)
+    except RuntimeError as error:
+        # torch.save tells of a full disk in words of its own.
+        if "inline_container" not in str(error):
+            raise
+        free = shutil.disk_usage(folder).free
+        raise CheckpointError(
+            f"{folder / tag} could not be written, {free:,} bytes are free there; make room and start the same command "
+            "again: training continues from the checkpoint before"
+        ) from error
     dist.barrier()
     if ranks.rank != 0:
         return
@@ -62,25 +72,31 @@ def restore(engine: Any, folder: Path, ranks: Ranks, expert_parallel_size: int) 
     Raises:
         CheckpointError: the checkpoint was written by another layout of ranks.
     """
+    # One rank chooses for all: on a shared disk two of them may not see the same files at the same moment.
+    chosen = [_newest_whole(folder) if ranks.rank == 0 else None]
+    if ranks.group is not None:
+        dist.broadcast_object_list(chosen, src=0, group=ranks.group)
+    checkpoint = chosen[0]
+    if checkpoint is None:
+        return 0
+    mark = json.loads((checkpoint / _MARK).read_text(encoding="utf-8"))
+    layout = _layout(ranks, expert_parallel_size)
+    if mark["layout"] != layout:
+        raise CheckpointError(
+            f"{checkpoint}: written with {_in_words(mark['layout'])}, but this run has {_in_words(layout)}; "
+            "start it with the same layout, or use another --run-dir to begin anew"
+        )
+    loaded, _ = engine.load_checkpoint(str(folder), tag=checkpoint.name)
+    assert loaded is not None, f"DeepSpeed found nothing to load in {checkpoint}"
+    return int(mark["step"])
+
+
+def _newest_whole(folder: Path) -> Path | None:
     for checkpoint in sorted(folder.glob("step_*"), reverse=True):
-        if not _is_whole(checkpoint):
-            if ranks.rank == 0:
-                print(
-                    f"{checkpoint} is not whole (cut off while it was written, or damaged) and is passed over",
-                    file=sys.stderr,
-                )
-            continue
-        mark = json.loads((checkpoint / _MARK).read_text(encoding="utf-8"))
-        layout = _layout(ranks, expert_parallel_size)
-        if mark["layout"] != layout:
-            raise CheckpointError(
-                f"{checkpoint}: written with {_in_words(mark['layout'])}, but this run has {_in_words(layout)}; "
-                "start it with the same layout, or use another --run-dir to begin anew"
-            )
-        loaded, _ = engine.load_checkpoint(str(folder), tag=checkpoint.name)
-        assert loaded is not None, f"DeepSpeed found nothing to load in {checkpoint}"
-        return int(mark["step"])
-    return 0
+        if _is_whole(checkpoint):
+            return checkpoint
+        print(f"{checkpoint} is not whole (cut off or damaged) and is passed over", file=sys.stderr)
+    return None
 
 
 def _in_words(layout: dict[str, int]) -> str:

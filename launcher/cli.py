@@ -10,13 +10,21 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from moe_testbed.launcher.errors import WRONG_INPUT
+
 FAILED = 1
-WRONG_INPUT = 2
 INTERRUPTED = 128 + signal.SIGINT
 
 EXPERIMENT_HELP = "YAML file; also one that comes with the package, such as configs/experiments/tiny.yaml"
-OVERRIDES_HELP = "values that replace the file's, such as {} (VALUE is YAML; null unsets)"
-EXPERIMENT_OVERRIDES_HELP = OVERRIDES_HELP.format("training.steps=100")
+OVERRIDES_HELP = "values that replace the file's, such as {} (VALUE is YAML)"
+EXPERIMENT_OVERRIDES_HELP = OVERRIDES_HELP.format("training.steps=100; routing.balance.LABEL=null takes a balancer out")
+REMEDIES = {
+    errno.ENOSPC: "free some space",
+    errno.EDQUOT: "free some space",
+    errno.EACCES: "make it writable or choose another folder",
+    errno.EPERM: "make it writable or choose another folder",
+    errno.EROFS: "make it writable or choose another folder",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -52,14 +60,10 @@ def guarded(command: Callable[[], int]) -> int:
         sys.stderr.close()
         return FAILED
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+        if error.errno is None or not (error.filename or error.errno in REMEDIES):
             raise
         where = f" ({error.filename})" if error.filename else ""
-        remedy = (
-            "free some space"
-            if error.errno in (errno.ENOSPC, errno.EDQUOT)
-            else "make it writable or choose another folder"
-        )
+        remedy = REMEDIES.get(error.errno, "correct this path")
         return _complain(f"{error.strerror}{where}: {remedy}, then repeat the command; what is finished is kept")
 
 
@@ -88,12 +92,18 @@ def build_parser() -> argparse.ArgumentParser:
         """
         moe-testbed train configs/experiments/tiny.yaml
         moe-testbed train configs/experiments/tiny.yaml routing.router.name=top_k seed=2
-        moe-testbed train configs/experiments/tiny.yaml training.steps=20 --run-dir runs/trial
+        moe-testbed train configs/experiments/tiny.yaml training.steps=50 --run-dir runs/trial
         """,
         _train,
     )
     _add_experiment(train)
-    train.add_argument("--run-dir", type=Path, metavar="DIR", help="folder of the run (default: runs/NAME-seedSEED)")
+    train.add_argument(
+        "--run-dir",
+        type=Path,
+        metavar="DIR",
+        help="folder of the run (default: runs/NAME-seedSEED, followed by the other overrides and a digest of them, so "
+        "that the same command continues the same run)",
+    )
 
     compare = _command(
         commands,
@@ -237,12 +247,12 @@ def _jobs(text: str) -> int | None:
 
 
 def _train(arguments: argparse.Namespace) -> None:
-    from moe_testbed.launcher.config import load_experiment
+    from moe_testbed.launcher.config import load_experiment, run_name
     from moe_testbed.launcher.processes import end_with_parent
 
     end_with_parent()
     config = load_experiment(arguments.experiment, arguments.overrides)
-    run_dir = arguments.run_dir or Path("runs") / f"{config.name}-seed{config.seed}"
+    run_dir = arguments.run_dir or Path("runs") / run_name(config, arguments.overrides)
 
     from moe_testbed.launcher.training import train
 
@@ -257,9 +267,9 @@ def _compare(arguments: argparse.Namespace) -> int:
 
 
 def _report(arguments: argparse.Namespace) -> None:
-    from moe_testbed.launcher.compare import report
+    from moe_testbed.launcher.report import print_report
 
-    report(arguments.suite_dir)
+    print_report(arguments.suite_dir)
 
 
 def _config_show(arguments: argparse.Namespace) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import signal
 import sys
 from collections.abc import Iterator, Sequence
@@ -12,11 +11,14 @@ from types import FrameType
 
 from filelock import FileLock, Timeout
 
+from moe_testbed.data.machine import usable_cores
 from moe_testbed.launcher.config import TrackingConfig, dump_config
 from moe_testbed.launcher.errors import ConfigError
-from moe_testbed.launcher.machine import free_memory_bytes, jobs_at_once, usable_cores
+from moe_testbed.launcher.files import write_atomically
+from moe_testbed.launcher.machine import free_memory_bytes, jobs_at_once
 from moe_testbed.launcher.progress import ProgressView
-from moe_testbed.launcher.run_folder import RunFolder, write_atomically
+from moe_testbed.launcher.report import print_report
+from moe_testbed.launcher.run_folder import RunFolder
 from moe_testbed.launcher.scheduling import TRAIN_COMMAND, is_finished, train_all
 from moe_testbed.launcher.suite import Suite, SuiteRun, suite_runs
 from moe_testbed.launcher.tracking import SuiteMirror
@@ -44,7 +46,7 @@ def compare(suite: Suite, runs_dir: Path, jobs: int | None = None, command: Sequ
         for run in runs:
             # The suite's own process mirrors its runs to MLflow, so that each training need not load it.
             quiet = run.config.model_copy(update={"tracking": TrackingConfig(mlflow=False)})
-            RunFolder.claim(run.run_dir, quiet)
+            RunFolder.prepare(run.run_dir, quiet)
         write_atomically(folder / "suite.yaml", dump_config(suite.config))
         missing = [run for run in runs if not is_finished(run)]
         if len(missing) < len(runs):
@@ -54,22 +56,10 @@ def compare(suite: Suite, runs_dir: Path, jobs: int | None = None, command: Sequ
         if mirror:
             mirror.start()
         failed = _train_missing(missing, jobs, command) if missing else {}
-        report(folder)
+        print_report(folder)
         if mirror:
             mirror.finish("failed" if failed else "finished")
     return 1 if failed else 0
-
-
-def report(suite_dir: Path) -> None:
-    """Writes the report of a suite's folder and prints its table and path. Raises ConfigError if it is none."""
-    from moe_testbed.launcher.report import result_table, write_report
-
-    try:
-        paths = write_report(suite_dir)
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
-    print(result_table(json.loads(paths.results_json.read_text(encoding="utf-8"))))
-    print(f"\nReport: {paths.report_html}")
 
 
 def _train_missing(runs: list[SuiteRun], jobs: int | None, command: Sequence[str]) -> dict[str, str]:

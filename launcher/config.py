@@ -6,6 +6,9 @@ changes a router or a balancer (its ``name``) drops the options that lower layer
 
 from __future__ import annotations
 
+import hashlib
+import json
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
@@ -26,6 +29,7 @@ from moe_testbed.launcher.yaml_config import (
     lookup,
     merge,
     parse_overrides,
+    to_plain,
     to_yaml,
 )
 from moe_testbed.model.config import ModelConfig
@@ -35,6 +39,7 @@ from moe_testbed.routing.groups import group_sizes
 from moe_testbed.routing.router import ROUTERS, RouterConfig
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
+_READABLE = 40  # characters of a run's name that tell the overrides
 RULES = Rules(
     references=frozenset({("data", "mix")}),
     variants=((("routing", "router"), "name"), (("routing", "balance", ANY), "name")),
@@ -101,6 +106,16 @@ class TrainingConfig(BaseModel, extra="forbid", frozen=True):
             )
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"training.betas is {list(self.betas)}; both must be at least 0 and less than 1")
+        if self.warmup_steps > self.steps:
+            raise ValueError(
+                f"training.steps is {self.steps}, fewer than training.warmup_steps = {self.warmup_steps}; "
+                "train longer or warm up for fewer steps"
+            )
+        if self.zero_stage == 0 and self.precision == "bfloat16":
+            raise ValueError(
+                "training.zero_stage is 0 with training.precision bfloat16: the optimizer keeps no float32 copy of the "
+                "weights then; set training.zero_stage to 1 or 2, or training.precision to float32"
+            )
         return self
 
 
@@ -147,7 +162,9 @@ class ExperimentConfig(BaseModel, extra="forbid", frozen=True):
     """One training: data, model, routing and how it is trained."""
 
     name: str = Field(pattern=NAME_PATTERN, description="part of the run folder's name")
-    seed: int = Field(1, ge=0, description="of the initial weights, the order of the data and the random routers")
+    seed: int = Field(
+        1, ge=0, le=2**31 - 1, description="of the initial weights, the order of the data and the random routers"
+    )
     data: DataConfig
     model: ModelConfig
     routing: RoutingConfig
@@ -210,6 +227,21 @@ def experiment_tree(path: str | Path, overrides: Iterable[str] = ()) -> Node:
 def check_experiment(tree: Node) -> ExperimentConfig:
     """The typed experiment of a merged tree. Raises ConfigError."""
     return validate(ExperimentConfig, tree, VARIANTS)
+
+
+def run_name(config: ExperimentConfig, overrides: Iterable[str] = ()) -> str:
+    """Name of the run folder of an experiment that is trained by itself: NAME-seedSEED, and what else was overridden.
+
+    The same overrides, in whatever order, give the same name. A digest keeps apart what the readable part does not.
+    """
+    tree = to_plain(parse_overrides(overrides, Rules()))
+    others = {key: value for key, value in tree.items() if key not in ("name", "seed")}
+    name = f"{config.name}-seed{config.seed}"
+    if not others:
+        return name
+    text = json.dumps(others, sort_keys=True)
+    words = re.sub(r"[^\w.]+", "-", text)[:_READABLE].strip("-")
+    return f"{name}-{words}-{hashlib.sha256(text.encode()).hexdigest()[:6]}"
 
 
 def dump_config(config: BaseModel) -> str:

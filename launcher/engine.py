@@ -30,6 +30,16 @@ def accumulation_steps(training: TrainingConfig, num_ranks: int) -> int:
     return training.global_batch_size // per_round
 
 
+def check_layout(training: TrainingConfig, expert_parallel_size: int, num_ranks: int) -> None:
+    """Raises ConfigError if the ranks cannot share the batch or the experts evenly."""
+    accumulation_steps(training, num_ranks)
+    if num_ranks % expert_parallel_size:
+        raise ConfigError(
+            f"parallel.expert_parallel_size is {expert_parallel_size}, which does not divide the number of ranks, "
+            f"{num_ranks}; start a multiple of {expert_parallel_size} processes, or lower it"
+        )
+
+
 def learning_rate(training: TrainingConfig, step: int) -> float:
     """Rate of the update that follows ``step`` completed ones: linear warm-up, then cosine to
     ``final_learning_rate_ratio``.
@@ -38,7 +48,7 @@ def learning_rate(training: TrainingConfig, step: int) -> float:
     """
     if step < training.warmup_steps:
         return training.learning_rate * (step + 1) / training.warmup_steps
-    progress = (step - training.warmup_steps) / max(training.steps - training.warmup_steps, 1)
+    progress = (step - training.warmup_steps) / max(training.steps - training.warmup_steps - 1, 1)
     cosine = 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
     ratio = training.final_learning_rate_ratio
     return training.learning_rate * (ratio + (1 - ratio) * cosine)

@@ -21,7 +21,15 @@ from moe_testbed.launcher.batches import to_context
 from moe_testbed.launcher.config import ExperimentConfig
 from moe_testbed.launcher.ranks import Ranks
 from moe_testbed.model.language_model import LayerRouting
+from moe_testbed.routing import metrics
 from moe_testbed.routing.records import NO_EXPERT
+
+_TOLD = {
+    "domain_information": metrics.domain_information,
+    "normalised_effective_experts": metrics.normalised_effective_experts,
+    "dead_experts": metrics.dead_experts,
+    "max_violation": metrics.max_violation,
+}
 
 
 @dataclass
@@ -141,7 +149,8 @@ class Evaluator:
 
 
 def evaluation_line(arrays: dict[str, npt.NDArray[Any]], step: int, seconds: float) -> dict[str, Any]:
-    """The line of metrics.jsonl for an evaluation: nats per token of every domain, and their mean."""
+    """The line of metrics.jsonl for an evaluation: nats per token of every domain and their mean, and how the
+    experts were used."""
     losses = arrays["loss_sum_D"] / np.maximum(arrays["tokens_D"], 1)
     line: dict[str, Any] = {
         "kind": "evaluation",
@@ -149,6 +158,10 @@ def evaluation_line(arrays: dict[str, npt.NDArray[Any]], step: int, seconds: flo
         "seconds": seconds,
         "cross_entropy": float(losses.mean()),
     }
-    return line | {
-        f"cross_entropy/{domain}": float(loss) for domain, loss in zip(arrays["domains"], losses, strict=True)
-    }
+    line |= {f"cross_entropy/{domain}": float(loss) for domain, loss in zip(arrays["domains"], losses, strict=True)}
+    counts_YDE = arrays["counts_top_k_YDE"]
+    if len(counts_YDE):
+        # Means over the layers; the report has each layer and every other metric.
+        for name, metric in _TOLD.items():
+            line[name] = float(np.mean([metric(counts_DE) for counts_DE in counts_YDE]))
+    return line

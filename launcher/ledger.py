@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import math
 import os
 import re
+import sys
 import time
 import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from pydantic import TypeAdapter, ValidationError
+
+from moe_testbed.launcher.files import write_atomically
 
 LEDGER_NAME = "mlflow.json"
 MAX_METRIC_KEYS = 200
@@ -38,6 +42,9 @@ class Ledger:
     status: str | None = None
 
 
+_LEDGERS = TypeAdapter(Ledger)
+
+
 class Point(NamedTuple):
     """One value of one metric."""
 
@@ -48,19 +55,27 @@ class Point(NamedTuple):
 
 
 def read_ledger(folder: Path, store: str) -> Ledger:
-    """The folder's ledger; a new one if there is none, or if it is about another store than the one at this URI."""
+    """The folder's ledger; a new one if there is none, or if it is about another store than the one at this URI.
+
+    A damaged one is told on stderr and put aside, so that it is told once.
+    """
     name = hashlib.sha256(store.encode()).hexdigest()[:16]
-    content = read_json(folder / LEDGER_NAME)
-    if content.get("store") != name:
-        return Ledger(store=name, key=uuid.uuid4().hex, started_ms=int(time.time() * 1000))
-    return Ledger(**{**content, "keys": tuple(content["keys"])})
+    path = folder / LEDGER_NAME
+    with contextlib.suppress(FileNotFoundError):
+        try:
+            ledger = _LEDGERS.validate_json(path.read_bytes())
+            if ledger.store == name:
+                return ledger
+        except ValidationError:
+            aside = path.with_name(f"{LEDGER_NAME}.damaged")
+            print(f"{path} is damaged and now {aside.name}; MLflow gets the run anew", file=sys.stderr)
+            os.replace(path, aside)
+    return Ledger(store=name, key=uuid.uuid4().hex, started_ms=int(time.time() * 1000))
 
 
 def write_ledger(folder: Path, ledger: Ledger) -> None:
     """Replace the folder's ledger at once."""
-    temporary = folder / f"{LEDGER_NAME}.{os.getpid()}.tmp"
-    temporary.write_text(json.dumps(asdict(ledger), indent=1))
-    os.replace(temporary, folder / LEDGER_NAME)
+    write_atomically(folder / LEDGER_NAME, json.dumps(asdict(ledger), indent=1))
 
 
 def new_points(path: Path, ledger: Ledger) -> Iterator[tuple[list[Point], Ledger]]:
@@ -123,22 +138,3 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
 def allowed_key(key: str) -> str:
     """The key with what MLflow refuses in it replaced, within its limit."""
     return re.sub(r"[^\w\-. :/]", "_", key, flags=re.ASCII)[:MAX_KEY_LENGTH]
-
-
-@contextlib.contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold an exclusive lock on a file, made if absent; without a lock where the file system has none."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:
-        with contextlib.suppress(OSError):
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file; empty if there is none."""
-    try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}

@@ -17,7 +17,7 @@ from moe_testbed.launcher import checkpoints, surroundings
 from moe_testbed.launcher.batches import to_context
 from moe_testbed.launcher.building import build_model, build_sampler
 from moe_testbed.launcher.config import ExperimentConfig
-from moe_testbed.launcher.engine import accumulation_steps, build_engine, learning_rate, set_learning_rate
+from moe_testbed.launcher.engine import accumulation_steps, build_engine, check_layout, learning_rate, set_learning_rate
 from moe_testbed.launcher.evaluation import Evaluator, evaluation_line
 from moe_testbed.launcher.ranks import Ranks
 from moe_testbed.launcher.run_folder import RunFolder
@@ -34,6 +34,7 @@ def run_loop(config: ExperimentConfig, run_dir: Path, folder: RunFolder | None, 
     """
     # 1. Build everything, and go back to where the last process stopped.
     training, steps = config.training, config.training.steps
+    check_layout(training, config.parallel.expert_parallel_size, ranks.size)
     accumulation = accumulation_steps(training, ranks.size)
     sampler = build_sampler(config, store)
     evaluator = Evaluator(config, store, ranks)
@@ -44,7 +45,6 @@ def run_loop(config: ExperimentConfig, run_dir: Path, folder: RunFolder | None, 
     spent = 0.0
     if folder:
         spent = folder.rewind(first_step)
-        folder.write_json("manifest.json", store.manifest)
         _announce(config, store, first_step)
     started = time.perf_counter() - spent
     tokens_per_step = training.global_batch_size * config.data.sequence_length

@@ -12,8 +12,8 @@ from moe_testbed.launcher.config_errors import Variants, validate
 from moe_testbed.launcher.yaml_config import Rules, find_file, load_file, merge, parse_overrides
 
 VARIANTS: Variants = {
-    Source: lambda options, _: source_kinds[options["kind"]],
-    Reader: lambda options, _: reader_kinds[options["kind"] if isinstance(options, dict) else options],
+    Source: lambda options, _: source_kinds.get(options["kind"]),
+    Reader: lambda options, _: reader_kinds.get(options["kind"] if isinstance(options, dict) else options),
 }
 
 

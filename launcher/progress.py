@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
+
+from moe_testbed.launcher.files import read_json, read_json_lines
 
 SECONDS_BETWEEN_LINES = 15.0
 _TAIL_BYTES = 16_384
@@ -25,32 +26,15 @@ class Progress:
 
 def read_progress(run_dir: Path, steps: int) -> Progress:
     """Progress of a run; files that are missing or half-written count as no news."""
-    for text in reversed(_tail(run_dir / "metrics.jsonl")):
-        try:
-            line = json.loads(text)
-        except ValueError:
-            continue
-        if isinstance(line, dict) and line.get("kind") == "train":
+    for line in reversed(read_json_lines(run_dir / "metrics.jsonl", _TAIL_BYTES)):
+        if line.get("kind") == "train":
             return Progress(int(line["step"]), steps, float(line["loss"]))
     return Progress(0, steps, None)
 
 
 def read_status(run_dir: Path) -> dict[str, Any]:
     """The content of status.json, empty if there is none."""
-    try:
-        content = json.loads((run_dir / "status.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
-
-
-def _tail(path: Path) -> list[str]:
-    try:
-        with path.open("rb") as file:
-            file.seek(max(0, os.fstat(file.fileno()).st_size - _TAIL_BYTES))
-            return file.read().decode(errors="replace").splitlines()
-    except OSError:
-        return []
+    return read_json(run_dir / "status.json")
 
 
 class ProgressView:

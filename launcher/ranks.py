@@ -11,6 +11,13 @@ import torch.distributed as dist
 
 from moe_testbed.launcher.errors import ConfigError
 
+_LAUNCHER_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+
+def is_first_rank() -> bool:
+    """This process is, or will be, rank 0."""
+    return int(os.environ.get("RANK", "0")) == 0
+
 
 @dataclass(frozen=True)
 class Ranks:
@@ -34,6 +41,7 @@ def choose_device(wanted: Literal["auto", "cpu", "cuda"]) -> torch.device:
     Raises:
         ConfigError: a GPU is wanted and there is none.
     """
+    _check_environment()
     if wanted == "cuda" and not torch.cuda.is_available():
         raise ConfigError(
             "runtime.device is cuda, but torch sees no GPU; set runtime.device to cpu or auto, or mend the CUDA "
@@ -45,6 +53,16 @@ def choose_device(wanted: Literal["auto", "cpu", "cuda"]) -> torch.device:
         return torch.device("cpu")
     torch.cuda.set_device(local_rank)
     return torch.device("cuda", local_rank)
+
+
+def _check_environment() -> None:
+    """Raises ConfigError if some of a launcher's variables are missing: each process would train alone."""
+    missing = [name for name in _LAUNCHER_VARIABLES if name not in os.environ]
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and missing and not dist.is_initialized():
+        raise ConfigError(
+            f"WORLD_SIZE is {os.environ['WORLD_SIZE']}, but {', '.join(missing)} is not set; start the processes with "
+            "deepspeed or torchrun, which set them all, or set them in your script"
+        )
 
 
 def join(device: torch.device) -> Ranks:

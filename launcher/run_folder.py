@@ -4,27 +4,20 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import yaml
+from filelock import FileLock, Timeout
 
-from moe_testbed.launcher.config import ExperimentConfig
+from moe_testbed.launcher.config import ExperimentConfig, dump_config, load_experiment
 from moe_testbed.launcher.errors import ConfigError
+from moe_testbed.launcher.files import read_json, read_json_lines, write_atomically
 
-# The parts of a config that decide a run's result; the others (where it runs, how often it saves) may change between
-# two starts.
+# What decides a run's result. The rest (where it runs, how often it saves) may change between two starts.
 _DECIDING = ("seed", "data", "model", "routing", "training", "parallel", "evaluation")
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Replaces a file so that a reader, or a later start after a crash, sees the old or the new one and never a
-    half."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
 
 
 class RunFolder:
@@ -33,34 +26,65 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
         (path / "evaluations").mkdir(parents=True, exist_ok=True)
+        self._lock = FileLock(path / ".lock", timeout=0)
 
     @classmethod
-    def claim(cls, path: Path, config: ExperimentConfig) -> RunFolder:
-        """The folder of a new run, or of the same run begun earlier.
+    def claim(cls, path: Path, config: ExperimentConfig, manifest: Mapping[str, Any]) -> RunFolder:
+        """The folder of a new run, or of the same run begun earlier, locked until :meth:`release`.
+
+        Args:
+            manifest: of the token store that the run reads.
+
+        Raises:
+            ConfigError: the folder holds a run of another config or on other data, or another process is at it.
+        """
+        cls.prepare(path, config)
+        folder = cls(path)
+        try:
+            folder._lock.acquire()
+        except Timeout:
+            raise ConfigError(f"{path} is in use by another process; wait for it, or choose another folder") from None
+        earlier = read_json(path / "manifest.json")
+        if earlier and earlier != json.loads(json.dumps(manifest)):
+            folder.release()
+            raise ConfigError(
+                f"{path} holds a run on other data (domains then: {', '.join(earlier['domains'])}; now: "
+                f"{', '.join(manifest['domains'])}; see its manifest.json); choose another folder, or remove it"
+            )
+        folder.write_json("manifest.json", dict(manifest))
+        return folder
+
+    @classmethod
+    def prepare(cls, path: Path, config: ExperimentConfig) -> None:
+        """Writes the config into a folder that is new or holds the same run.
 
         Raises:
             ConfigError: the folder holds a run of another config.
         """
-        folder = cls(path)
-        resolved = config.model_dump(mode="json")
-        written = path / "config.yaml"
+        written = cls(path).path / "config.yaml"
         if written.exists():
-            earlier = yaml.safe_load(written.read_text(encoding="utf-8"))
-            differing = [part for part in _DECIDING if earlier.get(part) != resolved[part]]
+            earlier = load_experiment(written)
+            differing = [part for part in _DECIDING if _deciding(earlier, part) != _deciding(config, part)]
             if differing:
                 raise ConfigError(
-                    f"{path} holds a run that differs in {', '.join(differing)}; choose another --run-dir, "
-                    "or remove the folder to train anew"
+                    f"{path} holds a run that differs in {', '.join(differing)}; choose another folder, or remove it "
+                    "to train anew"
                 )
-        write_atomically(written, yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True))
-        return folder
+        write_atomically(written, dump_config(config))
 
+    def release(self) -> None:
+        """Lets other processes write the folder."""
+        self._lock.release()
+
+    @property
+    def is_finished(self) -> bool:
+        """The run has come to its end."""
+        return read_json(self.path / "status.json").get("state") == "finished"
+
+    @property
     def last_step(self) -> int:
         """Optimizer steps that the status file tells of."""
-        try:
-            return int(json.loads((self.path / "status.json").read_text(encoding="utf-8"))["step"])
-        except (OSError, ValueError, KeyError):
-            return 0
+        return int(read_json(self.path / "status.json").get("step", 0))
 
     def write_json(self, name: str, content: dict[str, Any]) -> None:
         """Writes one JSON file as a whole."""
@@ -90,17 +114,15 @@ class RunFolder:
             Seconds of training up to there.
         """
         metrics = self.path / "metrics.jsonl"
-        kept = []
-        if metrics.exists():
-            for text in metrics.read_text(encoding="utf-8").splitlines():
-                try:
-                    line = json.loads(text)
-                except json.JSONDecodeError:
-                    break  # the last line of a process that was killed while writing
-                if line["step"] <= step:
-                    kept.append(line)
-            write_atomically(metrics, "".join(json.dumps(line) + "\n" for line in kept))
+        kept = [line for line in read_json_lines(metrics) if line["step"] <= step]
+        write_atomically(metrics, "".join(json.dumps(line) + "\n" for line in kept))
         for path in (self.path / "evaluations").glob("step_*.npz"):
             if int(path.stem.removeprefix("step_")) > step:
                 path.unlink()
         return max((float(line["seconds"]) for line in kept if "seconds" in line), default=0.0)
+
+
+def _deciding(config: ExperimentConfig, part: str) -> Any:
+    value = getattr(config, part)
+    # The same data may lie in another place.
+    return value.model_copy(update={"cache_dir": ""}) if part == "data" else value

@@ -12,13 +12,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from moe_testbed.launcher import processes
+from moe_testbed.launcher.errors import WRONG_INPUT
 from moe_testbed.launcher.progress import ProgressView, duration, read_progress, read_status
 from moe_testbed.launcher.run_folder import RunFolder
 from moe_testbed.launcher.suite import SuiteRun
 
 TRAIN_COMMAND = (sys.executable, "-m", "moe_testbed.launcher", "train")
 MOST_ATTEMPTS = 3
-WRONG_INPUT = 2
 _POLL_SECONDS = 0.2
 
 

@@ -25,17 +25,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import yaml
+from filelock import FileLock
 
-from moe_testbed.launcher.ledger import (
-    LEDGER_NAME,
-    Ledger,
-    flatten,
-    locked,
-    new_points,
-    read_json,
-    read_ledger,
-    write_ledger,
-)
+from moe_testbed.launcher.files import read_json
+from moe_testbed.launcher.ledger import LEDGER_NAME, Ledger, flatten, new_points, read_ledger, write_ledger
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
@@ -206,7 +199,7 @@ class _Store:
     def exchange(self, send: _Exchange) -> bool:
         """Run `send` with the client and the ledger, and write the ledger that it returns. False if that failed."""
         try:
-            with locked(self._folder / ".mlflow.lock"), _connected(self._uri) as client:
+            with FileLock(self._folder / ".mlflow.lock"), _connected(self._uri) as client:
                 ledger = self.ledger()
                 if ledger.run_id is not None and not _has_run(client, ledger.run_id):
                     (self._folder / LEDGER_NAME).unlink()
@@ -281,7 +274,8 @@ def _connected(uri: str) -> Iterator[MlflowClient]:
         yield _client(uri)
         return
     _quietly_import()
-    with locked(path.with_name(f"{path.name}.lock")):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path.with_name(f"{path.name}.lock")):
         yield _client(uri)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 
@@ -10,10 +9,9 @@ import torch
 import torch.distributed as dist
 
 from moe_testbed.data.build import build_store
-from moe_testbed.data.store import Store
 from moe_testbed.launcher.allocator import keep_freed_memory
 from moe_testbed.launcher.config import ExperimentConfig
-from moe_testbed.launcher.ranks import choose_device, join
+from moe_testbed.launcher.ranks import choose_device, is_first_rank, join
 from moe_testbed.launcher.run_folder import RunFolder
 from moe_testbed.launcher.tracking import Mirror
 
@@ -31,41 +29,31 @@ def train(config: ExperimentConfig, run_dir: Path) -> None:
     if config.runtime.threads:
         torch.set_num_threads(config.runtime.threads)
     keep_freed_memory()
+    # What can go wrong on one rank alone comes before they join: the others would wait for it.
+    store = build_store(config.data.mix, Path(config.data.cache_dir), lambda text: print(text, file=sys.stderr))
+    folder = RunFolder.claim(run_dir, config, store.manifest) if is_first_rank() else None
+    if folder and folder.is_finished:
+        folder.release()
+        print(f"{run_dir} is finished already", file=sys.stderr)
+        return
     ranks = join(device)
-    folder = mirror = None
+    mirror = Mirror(run_dir, config.tracking.experiment) if folder and config.tracking.mlflow else None
     try:
-        if ranks.rank == 0:
-            folder = RunFolder.claim(run_dir, config)
-            mirror = _start_mirror(config, run_dir)
-        run_loop(config, run_dir, folder, _open_store(config), ranks)
+        if mirror:
+            mirror.start()
+        run_loop(config, run_dir, folder, store, ranks)
         if mirror:
             mirror.finish()
     except BaseException as error:
         if folder:
-            folder.write_status("failed", folder.last_step(), config.training.steps, _reason(error))
-            if mirror:
-                mirror.finish("failed")
+            folder.write_status("failed", folder.last_step, config.training.steps, _reason(error))
+        if mirror:
+            mirror.finish("failed")
         raise
     finally:
+        if folder:
+            folder.release()
         dist.destroy_process_group()
-
-
-def _start_mirror(config: ExperimentConfig, run_dir: Path) -> Mirror | None:
-    """MLflow's mirror of the folder, unless it is switched off or `compare` mirrors all runs itself."""
-    if not config.tracking.mlflow:
-        return None
-    mirror = Mirror(run_dir, config.tracking.experiment, os.environ.get("MOE_TESTBED_MLFLOW_PARENT"))
-    mirror.start()
-    return mirror
-
-
-def _open_store(config: ExperimentConfig) -> Store:
-    """Rank 0 builds the store where it is missing; the others wait for it."""
-    for turn in (0, 1):
-        if (dist.get_rank() == 0) == (turn == 0):
-            store = build_store(config.data.mix, Path(config.data.cache_dir), lambda text: print(text, file=sys.stderr))
-        dist.barrier()
-    return store
 
 
 def _reason(error: BaseException) -> str:

@@ -88,12 +88,14 @@ class DecisionGate(nn.Module):
     """Stands where DeepSpeed's layer expects its gate, and turns a decision already made into what that layer reads.
 
     Tokens over an expert's capacity are dropped: first choices have precedence over second ones, earlier tokens over
-    later ones (GShard, arXiv 2006.16668, algorithm 1). The capacity is ``ceil(capacity_factor * K * T / E)``.
+    later ones (GShard, arXiv 2006.16668, algorithm 1). The capacity is ``ceil(capacity_factor * K * T / E)`` with the
+    configured K, also where tokens choose more experts or fewer.
     """
 
-    def __init__(self, num_experts: int, capacity_factor: float) -> None:
+    def __init__(self, num_experts: int, top_k: int, capacity_factor: float) -> None:
         super().__init__()
         self.num_experts = num_experts
+        self.top_k = top_k
         self.capacity_factor = capacity_factor
 
     def _set_ep_group(self, group: dist.ProcessGroup) -> None:
@@ -104,7 +106,7 @@ class DecisionGate(nn.Module):
         K]."""
         ids_TK = decision.expert_ids_TK
         T, K = ids_TK.shape
-        capacity = max(1, math.ceil(self.capacity_factor * K * T / self.num_experts))
+        capacity = max(1, math.ceil(self.capacity_factor * self.top_k * T / self.num_experts))
         ids_KT = ids_TK.t()
         flat = ids_KT.reshape(-1)
         order = flat.argsort(stable=True)
@@ -152,7 +154,7 @@ class RoutedMoE(MoE):
         super().__init__(hidden_size, nn.Identity(), num_experts=config.num_experts, ep_size=expert_parallel_size)
         layer = DroplessMOELayer if config.dispatch == "dropless" else MOELayer
         self.deepspeed_moe = layer(
-            DecisionGate(config.num_experts, config.capacity_factor),
+            DecisionGate(config.num_experts, config.top_k, config.capacity_factor),
             GroupedExperts(self.num_local_experts, hidden_size, config.expert_hidden_size, self.expert_group_name),
             self.expert_group_name,
             self.ep_size,

@@ -198,6 +198,8 @@ class LanguageModel(nn.Module):
             logits_BLV.flatten(0, 1).float(), targets_BL.flatten(), reduction="none"
         ).view_as(targets_BL)
         loss = cross_entropy_BL.mean()
+        if context.valid_BL is not None:
+            loss = (cross_entropy_BL * context.valid_BL).sum() / context.valid_BL.sum().clamp(min=1)
         if self.balancing is None or not self.training:
             return ModelOutput(loss, cross_entropy_BL, layers, {})
         terms = self.balancing([layer.decision for layer in layers], context)

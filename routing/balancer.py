@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, model_validator
 from torch import Tensor
 
 from moe_testbed.routing.records import RoutingContext, RoutingDecision
@@ -30,6 +30,15 @@ class ScopedBalancerConfig(BalancerConfig):
         Estimator.ONLINE,
         description="global_batch only: counts of this step so far (online) or of the last step (previous)",
     )
+
+    @model_validator(mode="after")
+    def _estimator_has_a_use(self) -> ScopedBalancerConfig:
+        if self.estimator is Estimator.PREVIOUS and self.scope is not Scope.GLOBAL_BATCH:
+            raise ValueError(
+                f"estimator is previous with scope {self.scope.value}, whose counts are exact; "
+                "leave estimator out or set scope to global_batch"
+            )
+        return self
 
 
 @dataclass(frozen=True)

@@ -17,10 +17,11 @@ class Registry(Generic[T]):
         self._classes: dict[str, type[T]] = {}
 
     def register(self, name: str) -> Callable[[type[T]], type[T]]:
-        """Class decorator that makes a class known as ``name``; a name is given once."""
+        """Class decorator that makes a class known as ``name``. Raises ValueError if the name is taken."""
 
         def add(cls: type[T]) -> type[T]:
-            assert name not in self._classes, f"{self.kind} '{name}' is registered twice"
+            if name in self._classes:
+                raise ValueError(f"{self.kind} '{name}' is registered twice")
             self._classes[name] = cls
             return cls
 

@@ -23,9 +23,10 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from numpy.typing import NDArray
 
+from moe_testbed.launcher.files import write_bytes_atomically
 from moe_testbed.launcher.report.heatmaps import draw_loss_differences, draw_routing
-from moe_testbed.launcher.report.records import Suite, write_atomically
-from moe_testbed.launcher.results import ranked
+from moe_testbed.launcher.report.records import Suite
+from moe_testbed.launcher.report.results import ranked
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 MARKERS = "osD^vPX*"
@@ -83,9 +84,10 @@ def draw_all(suite: Suite, results: dict[str, Any]) -> list[Picture]:
 
 def save(pictures: list[Picture], folder: Path) -> None:
     """Write each figure as NAME.svg and NAME.png."""
+    folder.mkdir(parents=True, exist_ok=True)
     for picture in pictures:
-        write_atomically(folder / f"{picture.name}.svg", picture.svg)
-        write_atomically(folder / f"{picture.name}.png", picture.png)
+        write_bytes_atomically(folder / f"{picture.name}.svg", picture.svg)
+        write_bytes_atomically(folder / f"{picture.name}.png", picture.png)
 
 
 def _draw(suite: Suite, results: dict[str, Any]) -> Iterator[Picture]:

@@ -12,9 +12,9 @@ import yaml
 
 from moe_testbed.launcher.report.definitions import DEFINITIONS
 from moe_testbed.launcher.report.records import Suite
+from moe_testbed.launcher.report.results import ranked
 from moe_testbed.launcher.report.table import COLUMNS, LEGEND, Cell, status
 from moe_testbed.launcher.report.words import NOTHING, failures, headlines, number, verdict
-from moe_testbed.launcher.results import ranked
 
 if TYPE_CHECKING:
     from moe_testbed.launcher.report.figures import Picture

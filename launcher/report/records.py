@@ -5,8 +5,6 @@ Shapes: Y MoE layers (0 for a dense model), D domains, E experts, N evaluation s
 
 from __future__ import annotations
 
-import json
-import os
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -16,6 +14,8 @@ from typing import Any
 import numpy as np
 import yaml
 from numpy.typing import NDArray
+
+from moe_testbed.launcher.files import read_json, read_json_lines
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Training:
         """The (step, value) pairs [n, 2] of one value in metrics.jsonl, the last one where a step was written twice."""
         pairs = {
             line["step"]: float(line[key])
-            for line in _lines(self.folder / "metrics.jsonl")
+            for line in read_json_lines(self.folder / "metrics.jsonl")
             if line.get("kind") == kind and key in line and "step" in line
         }
         return np.array(sorted(pairs.items()), dtype=np.float64).reshape(-1, 2)
@@ -119,7 +119,7 @@ def read_suite(suite_dir: Path) -> Suite:
 def read_training(suite_dir: Path, label: str, seed: int) -> Training:
     """Read one run folder. The state is finished, or failed, running or missing with a reason."""
     folder = suite_dir / f"{label}-seed{seed}"
-    status = _json(folder / "status.json")
+    status = read_json(folder / "status.json")
     step, steps = int(status.get("step") or 0), int(status.get("steps") or 0)
     state, reason = str(status.get("state", "missing")), status.get("reason")
     evaluation = None
@@ -141,8 +141,8 @@ def read_training(suite_dir: Path, label: str, seed: int) -> Training:
         step=step,
         steps=steps,
         config=_yaml(folder / "config.yaml"),
-        summary=_json(folder / "summary.json"),
-        manifest=_json(folder / "manifest.json"),
+        summary=read_json(folder / "summary.json"),
+        manifest=read_json(folder / "manifest.json"),
         evaluation=evaluation,
     )
 
@@ -177,14 +177,6 @@ _INTEGERS = {
 }
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file so that it is never seen half-written."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)
-
-
 def _comparable(trainings: list[Training]) -> Iterator[Training]:
     """The trainings, those failed that were evaluated on other sequences than the first usable one."""
     first = next((training.evaluation for training in trainings if training.evaluation is not None), None)
@@ -203,26 +195,6 @@ def _same_sequences(one: Evaluation, other: Evaluation) -> bool:
 
 def _description(run: object) -> str:
     return str(run.get("description") or "") if isinstance(run, dict) else str(run or "")
-
-
-def _lines(path: Path) -> Iterator[dict[str, Any]]:
-    if not path.exists():
-        return
-    for text in path.read_text().splitlines():
-        try:
-            line = json.loads(text)
-        except ValueError:  # the line at which a training was cut off
-            continue
-        if isinstance(line, dict):
-            yield line
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
 
 
 def _yaml(path: Path) -> dict[str, Any]:

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from moe_testbed.launcher.report.results import ranked
 from moe_testbed.launcher.report.words import NOTHING, failures, number, percent, without_result
-from moe_testbed.launcher.results import ranked
 
 
 @dataclass(frozen=True)

@@ -56,7 +56,7 @@ def test_another_router_starts_from_its_own_defaults(experiment: Path) -> None:
 
     assert router() == {"name": "top_k", "normalise": False}
     assert router("routing.router.name=top_k")["normalise"] is False
-    assert router("routing.router.name=sigmoid")["normalise"] is True
+    assert router("routing.router.name=sigmoid")["normalise"] is None
 
 
 def test_a_balancer_is_taken_out_with_null_and_all_with_none(experiment: Path) -> None:
@@ -138,6 +138,20 @@ BAD_INPUT = [
         ["training.betas=[0.9, 1.0]"],
         "command line: training.betas is [0.9, 1.0]; both must be at least 0 and less than 1",
     ),
+    (
+        ["training.warmup_steps=30", "training.steps=20"],
+        "command line: training.steps is 20, fewer than training.warmup_steps = 30; train longer or warm up",
+    ),
+    (
+        ["training.zero_stage=0", "training.precision=bfloat16"],
+        "command line: training.zero_stage is 0 with training.precision bfloat16: the optimizer keeps no float32 copy",
+    ),
+    (
+        ["routing.balance.load_balancing_loss.estimator=previous"],
+        "routing.balance.load_balancing_loss: estimator is previous with scope sequence, whose counts are exact; "
+        "leave estimator out or set scope to global_batch",
+    ),
+    (["seed=2147483648"], "command line: seed is 2147483648: input should be less than or equal to 2147483647"),
     (["name=a/b"], 'command line: name is "a/b": string should match pattern'),
     (
         ["model.moe.top_k=9"],

@@ -47,9 +47,9 @@ def test_duplicate_kind_raises():
         registry.register("one")(First)
 
 
-@pytest.mark.parametrize("kind", list(reader_kinds))
+@pytest.mark.parametrize("kind", reader_kinds.names())
 def test_every_reader_knows_its_own_kind(kind: str):
-    cls = reader_kinds[kind]
+    cls = reader_kinds.get(kind)
     assert issubclass(cls, Reader)
     assert cls.model_fields["kind"].default == kind
 
@@ -60,4 +60,4 @@ def test_round_trip_keeps_the_concrete_classes():
     again = MixConfig.model_validate_json(mix.model_dump_json())
     assert again == mix
     assert isinstance(again.domains["a"].sources[0], PackageSource)
-    assert list(source_kinds) == ["files", "hub", "package"]
+    assert source_kinds.names() == ["files", "hub", "package"]

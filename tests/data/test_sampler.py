@@ -184,7 +184,7 @@ def test_evaluation_batches_are_fixed_and_distinct(store: Store):
     assert [len(batch.sequence_B) for batch in batches] == [4, 4, 4, 3]
     assert np.concatenate([batch.sequence_B for batch in batches]).tolist() == list(range(15))
     domains = np.concatenate([batch.domain_BL[:, 0] for batch in batches])
-    assert domains.tolist() == [0] * 5 + [1] * 5 + [2] * 5
+    assert domains.tolist() == [0, 1, 2] * 5
     rows = {tuple(row) for batch in batches for row in batch.token_ids_BL}
     assert len(rows) == 15
     first, end = store.regions["validation"][0].first_document, store.regions["validation"][-1].end_document

@@ -8,12 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from datasets.arrow_writer import ArrowWriter
 
-from moe_testbed.data import build
+from moe_testbed.data import build, loading
 from moe_testbed.data.build import build_store, store_path
 from moe_testbed.data.config import MixConfig
 from moe_testbed.data.deduplication import normalise
 from moe_testbed.data.errors import DataError
+from moe_testbed.data.sources import FilesSource
 from moe_testbed.data.splits import SPLITS
 from moe_testbed.data.store import Store
 from moe_testbed.data.tokenizer import END_OF_DOCUMENT, load_tokenizer, train_tokenizer
@@ -71,15 +73,16 @@ def test_no_paragraph_is_in_two_splits(make_mix: Callable[..., MixConfig], corpu
 
 def test_counts_and_manifest_agree_with_the_tokens(store: Store):
     for split in SPLITS:
-        expected = np.zeros(store.vocab_size, dtype=np.int64)
-        for domain in store.domains:
+        expected_DV = np.zeros((len(store.domains), store.vocab_size), dtype=np.int64)
+        for number, domain in enumerate(store.domains):
             tokens = store.tokens_of(split, domain)
-            np.add.at(expected, np.asarray(tokens), 1)
+            np.add.at(expected_DV[number], np.asarray(tokens), 1)
             recorded = store.manifest["domains"][domain]["splits"][split]
             assert recorded["tokens"] == len(tokens)
             assert recorded["documents"] == np.count_nonzero(np.asarray(tokens) == END_OF_DOCUMENT)
-        assert np.array_equal(store.token_counts(split), expected)
-        assert store.token_counts(split)[0] == 0, "bytes stand in for unknown characters"
+        counts_DV = store.token_counts(split)
+        assert counts_DV.dtype == np.int64 and np.array_equal(counts_DV, expected_DV)
+        assert not counts_DV[:, 0].any(), "bytes stand in for unknown characters"
 
 
 def test_a_finished_store_is_reused_and_weights_do_not_matter(make_mix: Callable[..., MixConfig], tmp_path: Path):
@@ -121,7 +124,9 @@ def test_a_truncated_store_is_refused(store: Store, tmp_path: Path):
         Store.open(path)
 
 
-@pytest.mark.parametrize("name", ["documents.npy", "tokenizer.model", "manifest.json", "tokens.bin"])
+@pytest.mark.parametrize(
+    "name", ["documents.npy", "token_counts.npy", "tokenizer.model", "manifest.json", "tokens.bin"]
+)
 def test_a_missing_file_is_named(name: str, store: Store, tmp_path: Path):
     path = copy_of(store, tmp_path)
     (path / name).unlink()
@@ -170,20 +175,36 @@ def test_a_build_that_was_cut_off_is_built_again(make_mix: Callable[..., MixConf
     assert not left_behind.exists()
 
 
+@pytest.mark.parametrize("place", [(build, "write_store"), (ArrowWriter, "write_table"), (loading, "encode_batch")])
 def test_a_full_disk_is_one_clear_line(
-    make_mix: Callable[..., MixConfig], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    place: tuple[object, str], make_mix: Callable[..., MixConfig], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):
-    def fill_disk(*_: object) -> None:
+    def fill_disk(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(build, "write_store", fill_disk)
+    monkeypatch.setattr(*place, fill_disk)
     with pytest.raises(DataError, match="is full: free some space or choose another cache_dir"):
         build_store(make_mix(), tmp_path, lambda _: None)
+
+
+@pytest.mark.parametrize("error", [DataError("not what the reader expects"), PermissionError(13, "Permission denied")])
+def test_errors_of_a_source_come_through_datasets(
+    error: Exception, make_mix: Callable[..., MixConfig], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    def refuse(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(FilesSource, "documents", refuse)
+    domain = next(iter(make_mix().domains.values()))
+    with pytest.raises(type(error), match=str(error.args[-1])):
+        loading.load_documents(domain, tmp_path, 1_000)
 
 
 def test_wrong_names_are_answered_with_the_right_ones(store: Store):
     with pytest.raises(DataError, match=r"no split 'test' .*Available: train, validation, tuning"):
         store.tokens_of("test", 0)
+    with pytest.raises(DataError, match="no split 'test'"):
+        store.token_counts("test")
     with pytest.raises(DataError, match=r"no domain 'latni' .*Available: latin, greek, digits"):
         store.tokens_of("train", "latni")
 

@@ -131,12 +131,23 @@ def test_the_line_is_the_mean_over_domains_of_equal_weight() -> None:
         "domains": np.array(["a", "b"]),
         "tokens_D": np.array([10, 30]),
         "loss_sum_D": np.array([20.0, 30.0]),
+        # Two layers: every domain has an expert of its own; both use both alike.
+        "counts_top_k_YDE": np.array([[[10, 0], [0, 30]], [[5, 5], [15, 15]]]),
     }
-    assert evaluation_line(arrays, step=7, seconds=1.5) == {
-        "kind": "evaluation",
-        "step": 7,
-        "seconds": 1.5,
-        "cross_entropy": 1.5,
-        "cross_entropy/a": 2.0,
-        "cross_entropy/b": 1.0,
-    }
+    line = evaluation_line(arrays, step=7, seconds=1.5)
+    assert line.pop("kind") == "evaluation"
+    assert line == pytest.approx(
+        {
+            "step": 7,
+            "seconds": 1.5,
+            "cross_entropy": 1.5,
+            "cross_entropy/a": 2.0,
+            "cross_entropy/b": 1.0,
+            "domain_information": 0.5,
+            "normalised_effective_experts": 1.0,
+            "dead_experts": 0.0,
+            "max_violation": 0.0,
+        }
+    )
+    without_experts = evaluation_line(arrays | {"counts_top_k_YDE": np.zeros((0, 2, 2))}, step=7, seconds=1.5)
+    assert "domain_information" not in without_experts and without_experts["cross_entropy"] == 1.5

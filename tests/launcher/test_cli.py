@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,6 +13,7 @@ import pytest
 
 from moe_testbed.data.errors import DataError
 from moe_testbed.launcher.cli import guarded, main
+from moe_testbed.launcher.config import load_experiment, run_name
 from moe_testbed.launcher.errors import CheckpointError, ConfigError
 
 Write = Callable[[str, str], Path]
@@ -82,6 +84,39 @@ def test_overrides_may_stand_behind_options(experiment: Path, monkeypatch: pytes
     assert (second.training.steps, second_dir) == (4, Path("runs/small-seed7"))
 
 
+def test_trainings_under_other_overrides_get_other_folders(experiment: Path) -> None:
+    def name(*overrides: str) -> str:
+        return run_name(load_experiment(experiment, overrides), overrides)
+
+    assert name("seed=7", "name=big") == "big-seed7"
+    assert name("training.steps=9").startswith("small-seed1-training-steps-9-")
+    assert name("training.steps=9", "seed=2", "data.cache_dir=a/b") == name(
+        "data.cache_dir=a/b", "training.steps=9", "seed=2"
+    )
+    many = [f"model.rope_theta={1000 + number}.0" for number in range(20)]
+    names = {name("data.cache_dir=somewhere/rather/far/away/from/here", text) for text in many}
+    assert len(names) == 20 and max(map(len, names)) <= len("small-seed1-") + 40 + 7
+
+
+def test_the_examples_of_the_help_work(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    from moe_testbed.launcher import compare, data_commands, report, training
+
+    done = []
+    for module, name in ((training, "train"), (compare, "compare"), (report, "print_report")):
+        monkeypatch.setattr(module, name, lambda *_, name=name: done.append(name))
+    for name in ("build", "show", "check"):
+        monkeypatch.setattr(data_commands, name, lambda *_, name=name: done.append(name))
+    for command in COMMANDS:
+        with pytest.raises(SystemExit):
+            main([*command.split(), "--help"])
+        lines = capsys.readouterr().out.partition("examples:")[2].splitlines()
+        for example in filter(None, lines):
+            arguments = shlex.split(example.split("   train")[0], comments=True)
+            assert arguments.pop(0) == "moe-testbed"
+            assert main(arguments) == 0, example
+    assert set(done) == {"train", "compare", "print_report", "build", "show", "check"}
+
+
 @pytest.mark.parametrize(
     ("error", "status", "message"),
     [
@@ -100,6 +135,17 @@ def test_overrides_may_stand_behind_options(experiment: Path, monkeypatch: pytes
             "moe-testbed: Permission denied (runs): make it writable or choose another folder, "
             "then repeat the command; what is finished is kept",
         ),
+        (
+            NotADirectoryError(errno.ENOTDIR, "Not a directory", "runs/a"),
+            2,
+            "moe-testbed: Not a directory (runs/a): correct this path, "
+            "then repeat the command; what is finished is kept",
+        ),
+        (
+            OSError(errno.ENOSPC, "No space left on device"),
+            2,
+            "moe-testbed: No space left on device: free some space, then repeat the command; what is finished is kept",
+        ),
         (KeyboardInterrupt(), 130, "interrupted; the same command continues where it stopped"),
     ],
 )
@@ -113,12 +159,23 @@ def test_what_a_user_can_mend_is_one_line(
     assert capsys.readouterr().err == message + "\n"
 
 
-def test_a_defect_of_the_program_keeps_its_traceback() -> None:
+@pytest.mark.parametrize("error", [ZeroDivisionError(), OSError("of a library"), OSError(errno.EBADF, "Bad file")])
+def test_a_defect_of_the_program_keeps_its_traceback(error: Exception) -> None:
     def fail() -> int:
-        raise ZeroDivisionError
+        raise error
 
-    with pytest.raises(ZeroDivisionError):
+    with pytest.raises(type(error)):
         guarded(fail)
+
+
+def test_a_report_needs_no_torch(write: Write) -> None:
+    write("runs/s/suite.yaml", "name: s\nruns: {a: {}}\n")
+    script = (
+        "import sys\nfrom moe_testbed.launcher.cli import main\n"
+        "status = main(['report', 'runs/s'])\nprint(status, 'torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "0 False"
 
 
 def test_data_commands_take_a_mix_and_need_no_torch(write: Write) -> None:

@@ -11,8 +11,9 @@ import yaml
 from filelock import FileLock
 
 from moe_testbed.data import build
-from moe_testbed.launcher.compare import compare, report
+from moe_testbed.launcher.compare import compare
 from moe_testbed.launcher.errors import ConfigError
+from moe_testbed.launcher.report import print_report
 from moe_testbed.launcher.suite import Suite, load_suite
 
 MakeSuite = Callable[..., Suite]
@@ -90,7 +91,7 @@ def test_a_report_of_another_folder_is_refused(make_suite: MakeSuite) -> None:
     make_suite("a")
     Path("elsewhere").mkdir()
     with pytest.raises(ConfigError, match="elsewhere is not a suite's folder"):
-        report(Path("elsewhere"))
+        print_report(Path("elsewhere"))
 
 
 def test_results_name_every_run(make_suite: MakeSuite, stub_command: list[str]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from moe_testbed.launcher.machine import free_memory_bytes, jobs_at_once, usable_cores
+from moe_testbed.launcher.machine import free_memory_bytes, jobs_at_once
 
 GB = 10**9
 
@@ -18,5 +18,4 @@ def test_jobs_at_once(cores: int, free: int, runs: int, jobs: int) -> None:
 
 
 def test_the_machine_has_something() -> None:
-    assert usable_cores() >= 1
     assert free_memory_bytes() > 0

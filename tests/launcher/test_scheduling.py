@@ -29,7 +29,7 @@ class Trained:
     def __init__(self, suite: Suite, command: list[str], jobs: int = 1) -> None:
         self.runs: list[SuiteRun] = suite_runs(suite, Path("runs"))
         for run in self.runs:
-            RunFolder.claim(run.run_dir, run.config)
+            RunFolder.prepare(run.run_dir, run.config)
         self.said = io.StringIO()
         self.failed = train_all(
             self.runs, jobs, {"OMP_NUM_THREADS": "3"}, ProgressView(self.said, len(self.runs)), command

@@ -90,9 +90,9 @@ def test_loss_is_cross_entropy_plus_coefficient_times_terms(make_model: MakeMode
     balance, z = output.balance["load_balancing_loss"], output.balance["z_loss"]
     expected = output.cross_entropy_BL.mean() + 2 * (0.1 * balance + 0.01 * z)
     torch.testing.assert_close(output.loss, expected)
-    fraction_YE = model.balancing.step_counts_YE / 72  # type: ignore[union-attr,operator]
+    fraction_YE = model.balancing.step_counts_YE / 72  # type: ignore[union-attr]
     by_hand = [
-        6 * (fraction_E * layer.decision.probabilities_TE.mean(0)).sum()  # type: ignore[union-attr]
+        6 * (fraction_E * layer.decision.probabilities_TE.mean(0)).sum()
         for fraction_E, layer in zip(fraction_YE, output.layers, strict=True)
     ]
     torch.testing.assert_close(balance, torch.stack(by_hand).mean())

@@ -108,7 +108,7 @@ def test_capacity_path_equals_dropless_path(top_k: int, unused_share: float) -> 
     x_BLD = torch.randn(B, L, D, requires_grad=True)
     results = []
     for dispatch in ("dropless", "capacity"):
-        layer = make_layer(dispatch, top_k)  # type: ignore[arg-type]
+        layer = make_layer(dispatch, top_k)
         output, kept_TK = layer(x_BLD, decision)
         results.append([output, kept_TK, *gradients(layer, output, x_BLD, decision)])
     for dropless, capacity in zip(*results, strict=True):
@@ -135,7 +135,7 @@ def test_capacity_drops_what_gshard_drops(capacity_factor: float, top_k: int, un
 def test_first_choices_have_precedence_over_second_ones() -> None:
     # Token 0's second choice comes before token 1's first one in the batch, but not in rank.
     ids_TK = torch.tensor([[0, 1], [1, 0]])
-    gate = DecisionGate(num_experts=E, capacity_factor=0.5)
+    gate = DecisionGate(num_experts=E, top_k=2, capacity_factor=0.5)
     kept_TK, capacity, *_ = gate(torch.zeros(2, D), RoutingDecision(ids_TK, torch.ones(2, 2)), True, False)
     assert capacity == 1
     assert kept_TK.tolist() == [[True, False], [True, False]]

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from moe_testbed.launcher.report import result_table, write_report
+from moe_testbed.launcher.report.results import read_results
 from moe_testbed.launcher.report.words import headlines
-from moe_testbed.launcher.results import read_results
 
 MakeSuite = Callable[..., Path]
 

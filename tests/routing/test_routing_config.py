@@ -147,5 +147,5 @@ def test_a_name_is_given_once():
     registry: Registry[object] = Registry("thing")
     registry.register("one")(int)
     assert registry.get("one") is int and registry.names() == ["one"]
-    with pytest.raises(AssertionError, match="thing 'one' is registered twice"):
+    with pytest.raises(ValueError, match="thing 'one' is registered twice"):
         registry.register("one")(str)

@@ -248,6 +248,18 @@ def test_the_default_store_is_in_the_working_directory(tmp_path: Path, monkeypat
     assert tracking._tracking_uri() == f"sqlite:///{tmp_path / 'mlflow.db'}"
 
 
+@pytest.mark.parametrize("content", ['{"store": ', "[]", '{"store": "a"}', "{}"])
+def test_a_damaged_ledger_is_told_once_and_ends_nothing(
+    content: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "mlflow.json").write_text(content)
+    assert read_ledger(tmp_path, "store").offset == 0
+    assert capsys.readouterr().err.count("is damaged") == 1
+    assert read_ledger(tmp_path, "store").run_id is None
+    assert capsys.readouterr().err == ""
+    assert (tmp_path / "mlflow.json.damaged").read_text() == content
+
+
 def test_flatten() -> None:
     config = {"a": {"b": 1, "c": None}, "d": [1, "x"], "e": {}, "f & g": True, "h": "text"}
     assert flatten(config) == {"a.b": "1", "a.c": "null", "d": '[1, "x"]', "e": "{}", "f _ g": "true", "h": "text"}

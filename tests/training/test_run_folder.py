@@ -48,6 +48,7 @@ def test_files_are_those_of_the_contract(trained: Path) -> None:
         "summary.json",
         "status.json",
         "checkpoints",
+        ".lock",
     }
     assert read_json(trained / "status.json") == {"state": "finished", "step": 6, "steps": 6, "reason": None}
     assert set(read_json(trained / "manifest.json")["domains"]) == {"latin", "greek", "digits"}
@@ -72,7 +73,7 @@ def test_metrics_tell_every_step_once_and_in_order(trained: Path) -> None:
 
 def test_the_learning_rate_warms_up_and_falls(trained: Path) -> None:
     rates = [line["learning_rate"] for line in read_metrics(trained) if line["kind"] == "train"]
-    cosine = [0.5 * (1 + np.cos(np.pi * done / 4)) for done in range(4)]
+    cosine = [0.5 * (1 + np.cos(np.pi * done / 3)) for done in range(4)]
     assert rates == pytest.approx([0.005, 0.01, *[0.01 * (0.1 + 0.9 * value) for value in cosine]])
 
 

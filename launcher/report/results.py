@@ -20,7 +20,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from moe_testbed.launcher.report.records import Evaluation, Suite, read_suite, write_atomically
+from moe_testbed.launcher.files import write_atomically
+from moe_testbed.launcher.report.records import Evaluation, Suite, read_suite
 from moe_testbed.routing import gap, metrics
 
 Results = dict[str, Any]
@@ -83,12 +84,12 @@ def ranked(results: Results) -> list[Results]:
 def write_results(results: Results, suite_dir: Path) -> tuple[Path, Path]:
     """Write results.json and results.csv into the suite's folder; returns their paths."""
     json_path, csv_path = suite_dir / "results.json", suite_dir / "results.csv"
-    write_atomically(json_path, (json.dumps(results, indent=1, allow_nan=False) + "\n").encode())
+    write_atomically(json_path, json.dumps(results, indent=1, allow_nan=False) + "\n")
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(("run", "role", "router", "quantity", "form", "moe_layer", "domain", "mean", "spread", "seeds"))
     writer.writerows(row for run in results["runs"] for row in _csv_rows(run))
-    write_atomically(csv_path, text.getvalue().encode())
+    write_atomically(csv_path, text.getvalue())
     return json_path, csv_path
 
 
