@@ -175,7 +175,8 @@ class SuiteMirror:
         return self._store.exchange(end)
 
     def _folders(self) -> list[Path]:
-        return sorted(path.parent for path in self._suite_dir.glob("*/config.yaml"))
+        """Of the runs that have begun; the others have a config and no status yet."""
+        return sorted(path.parent for path in self._suite_dir.glob("*/status.json"))
 
     def _child(self, folder: Path, parent: str) -> Mirror:
         return self._children.setdefault(folder, Mirror(folder, self._experiment, parent))

@@ -48,7 +48,7 @@ def _import_deepspeed() -> Any:
     finally:
         if without_mlflow:
             del sys.modules["mlflow"]
-    if not torch.cuda.is_available():
+    if deepspeed.accelerator.get_accelerator().device_name() == "cpu":
         deepspeed.ops.__dict__["__compatible_ops__"] = {}
     return deepspeed
 

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 MEDIA_TYPES = {".svg": "image/svg+xml", ".png": "image/png"}
 
+_SHOWN = ("index", "package", "version", "path", "name", "split", "glob", "field", "column", "revision", "sha256")
+"""What the page shows of a source; the whole manifest follows below the table."""
+
 
 def render(suite: Suite, results: dict[str, Any], pictures: list[Picture]) -> str:
     """The page. Everything that comes from a run's folder is escaped."""
@@ -99,7 +102,8 @@ def _manifest(suite: Suite) -> dict[str, Any] | None:
                 "name": name,
                 "licence": domain.get("licence", NOTHING),
                 "sources": [
-                    ", ".join(f"{key} {value}" for key, value in source.items()) for source in domain.get("sources", [])
+                    ", ".join(f"{key} {source[key]}" for key in _SHOWN if source.get(key))
+                    for source in domain.get("sources", [])
                 ],
                 "tokens": [domain.get("splits", {}).get(split, {}).get("tokens") for split in splits],
             }

@@ -198,6 +198,7 @@ def test_a_suite_is_a_parent_run_with_its_report(tmp_path: Path, client: Any, st
     assert Mirror(own, "suites").finish()
     append(make_run(suite / "later-seed1"), range(1, 4))
     (suite / "later-seed1" / "status.json").write_text('{"state": "running"}')
+    (make_run(suite / "not-begun-seed1") / "status.json").unlink()
     (suite / "report.html").write_text("<p>")
     (suite / "figures").mkdir()
     (suite / "figures" / "scatter.svg").write_text("<svg/>")

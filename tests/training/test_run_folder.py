@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from filelock import FileLock
 
 from moe_testbed.launcher.config import ExperimentConfig
 from moe_testbed.model.config import model_size
@@ -130,7 +132,7 @@ def test_bfloat16_is_close_to_float32(
     training = make_experiment()["training"] | {"precision": "bfloat16"}
     run_on_ranks(driver.train, 1, make_experiment(training=training), str(tmp_path / "run"))
     for rounded, exact in zip(read_metrics(tmp_path / "run"), read_metrics(trained), strict=True):
-        # Seen: 2e-3. Choices of experts differ where scores are close.
+        # Choices of experts differ where scores are close.
         assert rounded["cross_entropy"] == pytest.approx(exact["cross_entropy"], rel=0.02)
         if rounded["kind"] == "train":
             assert rounded["learning_rate"] == exact["learning_rate"]
@@ -151,6 +153,53 @@ def test_what_decides_nothing_may_change(trained: Path, make_experiment: MakeExp
     run_on_ranks(driver.train, 1, make_experiment(checkpoint={"every": 2, "keep": 3}), str(trained))
     assert (trained / "metrics.jsonl").read_bytes() == metrics
     assert read_json(trained / "status.json")["state"] == "finished"
+
+
+def test_a_finished_run_is_left_as_it_is(
+    trained: Path, make_experiment: MakeExperiment, run_on_ranks: Run, tmp_path: Path
+) -> None:
+    run_dir = tmp_path / "run"
+    shutil.copytree(trained, run_dir)
+    # Without its checkpoint a run would start anew, if it were not finished.
+    shutil.rmtree(run_dir / "checkpoints")
+    before = {path.name: path.read_bytes() for path in run_dir.rglob("*") if path.is_file() and path.suffix != ".yaml"}
+    run_on_ranks(driver.train, 1, make_experiment(), str(run_dir))
+    assert {path.name: path.read_bytes() for path in run_dir.rglob("*") if path.name in before} == before
+
+
+def test_a_run_does_not_continue_on_other_data(
+    trained: Path, make_experiment: MakeExperiment, run_on_ranks: Run, tmp_path: Path
+) -> None:
+    run_dir = tmp_path / "run"
+    shutil.copytree(trained, run_dir)
+    manifest = read_json(run_dir / "manifest.json")
+    del manifest["domains"]["greek"]
+    (run_dir / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(
+        AssertionError, match=r"ConfigError: .*on other data \(domains then: latin, digits; now: latin,"
+    ):
+        run_on_ranks(driver.train, 1, make_experiment(), str(run_dir))
+
+
+def test_two_trainings_cannot_share_a_folder(
+    make_experiment: MakeExperiment, run_on_ranks: Run, tmp_path: Path
+) -> None:
+    run_dir = tmp_path / "run"
+    run_dir.mkdir()
+    with (
+        FileLock(run_dir / ".lock"),
+        pytest.raises(AssertionError, match=r"ConfigError: .*run is in use by another process"),
+    ):
+        run_on_ranks(driver.train, 1, make_experiment(), str(run_dir))
+
+
+def test_ranks_that_cannot_share_the_experts_are_refused(
+    make_experiment: MakeExperiment, run_on_ranks: Run, tmp_path: Path
+) -> None:
+    with pytest.raises(
+        AssertionError, match=r"expert_parallel_size is 2, which does not divide the number of ranks, 1"
+    ):
+        run_on_ranks(driver.train, 1, make_experiment(parallel={"expert_parallel_size": 2}), str(tmp_path / "run"))
 
 
 def test_a_failed_run_says_where_and_why(make_experiment: MakeExperiment, run_on_ranks: Run, tmp_path: Path) -> None:
