@@ -82,6 +82,8 @@ def build_parser() -> argparse.ArgumentParser:
         moe-testbed config show configs/experiments/tiny.yaml
         """,
     )
+    # The deepspeed launcher gives it to every process; the environment variable LOCAL_RANK says the same.
+    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
     train = _command(

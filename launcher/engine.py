@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import warnings
 from typing import Any
 
 from torch import nn
@@ -90,6 +91,8 @@ def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, A
 def build_engine(model: nn.Module, training: TrainingConfig, expert_parallel_size: int, ranks: Ranks) -> Any:
     """Wraps the model: its optimizer, gradient accumulation, clipping, precision, ZeRO and expert-parallel groups."""
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    # It calls collectives by names that torch is about to drop, and would say so once per rank.
+    warnings.filterwarnings("ignore", message=r"`torch\.distributed", category=FutureWarning)
     create_expert_parallel_groups(expert_parallel_size)
     engine, *_ = deepspeed.initialize(
         model=model,
