@@ -18,8 +18,8 @@ from moe_testbed.launcher.files import write_atomically
 from moe_testbed.launcher.machine import free_memory_bytes, jobs_at_once
 from moe_testbed.launcher.progress import ProgressView
 from moe_testbed.launcher.report import print_report
-from moe_testbed.launcher.run_folder import RunFolder
-from moe_testbed.launcher.scheduling import TRAIN_COMMAND, is_finished, train_all
+from moe_testbed.launcher.run_folder import RunFolder, is_finished
+from moe_testbed.launcher.scheduling import TRAIN_COMMAND, train_all
 from moe_testbed.launcher.suite import Suite, SuiteRun, suite_runs
 from moe_testbed.launcher.tracking import SuiteMirror
 
@@ -48,7 +48,7 @@ def compare(suite: Suite, runs_dir: Path, jobs: int | None = None, command: Sequ
             quiet = run.config.model_copy(update={"tracking": TrackingConfig(mlflow=False)})
             RunFolder.prepare(run.run_dir, quiet)
         write_atomically(folder / "suite.yaml", dump_config(suite.config))
-        missing = [run for run in runs if not is_finished(run)]
+        missing = [run for run in runs if not is_finished(run.run_dir)]
         if len(missing) < len(runs):
             print(f"{len(runs) - len(missing)} of {len(runs)} runs are finished and skipped", file=sys.stderr)
         tracking = runs[0].config.tracking

@@ -20,6 +20,11 @@ from moe_testbed.launcher.files import read_json, read_json_lines, write_atomica
 _DECIDING = ("seed", "data", "model", "routing", "training", "parallel", "evaluation")
 
 
+def is_finished(run_dir: Path) -> bool:
+    """The folder holds a run that has come to its end."""
+    return read_json(run_dir / "status.json").get("state") == "finished"
+
+
 class RunFolder:
     """Reads and writes the files of a run; only rank 0 holds one."""
 
@@ -77,18 +82,13 @@ class RunFolder:
         self._lock.release()
 
     @property
-    def is_finished(self) -> bool:
-        """The run has come to its end."""
-        return read_json(self.path / "status.json").get("state") == "finished"
-
-    @property
     def last_step(self) -> int:
         """Optimizer steps that the status file tells of."""
         return int(read_json(self.path / "status.json").get("step", 0))
 
     def write_json(self, name: str, content: dict[str, Any]) -> None:
         """Writes one JSON file as a whole."""
-        write_atomically(self.path / name, json.dumps(content, indent=1, sort_keys=True) + "\n")
+        write_atomically(self.path / name, json.dumps(content, indent=1) + "\n")
 
     def write_status(self, state: str, step: int, steps: int, reason: str | None = None) -> None:
         """``state`` is running, finished or failed."""

@@ -31,11 +31,6 @@ class _Attempt:
     log_size: int = 0
 
 
-def is_finished(run: SuiteRun) -> bool:
-    """The run's folder says that it was trained to the end."""
-    return read_status(run.run_dir).get("state") == "finished"
-
-
 def train_all(
     runs: Sequence[SuiteRun],
     jobs: int,

@@ -12,7 +12,7 @@ from moe_testbed.data.build import build_store
 from moe_testbed.launcher.allocator import keep_freed_memory
 from moe_testbed.launcher.config import ExperimentConfig
 from moe_testbed.launcher.ranks import choose_device, is_first_rank, join
-from moe_testbed.launcher.run_folder import RunFolder
+from moe_testbed.launcher.run_folder import RunFolder, is_finished
 from moe_testbed.launcher.tracking import Mirror
 
 
@@ -32,9 +32,10 @@ def train(config: ExperimentConfig, run_dir: Path) -> None:
     # What can go wrong on one rank alone comes before they join: the others would wait for it.
     store = build_store(config.data.mix, Path(config.data.cache_dir), lambda text: print(text, file=sys.stderr))
     folder = RunFolder.claim(run_dir, config, store.manifest) if is_first_rank() else None
-    if folder and folder.is_finished:
-        folder.release()
-        print(f"{run_dir} is finished already", file=sys.stderr)
+    if is_finished(run_dir):
+        if folder:
+            folder.release()
+            print(f"{run_dir} is finished already", file=sys.stderr)
         return
     ranks = join(device)
     mirror = Mirror(run_dir, config.tracking.experiment) if folder and config.tracking.mlflow else None

@@ -39,6 +39,16 @@ def train_and_fail(config: dict[str, Any], run_dir: str, number: int) -> None:
     train(config, run_dir)
 
 
+def train_on_a_full_disk(config: dict[str, Any], run_dir: str) -> None:
+    """Trains where no file of tensors can be written; the error is what torch.save raises on a full disk."""
+
+    def fail(*_: Any, **__: Any) -> NoReturn:
+        raise RuntimeError("[enforce fail at inline_container.cc:862] . PytorchStreamWriter failed writing file data/0")
+
+    torch.save = fail
+    train(config, run_dir)
+
+
 def _die() -> NoReturn:
     os.kill(os.getpid(), signal.SIGKILL)
     raise AssertionError("unreachable")

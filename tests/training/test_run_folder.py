@@ -210,6 +210,19 @@ def test_a_failed_run_says_where_and_why(make_experiment: MakeExperiment, run_on
     assert not (tmp_path / "run" / "summary.json").exists()
 
 
+def test_a_full_disk_is_told_in_one_line_and_loses_nothing(
+    make_experiment: MakeExperiment, run_on_ranks: Run, tmp_path: Path
+) -> None:
+    run_dir = tmp_path / "run"
+    with pytest.raises(
+        AssertionError, match=r"CheckpointError: .*could not be written, [\d,]+ bytes are free there; make"
+    ):
+        run_on_ranks(driver.train_on_a_full_disk, 1, make_experiment(), str(run_dir))
+    assert read_json(run_dir / "status.json")["reason"].startswith("CheckpointError: ")
+    run_on_ranks(driver.train, 1, make_experiment(), str(run_dir))
+    assert read_json(run_dir / "status.json")["state"] == "finished"
+
+
 def test_a_large_seed_trains(make_experiment: MakeExperiment, run_on_ranks: Run, tmp_path: Path) -> None:
     training = make_experiment()["training"] | {"steps": 1, "warmup_steps": 0}
     run_on_ranks(driver.train, 1, make_experiment(seed=20_260_101, training=training), str(tmp_path / "run"))
