@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -219,8 +220,13 @@ def test_a_suite_is_a_parent_run_with_its_report(tmp_path: Path, client: Any, st
     assert {artifact.path for artifact in client.list_artifacts(parent)} == {"report.html", "figures"}
 
 
-def _mirror(run_dir: Path) -> None:
-    raise SystemExit(0 if Mirror(run_dir, "race").finish() else 1)
+# In processes that share nothing with this one, as two trainings would.
+MIRROR = """
+import sys
+from pathlib import Path
+from moe_testbed.launcher.tracking import Mirror
+sys.exit(not Mirror(Path(sys.argv[1]), "race").finish())
+"""
 
 
 @pytest.mark.slow
@@ -230,13 +236,8 @@ def test_two_runs_side_by_side_create_one_store(tmp_path: Path, monkeypatch: pyt
     folders = [make_run(tmp_path / name) for name in ("one", "two")]
     for folder in folders:
         append(folder, range(1, 4))
-    context = multiprocessing.get_context("spawn")
-    processes = [context.Process(target=_mirror, args=(folder,)) for folder in folders]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(120)
-    assert [process.exitcode for process in processes] == [0, 0]
+    processes = [subprocess.Popen([sys.executable, "-c", MIRROR, str(folder)]) for folder in folders]
+    assert [process.wait(120) for process in processes] == [0, 0]
     client = mlflow_tracking.MlflowClient(uri)
     assert len(client.search_runs([client.get_experiment_by_name("race").experiment_id])) == 2
 

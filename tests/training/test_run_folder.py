@@ -248,15 +248,16 @@ def test_the_command_line_trains_and_tells_errors_in_one_line(make_experiment: M
     (tmp_path / "experiment.yaml").write_text(yaml.safe_dump(make_experiment()), encoding="utf-8")
 
     def train(*arguments: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "moe_testbed.launcher", "train", "experiment.yaml", *arguments]
+        command = [sys.executable, "-m", "moe_testbed.launcher", "train", "experiment.yaml", "--run-dir", "trial"]
+        command += arguments
         return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
 
     done = train("training.steps=2", "evaluation.every=0")
     assert done.returncode == 0, done.stderr
-    run_dir = tmp_path / "runs" / "tiny-seed1"
+    run_dir = tmp_path / "trial"
     assert read_json(run_dir / "status.json")["state"] == "finished"
     assert read_json(run_dir / "summary.json")["command"].startswith("moe-testbed train experiment.yaml")
     refused = train("training.steps=3", "evaluation.every=0")
     assert refused.returncode == 2
-    assert refused.stderr.strip().splitlines()[-1].startswith("moe-testbed: runs/tiny-seed1 holds a run that differs")
+    assert refused.stderr.strip().splitlines()[-1].startswith("moe-testbed: trial holds a run that differs in training")
     assert "Traceback" not in refused.stderr
