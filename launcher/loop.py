@@ -21,7 +21,7 @@ from moe_testbed.launcher.engine import accumulation_steps, build_engine, check_
 from moe_testbed.launcher.evaluation import Evaluator, evaluation_line
 from moe_testbed.launcher.ranks import Ranks
 from moe_testbed.launcher.run_folder import RunFolder
-from moe_testbed.model.config import model_size
+from moe_testbed.model.config import ModelSize, model_size
 from moe_testbed.routing.router import ROUTERS
 
 
@@ -112,8 +112,12 @@ def _mean_over_ranks(sums: dict[str, Tensor], ranks: Ranks) -> dict[str, float]:
     return dict(zip(sums, values.tolist(), strict=True))
 
 
+def _size(config: ExperimentConfig, store: Store) -> ModelSize:
+    return model_size(config.model, store.vocab_size, config.data.sequence_length, config.routing.router.has_scores)
+
+
 def _announce(config: ExperimentConfig, store: Store, first_step: int) -> None:
-    size = model_size(config.model, store.vocab_size, config.data.sequence_length, config.routing.router.has_scores)
+    size = _size(config, store)
     begin = f"continuing after step {first_step}" if first_step else "starting"
     print(
         f"{config.name}, seed {config.seed}: router {config.routing.router.name}, {size.parameters:,} parameters, "
@@ -123,10 +127,9 @@ def _announce(config: ExperimentConfig, store: Store, first_step: int) -> None:
 
 
 def _summary(config: ExperimentConfig, store: Store, ranks: Ranks, seconds: float) -> dict[str, Any]:
-    size = model_size(config.model, store.vocab_size, config.data.sequence_length, config.routing.router.has_scores)
     router = ROUTERS.get(config.routing.router.name)
     tokens = config.training.steps * config.training.global_batch_size * config.data.sequence_length
-    return size.model_dump() | {
+    return _size(config, store).model_dump() | {
         "tokens": tokens,
         "seconds": seconds,
         "tokens_per_second": tokens / seconds,

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import io
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from filelock import FileLock, Timeout
 
 from moe_testbed.launcher.config import ExperimentConfig, dump_config, load_experiment
 from moe_testbed.launcher.errors import ConfigError
-from moe_testbed.launcher.files import read_json, read_json_lines, write_atomically
+from moe_testbed.launcher.files import read_json, read_json_lines, write_atomically, write_bytes_atomically
 
 # What decides a run's result. The rest (where it runs, how often it saves) may change between two starts.
 _DECIDING = ("seed", "data", "model", "routing", "training", "parallel", "evaluation")
@@ -101,11 +101,9 @@ class RunFolder:
 
     def write_evaluation(self, step: int, arrays: dict[str, npt.NDArray[Any]]) -> None:
         """Writes the evaluation after ``step`` optimizer steps."""
-        path = self.path / "evaluations" / f"step_{step:08d}.npz"
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        with temporary.open("wb") as file:
-            np.savez_compressed(file, **{"step": np.array(step), **arrays})  # type: ignore[arg-type]
-        os.replace(temporary, path)
+        content = io.BytesIO()
+        np.savez_compressed(content, **{"step": np.array(step), **arrays})  # type: ignore[arg-type]
+        write_bytes_atomically(self.path / "evaluations" / f"step_{step:08d}.npz", content.getvalue())
 
     def rewind(self, step: int) -> float:
         """Forgets what was written after ``step``, where training continues.

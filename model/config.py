@@ -75,14 +75,19 @@ class ModelConfig(BaseModel, extra="forbid", frozen=True):
         """Feed-forward width that a token passes in an MoE layer."""
         return (self.moe.top_k + self.moe.num_shared_experts) * self.moe.expert_hidden_size
 
-    @property
-    def feed_forward_size(self) -> int:
-        """Width of the dense layers between the MoE layers."""
-        return self.dense_hidden_size or self.active_hidden_size
-
     def is_moe_layer(self, layer: int) -> bool:
         """Whether layer ``layer`` (from 0) is an MoE layer."""
-        return not self.dense_baseline and (layer + 1) % self.moe.every == 0
+        return not self.dense_baseline and self._has_moe_place(layer)
+
+    def dense_size(self, layer: int) -> int:
+        """Feed-forward width of layer ``layer`` if it is dense: in the dense baseline as much as an MoE layer there has
+        active."""
+        if self._has_moe_place(layer):
+            return self.active_hidden_size
+        return self.dense_hidden_size or self.active_hidden_size
+
+    def _has_moe_place(self, layer: int) -> bool:
+        return (layer + 1) % self.moe.every == 0
 
     @property
     def num_moe_layers(self) -> int:
@@ -122,8 +127,8 @@ def model_size(
             total += attention + router + (moe.num_experts + moe.num_shared_experts) * expert
             active += attention + router + (moe.top_k + moe.num_shared_experts) * expert
         else:
-            hidden = config.active_hidden_size if (layer + 1) % moe.every == 0 else config.feed_forward_size
-            total += attention + 3 * width * hidden
-            active += attention + 3 * width * hidden
+            dense = 3 * width * config.dense_size(layer)
+            total += attention + dense
+            active += attention + dense
     flops = 6 * (active - norms) + config.num_layers * 6 * sequence_length * width
     return ModelSize(parameters=total, active_parameters=active, flops_per_token=flops)

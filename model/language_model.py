@@ -68,10 +68,7 @@ class Block(nn.Module):
         self.shared: FeedForward | None = None
         self.moe: RoutedMoE | None = None
         if router is None:
-            replaced = config.dense_baseline and (layer + 1) % config.moe.every == 0
-            self.dense = FeedForward(
-                config.hidden_size, config.active_hidden_size if replaced else config.feed_forward_size
-            )
+            self.dense = FeedForward(config.hidden_size, config.dense_size(layer))
             return
         self.moe = RoutedMoE(config.hidden_size, config.moe, expert_parallel_size)
         if config.moe.num_shared_experts:

@@ -13,8 +13,8 @@ M = TypeVar("M", bound="KeepsBufferDtype")
 class KeepsBufferDtype(nn.Module):
     """A module whose buffers move between devices but never between dtypes.
 
-    A model that is trained in bfloat16 is cast as a whole. Its parameters have a float32 copy in the optimizer; the
-    buffers of routers and balancers (biases, moving averages) have not, and steps of 1e-3 would be rounded away.
+    Parameters that are cast to bfloat16 have a float32 copy in the optimizer; the buffers of routers and balancers
+    (biases, moving averages) have not, and ``model.bfloat16()`` would round away their steps of 1e-3.
     """
 
     def _apply(self: M, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> M:

@@ -48,39 +48,36 @@ def draw(generator: random.Random, where: str) -> int:
     return 1 if where == "removing an old checkpoint" else generator.randint(1, 2)
 
 
+@pytest.fixture
+def finished_after_kills(
+    config: dict[str, Any], run_on_ranks: Run, run_until_killed: Callable[..., None], tmp_path: Path
+) -> Callable[..., Path]:
+    """``finished_after_kills(places, generator)`` -> folder of a run killed once at each place, and then let be."""
+
+    def run(places: list[str], generator: random.Random) -> Path:
+        run_dir = tmp_path / "run"
+        for where in places:
+            run_until_killed(driver.train_and_die, 1, config, str(run_dir), where, draw(generator, where))
+        run_on_ranks(driver.train, 1, config, str(run_dir))
+        return run_dir
+
+    return run
+
+
 @pytest.mark.parametrize("where", driver.PLACES)
-def test_a_killed_run_continues_exactly(
-    where: str,
-    config: dict[str, Any],
-    whole: Path,
-    run_on_ranks: Run,
-    run_until_killed: Callable[..., None],
-    tmp_path: Path,
-) -> None:
+def test_a_killed_run_continues_exactly(where: str, finished_after_kills: Callable[..., Path], whole: Path) -> None:
     """Killed twice at drawn times before it may end."""
-    generator = random.Random(where)
-    for _ in range(2):
-        run_until_killed(driver.train_and_die, 1, config, str(tmp_path / "run"), where, draw(generator, where))
-    run_on_ranks(driver.train, 1, config, str(tmp_path / "run"))
-    assert_same_run(tmp_path / "run", whole)
+    assert_same_run(finished_after_kills([where, where], random.Random(where)), whole)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(6))
 def test_a_run_killed_again_and_again_continues_exactly(
-    seed: int,
-    config: dict[str, Any],
-    whole: Path,
-    run_on_ranks: Run,
-    run_until_killed: Callable[..., None],
-    tmp_path: Path,
+    seed: int, finished_after_kills: Callable[..., Path], whole: Path
 ) -> None:
     generator = random.Random(seed)
-    for _ in range(3):
-        where = generator.choice(sorted(driver.PLACES))
-        run_until_killed(driver.train_and_die, 1, config, str(tmp_path / "run"), where, draw(generator, where))
-    run_on_ranks(driver.train, 1, config, str(tmp_path / "run"))
-    assert_same_run(tmp_path / "run", whole)
+    places = [generator.choice(sorted(driver.PLACES)) for _ in range(3)]
+    assert_same_run(finished_after_kills(places, generator), whole)
 
 
 @pytest.mark.parametrize("damage", ["cut in half", "a file is gone", "no mark"])
