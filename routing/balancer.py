@@ -2,18 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
-from pydantic import BaseModel, Field, model_validator
+from pydantic import BaseModel, Field
 from torch import Tensor
 
 from moe_testbed.routing.records import RoutingContext, RoutingDecision
 from moe_testbed.routing.registry import Registry
-from moe_testbed.routing.scopes import Estimator, Load, Scope
+from moe_testbed.routing.router import Capability
+from moe_testbed.routing.scopes import Estimator, Load, Scope, ScopeConfig, TokenSets
 from moe_testbed.routing.state import KeepsBufferDtype
+
+Coefficient = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Schedule = Coefficient | dict[Annotated[int, Field(ge=0)], Coefficient]
+"""A factor, or its values at some steps: {0: 0.1, 1000: 0.01}."""
+
+
+def scheduled(schedule: float | Mapping[int, float], step: int) -> float:
+    """The factor in the step after ``step`` completed ones: linear between the steps given, constant outside them."""
+    if not isinstance(schedule, Mapping):
+        return schedule
+    before = max((at for at in schedule if at <= step), default=None)
+    after = min((at for at in schedule if at > step), default=None)
+    if before is None or after is None:
+        at = after if before is None else before
+        assert at is not None, "a schedule without steps is refused"
+        return schedule[at]
+    return schedule[before] + (schedule[after] - schedule[before]) * (step - before) / (after - before)
 
 
 class BalancerConfig(BaseModel, extra="forbid", frozen=True):
@@ -21,24 +39,19 @@ class BalancerConfig(BaseModel, extra="forbid", frozen=True):
 
     name: str = Field(description="registered name of the balancer")
 
+    @property
+    def needs(self) -> frozenset[Capability]:
+        """What the router must provide."""
+        return frozenset({Capability.SCORES})
 
-class ScopedBalancerConfig(BalancerConfig):
+    @property
+    def needs_outputs(self) -> bool:
+        """The balancer reads what the experts returned."""
+        return False
+
+
+class ScopedBalancerConfig(BalancerConfig, ScopeConfig):
     """Options of a balancer that acts over a balancing scope."""
-
-    scope: Scope = Field(Scope.GLOBAL_BATCH, description="over which tokens the load must be even")
-    estimator: Estimator = Field(
-        Estimator.ONLINE,
-        description="global_batch only: counts of this step so far (online) or of the last step (previous)",
-    )
-
-    @model_validator(mode="after")
-    def _estimator_has_a_use(self) -> ScopedBalancerConfig:
-        if self.estimator is Estimator.PREVIOUS and self.scope is not Scope.GLOBAL_BATCH:
-            raise ValueError(
-                f"estimator is previous with scope {self.scope.value}, whose counts are exact; "
-                "leave estimator out or set scope to global_batch"
-            )
-        return self
 
 
 @dataclass(frozen=True)
@@ -46,14 +59,36 @@ class RoutedBatch:
     """What the balancers see of one training micro-batch.
 
     Attributes:
-        decisions: of every MoE layer.
+        decisions: of every deciding layer.
         context: of the model, the same for all layers.
         loads: the load of every layer in the scope that a balancer's config asks for.
+        sets: the balance sets of a scope.
+        mean_over_ranks: mean of a tensor over the data-parallel ranks, without gradient.
+        outputs_TKD: of every layer what each token's experts returned, weighted, zeros where there is no expert; empty
+            if no balancer needs it.
     """
 
     decisions: list[RoutingDecision]
     context: RoutingContext
-    loads: Callable[[ScopedBalancerConfig], list[Load]]
+    loads: Callable[[ScopeConfig], list[Load]]
+    sets: Callable[[Scope], TokenSets]
+    mean_over_ranks: Callable[[Tensor], Tensor]
+    outputs_TKD: list[Tensor]
+
+
+@dataclass(frozen=True)
+class CompletedStep:
+    """What balancers learn of an optimizer step once it is complete, the same on all ranks.
+
+    Attributes:
+        counts_YE: assignments of the global batch, int64.
+        window_counts_YE: moving averages of the counts, this step included, by ``window_steps``, float64.
+        mean_over_ranks: mean of a tensor over the data-parallel ranks.
+    """
+
+    counts_YE: Tensor
+    window_counts_YE: Mapping[int, Tensor]
+    mean_over_ranks: Callable[[Tensor], Tensor]
 
 
 class Balancer(KeepsBufferDtype):
@@ -77,19 +112,22 @@ class Balancer(KeepsBufferDtype):
     def observe(self, batch: RoutedBatch) -> None:
         """Called once per training micro-batch, after :meth:`loss`."""
 
-    def finish_step(self, counts_YE: Tensor, mean_over_ranks: Callable[[Tensor], Tensor]) -> None:
-        """Called once per optimizer step with the assignments of the global batch, int64 [Y, E], and a mean over the
-        data-parallel ranks."""
+    def finish_step(self, step: CompletedStep) -> None:
+        """Called once per optimizer step."""
 
     @property
     def reads_wider_counts(self) -> bool:
         """:meth:`loss` or :meth:`observe` read counts of other ranks or micro-batches while the step is running."""
-        scope = getattr(self.config, "scope", None)
-        return scope in (Scope.DATA_PARALLEL, Scope.GLOBAL_BATCH)
+        return isinstance(self.config, ScopeConfig) and not self.config.scope.inside_micro_batch
+
+    @property
+    def reads_counts_ahead(self) -> bool:
+        """:meth:`loss` or :meth:`observe` read the counts of the whole step while it is running."""
+        return isinstance(self.config, ScopeConfig) and self.config.estimator is Estimator.EXACT
 
     def coefficient(self, step: int) -> float:
         """Factor of the loss, which is summed over layers, in the step after ``step`` completed ones."""
-        return float(getattr(self.config, "coefficient", 0.0))
+        return scheduled(getattr(self.config, "coefficient", 0.0), step)
 
     def selection_bias_YE(self) -> Tensor | None:
         """Added to the scores for the selection only, float32 [Y, E]."""

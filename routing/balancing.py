@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from moe_testbed.routing.balancer import BALANCERS, Balancer, BalancerConfig, RoutedBatch, ScopedBalancerConfig
+from moe_testbed.routing.balancer import BALANCERS, Balancer, BalancerConfig, CompletedStep, RoutedBatch
 from moe_testbed.routing.records import RoutingContext, RoutingDecision
-from moe_testbed.routing.scopes import Estimator, Load, Scope, count_assignments, load_in_scope
+from moe_testbed.routing.scopes import (
+    Estimator,
+    Load,
+    Scope,
+    ScopeConfig,
+    TokenSets,
+    count_assignments,
+    load_in_sets,
+    token_sets,
+)
+from moe_testbed.routing.state import KeepsBufferDtype
 
 
 @dataclass(frozen=True)
@@ -27,19 +37,35 @@ class BalanceTerms:
     values: dict[str, Tensor]
 
 
-class Balancing(nn.Module):
+@dataclass(frozen=True)
+class StepTotals:
+    """A completed optimizer step over all ranks and micro-batches.
+
+    Attributes:
+        counts_YE: assignments, int64.
+        tokens: tokens without padding, int64 scalar.
+    """
+
+    counts_YE: Tensor
+    tokens: Tensor
+
+
+class Balancing(KeepsBufferDtype):
     """Runs the balancers of a config over the layers' decisions.
 
-    Counts are taken once per micro-batch for all layers, and cross the ranks in one all-reduce of Y x E integers: per
-    micro-batch where a balancer needs the other ranks' counts at once, else per optimizer step. They come from the
+    Counts are taken once per micro-batch for all layers, and cross the ranks in one all-reduce of Y x E + 1 integers:
+    per micro-batch where a balancer needs the other ranks' counts at once, else per optimizer step. They come from the
     decisions that the model's forward returns, so recomputing a layer in the backward pass counts nothing twice.
 
     Args:
         configs: label -> config of the balancer.
+        num_layers: Y, layers that decide.
         data_parallel_group: the ranks over which the batch is spread; None for one process.
     """
 
     step_counts_YE: Tensor
+    step_tokens: Tensor
+    counts_ahead_YE: Tensor
     previous_counts_YE: Tensor
 
     def __init__(
@@ -58,31 +84,69 @@ class Balancing(nn.Module):
         counts_YE = torch.zeros(num_layers, num_experts, dtype=torch.int64)
         # Checkpoints are taken between optimizer steps, where the counts of the running step are zero.
         self.register_buffer("step_counts_YE", counts_YE, persistent=False)
+        self.register_buffer("step_tokens", torch.zeros((), dtype=torch.int64), persistent=False)
+        self.register_buffer("counts_ahead_YE", counts_YE.clone(), persistent=False)
         self.register_buffer("previous_counts_YE", counts_YE.clone())
-        self._reduce_every_micro_batch = any(balancer.reads_wider_counts for _, balancer in self._labelled())
-
-    def forward(self, decisions: list[RoutingDecision], context: RoutingContext) -> BalanceTerms:
-        """Losses of one training micro-batch; its assignments are added to the step's counts."""
-        counts_YE = torch.stack(
-            [count_assignments(decision.expert_ids_TK, self.num_experts, context.valid_T) for decision in decisions]
+        self._windows = sorted(
+            {c.window_steps for c in configs.values() if isinstance(c, ScopeConfig) and c.scope is Scope.WINDOW}
         )
+        for steps in self._windows:
+            self.register_buffer(f"window_{steps}_counts_YE", counts_YE.double())
+        self._reduce_every_micro_batch = any(balancer.reads_wider_counts for _, balancer in self._labelled())
+        self._counts_ahead_are_known = False
+
+    @property
+    def reads_counts_ahead(self) -> bool:
+        """A balancer reads the counts of the whole step: :meth:`begin_step` must tell them."""
+        return any(balancer.reads_counts_ahead for _, balancer in self._labelled())
+
+    def begin_step(self, micro_batches: Sequence[tuple[list[RoutingDecision], Tensor | None]]) -> None:
+        """Counts the step ahead.
+
+        Args:
+            micro_batches: decisions of the layers, and which tokens are no padding, of all of this rank's micro-batches.
+        """
+        counts_YE = torch.zeros_like(self.step_counts_YE)
+        for decisions, valid_T in micro_batches:
+            counts_YE += self._count(decisions, valid_T)
+        self.counts_ahead_YE.copy_(self._sum_over_ranks(counts_YE))
+        self._counts_ahead_are_known = True
+
+    def forward(
+        self, decisions: list[RoutingDecision], context: RoutingContext, outputs_TKD: Sequence[Tensor] = ()
+    ) -> BalanceTerms:
+        """Losses of one training micro-batch; its assignments are added to the step's counts.
+
+        Args:
+            outputs_TKD: see :class:`RoutedBatch`.
+        """
+        valid_T = context.valid_T
+        counts_YE = self._count(decisions, valid_T)
+        tokens = torch.as_tensor(context.token_ids_BL.numel(), device=counts_YE.device)
+        tokens = tokens if valid_T is None else valid_T.sum()
         if self._reduce_every_micro_batch:
-            counts_YE = self._sum_over_ranks(counts_YE)
+            counts_YE, tokens = self._totals_over_ranks(counts_YE, tokens)
         self.step_counts_YE += counts_YE
+        self.step_tokens += tokens
 
-        known: dict[tuple[Scope, Estimator], list[Load]] = {}
+        known_sets: dict[Scope, TokenSets] = {}
+        known_loads: dict[tuple[Scope, Estimator, int], list[Load]] = {}
 
-        def loads(config: ScopedBalancerConfig) -> list[Load]:
-            key = (config.scope, config.estimator)
-            if key not in known:
+        def sets(scope: Scope) -> TokenSets:
+            if scope not in known_sets:
+                known_sets[scope] = token_sets(scope, context)
+            return known_sets[scope]
+
+        def loads(config: ScopeConfig) -> list[Load]:
+            if config.key not in known_loads:
                 wider_YE = self._wider_counts(config, counts_YE)
-                known[key] = [
-                    load_in_scope(config.scope, decision, context, None if wider_YE is None else wider_YE[layer])
-                    for layer, decision in enumerate(decisions)
+                known_loads[config.key] = [
+                    load_in_sets(sets(config.scope), decision, valid_T, None if wider_YE is None else wider_YE[y])
+                    for y, decision in enumerate(decisions)
                 ]
-            return known[key]
+            return known_loads[config.key]
 
-        batch = RoutedBatch(decisions, context, loads)
+        batch = RoutedBatch(decisions, context, loads, sets, self.mean_over_ranks, list(outputs_TKD))
         loss = torch.zeros((), device=counts_YE.device)
         values = {}
         for label, balancer in self._labelled():
@@ -93,18 +157,27 @@ class Balancing(nn.Module):
             balancer.observe(batch)
         return BalanceTerms(loss, values)
 
-    def finish_step(self) -> Tensor:
-        """Closes an optimizer step: updates the balancers and moves the step's counts to the previous ones.
-
-        Returns:
-            Assignments of the global batch, int64 [Y, E].
-        """
-        counts_YE = self.step_counts_YE if self._reduce_every_micro_batch else self._sum_over_ranks(self.step_counts_YE)
+    def finish_step(self) -> StepTotals:
+        """Closes an optimizer step: updates the balancers, and moves the step's counts to the previous ones and into
+        the windows."""
+        counts_YE, tokens = self.step_counts_YE, self.step_tokens
+        if not self._reduce_every_micro_batch:
+            counts_YE, tokens = self._totals_over_ranks(counts_YE, tokens)
+        totals = StepTotals(counts_YE.clone(), tokens.clone())
+        for steps in self._windows:
+            window_YE = self._window(steps)
+            newest_YE = totals.counts_YE.double()
+            averaged_YE = window_YE + (newest_YE - window_YE) / steps
+            window_YE.copy_(torch.where(window_YE.any(), averaged_YE, newest_YE))
+        windows = {steps: self._window(steps) for steps in self._windows}
+        completed = CompletedStep(totals.counts_YE, windows, self.mean_over_ranks)
         for _, balancer in self._labelled():
-            balancer.finish_step(counts_YE, self.mean_over_ranks)
-        self.previous_counts_YE.copy_(counts_YE)
+            balancer.finish_step(completed)
+        self.previous_counts_YE.copy_(totals.counts_YE)
         self.step_counts_YE.zero_()
-        return self.previous_counts_YE
+        self.step_tokens.zero_()
+        self._counts_ahead_are_known = False
+        return totals
 
     def selection_bias_YE(self) -> Tensor | None:
         """Sum of the balancers' biases, float32 [Y, E]; None if no balancer sets one."""
@@ -114,27 +187,45 @@ class Balancing(nn.Module):
     def _labelled(self) -> list[tuple[str, Balancer]]:
         return [(label, module) for label, module in self.balancers.items() if isinstance(module, Balancer)]
 
-    def _wider_counts(self, config: ScopedBalancerConfig, counts_YE: Tensor) -> Tensor | None:
+    def _count(self, decisions: list[RoutingDecision], valid_T: Tensor | None) -> Tensor:
+        return torch.stack(
+            [count_assignments(decision.expert_ids_TK, self.num_experts, valid_T) for decision in decisions]
+        )
+
+    def _window(self, steps: int) -> Tensor:
+        return self.get_buffer(f"window_{steps}_counts_YE")
+
+    def _wider_counts(self, config: ScopeConfig, counts_YE: Tensor) -> Tensor | None:
         """Counts over the balance set where it is wider than a rank's micro-batch, [Y, E]."""
+        if config.scope.inside_micro_batch:
+            return None
         if config.scope is Scope.DATA_PARALLEL:
             return counts_YE
-        if config.scope is not Scope.GLOBAL_BATCH:
-            return None
-        if config.estimator is Estimator.ONLINE:
+        if config.estimator is Estimator.EXACT and self._counts_ahead_are_known:
+            return self.counts_ahead_YE
+        earlier_YE = None
+        if config.scope is Scope.WINDOW:
+            earlier_YE = self._window(config.window_steps)
+        elif config.estimator is Estimator.PREVIOUS:
+            earlier_YE = self.previous_counts_YE
+        if earlier_YE is None:
             return self.step_counts_YE
-        # The first step has no previous one. Asking Python for it would make a GPU wait.
-        return torch.where(self.previous_counts_YE.any(), self.previous_counts_YE, self.step_counts_YE)
+        # The first step has no earlier one. Asking Python for it would make a GPU wait.
+        return torch.where(earlier_YE.any(), earlier_YE, self.step_counts_YE)
 
-    def _sum_over_ranks(self, counts_YE: Tensor) -> Tensor:
+    def _totals_over_ranks(self, counts_YE: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        if self.group is None:
+            return counts_YE, tokens
+        summed = self._sum_over_ranks(torch.cat([counts_YE.reshape(-1), tokens.reshape(1)]))
+        return summed[:-1].view_as(counts_YE), summed[-1]
+
+    def _sum_over_ranks(self, values: Tensor) -> Tensor:
         if self.group is not None:
-            counts_YE = counts_YE.clone()
-            dist.all_reduce(counts_YE, group=self.group)
-        return counts_YE
+            values = values.clone()
+            dist.all_reduce(values, group=self.group)
+        return values
 
     def mean_over_ranks(self, values: Tensor) -> Tensor:
-        """Mean of a tensor over the data-parallel ranks."""
-        if self.group is None:
-            return values
-        values = values.clone()
-        dist.all_reduce(values, group=self.group)
-        return values / dist.get_world_size(self.group)
+        """Mean of a tensor over the data-parallel ranks, without gradient."""
+        values = values.detach()
+        return values if self.group is None else self._sum_over_ranks(values) / dist.get_world_size(self.group)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, Field, SerializeAsAny, field_validator, model_validator
 from torch import nn
@@ -11,6 +11,7 @@ from torch import nn
 from moe_testbed.routing import balancers, routers
 from moe_testbed.routing.balancer import BALANCERS, BalancerConfig
 from moe_testbed.routing.router import ROUTERS, RouterConfig
+from moe_testbed.routing.unit import Input, Pool, Unit
 
 # Importing them registers them.
 assert routers.__all__ and balancers.__all__
@@ -33,6 +34,21 @@ class RoutingConfig(BaseModel, extra="forbid", frozen=True):
 
     router: Annotated[SerializeAsAny[RouterConfig], BeforeValidator(_router_config)] = Field(
         description="name and options of the router"
+    )
+    unit: Unit = Field(Unit.TOKEN, description="what is routed as a whole: each token, sequence, or document")
+    pool: Pool = Field(
+        Pool.PREFIX_MEAN,
+        description="unit sequence or document: the router sees the mean of the unit's tokens so far (prefix_mean), of "
+        "its first ones (first_m), or of all of them (full_mean, which is not causal)",
+    )
+    first_tokens: int = Field(16, gt=0, description="pool first_m: m; the tokens before see those so far")
+    input: Input = Field(
+        Input.HIDDEN_STATES,
+        description="what the router sees: the layer's hidden states, or a learned embedding of the domain's label "
+        "(language-guided)",
+    )
+    depth: Literal["layer_wise", "global"] = Field(
+        "layer_wise", description="layer_wise: every layer decides; global: the first MoE layer decides for all"
     )
     balance: dict[str, Annotated[SerializeAsAny[BalancerConfig], BeforeValidator(_balancer_config)]] = Field(
         default_factory=dict,
@@ -65,10 +81,23 @@ class RoutingConfig(BaseModel, extra="forbid", frozen=True):
         return value
 
     @model_validator(mode="after")
-    def _balanced_routers_have_scores(self) -> RoutingConfig:
-        if self.balance and not self.router.has_scores:
-            raise ValueError(
-                f"the router '{self.router.name}' has no scores that {', '.join(self.balance)} could balance; set "
-                f"routing.balance to none"
-            )
+    def _router_provides_what_balancers_need(self) -> RoutingConfig:
+        for label, balancer in self.balance.items():
+            missing = sorted(capability.value for capability in balancer.needs - self.router.provides)
+            if missing:
+                raise ValueError(
+                    f"routing.balance.{label} ({balancer.name}) needs {' and '.join(missing)}, which the router "
+                    f"'{self.router.name}' does not have; take it out (routing.balance.{label}: null, or "
+                    f"routing.balance: none), or choose another router"
+                )
         return self
+
+    @property
+    def causal(self) -> bool:
+        """In evaluation a token's route does not change when later tokens change."""
+        return self.router.causal and (self.unit is Unit.TOKEN or self.pool is not Pool.FULL_MEAN)
+
+    @property
+    def needs_domains(self) -> bool:
+        """The router, or its input, is made from domain labels."""
+        return self.router.needs_domains or self.input is Input.DOMAIN_EMBEDDING

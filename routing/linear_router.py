@@ -7,9 +7,18 @@ from typing import Any
 from torch import Tensor
 
 from moe_testbed.routing.records import RouterSetting, RoutingContext
-from moe_testbed.routing.router import Router, Scores
+from moe_testbed.routing.router import Capability, Router, RouterConfig, Scores
 from moe_testbed.routing.score import LinearScore
 from moe_testbed.routing.select import select_top_k
+
+
+class LinearRouterConfig(RouterConfig):
+    """What routers with one linear score per expert can be balanced by."""
+
+    @property
+    def provides(self) -> frozenset[Capability]:
+        """Scores, a bias, and the rows of W."""
+        return frozenset({Capability.SCORES, Capability.SELECTION_BIAS, Capability.VECTORS})
 
 
 class LinearRouter(Router):
@@ -25,3 +34,6 @@ class LinearRouter(Router):
 
     def select(self, scores: Scores, context: RoutingContext) -> Tensor:
         return select_top_k(scores.affinity_TE, self.setting.top_k, context.bias_E)
+
+    def vectors_ED(self) -> Tensor:
+        return self.scorer.weight

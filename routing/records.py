@@ -6,9 +6,11 @@ B sequences, L positions, T = B * L tokens, D model width, E experts, K chosen e
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 NO_EXPERT = -1
@@ -22,7 +24,7 @@ class RoutingContext:
     Attributes:
         token_ids_BL: input token ids, int64.
         domain_BL: domain label of every token, int64, ``UNLABELLED`` where there is none.
-        document_BL: document number of every token, int64.
+        document_BL: document number of every token, int64, not negative; None where documents are not told apart.
         position_BL: position of every token inside its sequence, int64.
         sequence_B: number of every sequence in the training stream (or the evaluation set), int64. It does not depend
             on how the batch was split into ranks and micro-batches, so whatever is drawn from it does not either.
@@ -34,7 +36,7 @@ class RoutingContext:
 
     token_ids_BL: Tensor
     domain_BL: Tensor
-    document_BL: Tensor
+    document_BL: Tensor | None
     position_BL: Tensor
     sequence_B: Tensor
     step: int = 0
@@ -63,6 +65,19 @@ class RoutingContext:
 
 
 @dataclass(frozen=True)
+class Noise:
+    """What a noisy router's logits are made of: ``logits = clean + noise * scale`` with noise from N(0, 1).
+
+    Attributes:
+        clean_TE: logits before the noise, float32.
+        scale_TE: standard deviation of the noise, positive, float32.
+    """
+
+    clean_TE: Tensor
+    scale_TE: Tensor
+
+
+@dataclass(frozen=True)
 class RoutingDecision:
     """What a router returns for the T tokens of a micro-batch.
 
@@ -73,12 +88,31 @@ class RoutingDecision:
         probabilities_TE: distribution over the experts that the balancers even out, rows sum to 1, float32; None for a
             router without scores.
         logits_TE: scores before normalisation, float32; None for a router without scores.
+        vectors_ED: the vector that stands for each expert in the score, differentiable; None without such vectors.
+        noise: of the logits; None without noise, as in evaluation.
     """
 
     expert_ids_TK: Tensor
     weights_TK: Tensor
     probabilities_TE: Tensor | None = None
     logits_TE: Tensor | None = None
+    vectors_ED: Tensor | None = None
+    noise: Noise | None = None
+
+
+@dataclass(frozen=True)
+class LayerStep:
+    """What a router learns of an optimizer step once it is complete, the same on all ranks.
+
+    Attributes:
+        counts_E: assignments of the global batch in this layer, int64.
+        tokens: tokens of the global batch without padding, int64 scalar.
+        mean_over_ranks: mean of a tensor over the data-parallel ranks.
+    """
+
+    counts_E: Tensor
+    tokens: Tensor
+    mean_over_ranks: Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -95,6 +129,8 @@ class RouterSetting:
         domain_weights: share of each domain in the mix, sums to 1.
         token_counts_DV: training tokens of every domain by token id, int64; the tables of hash routers are balanced
             over it.
+        data_parallel_group: ranks over which the batch is spread, for routers that choose over a pool of all ranks'
+            tokens; None for one process.
     """
 
     num_experts: int
@@ -105,6 +141,7 @@ class RouterSetting:
     domains: tuple[str, ...]
     domain_weights: tuple[float, ...]
     token_counts_DV: Tensor
+    data_parallel_group: dist.ProcessGroup | None = None
 
     @property
     def vocab_size(self) -> int:

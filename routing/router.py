@@ -2,27 +2,58 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
+from enum import Enum
 from typing import Any, ClassVar
 
 from pydantic import BaseModel, Field
 from torch import Tensor
 
-from moe_testbed.routing.records import RouterSetting, RoutingContext, RoutingDecision
+from moe_testbed.routing.records import LayerStep, Noise, RouterSetting, RoutingContext, RoutingDecision
 from moe_testbed.routing.registry import Registry
 from moe_testbed.routing.state import KeepsBufferDtype
 
 
+class Capability(str, Enum):
+    """What balancers may need of a router; the values are the words of messages."""
+
+    SCORES = "scores of all experts"
+    SELECTION_BIAS = "a selection that takes a bias"
+    VECTORS = "one vector per expert"
+    NOISE = "noise in its scores"
+    RELU_GATES = "gates that are the positive part of its scores"
+
+
 class RouterConfig(BaseModel, extra="forbid", frozen=True):
-    """Options that every router has."""
+    """Options that every router has; its properties say what the rest of the testbed must know of the router."""
 
     name: str = Field(description="registered name of the router")
 
     @property
-    def has_scores(self) -> bool:
-        """The router returns probabilities, so that balancers can act on it."""
+    def provides(self) -> frozenset[Capability]:
+        """What balancers can act on. ``SCORES`` means that decisions carry probabilities and logits."""
+        return frozenset({Capability.SCORES})
+
+    @property
+    def causal(self) -> bool:
+        """In evaluation a token's route does not change when later tokens change."""
         return True
+
+    @property
+    def needs_domains(self) -> bool:
+        """The router reads domain labels."""
+        return False
+
+    @property
+    def learned(self) -> bool:
+        """The routing is learned from the data (neither prescribed nor fixed), so that the router competes with the
+        reference."""
+        return True
+
+    @property
+    def varying_top_k(self) -> bool:
+        """Tokens may use more or fewer experts than ``top_k``; decisions are as wide as the widest choice."""
+        return False
 
 
 @dataclass(frozen=True)
@@ -33,11 +64,13 @@ class Scores:
         logits_TE: raw scores, float32.
         affinity_TE: scores in the form that is compared and weighted (softmax probabilities, sigmoids), float32.
         probabilities_TE: affinity normalised to sum 1 per token, float32; what the balancers see.
+        noise: what the logits are made of, if they are noisy.
     """
 
     logits_TE: Tensor
     affinity_TE: Tensor
     probabilities_TE: Tensor
+    noise: Noise | None = None
 
 
 class Router(KeepsBufferDtype):
@@ -45,18 +78,15 @@ class Router(KeepsBufferDtype):
 
     A router without scores (hash, random) overrides :meth:`forward` instead.
 
-    Class attributes say what the rest of the testbed must know:
-        Config: options of the router.
-        causal: a token's route does not change when later tokens change.
-        needs_domains: the router reads domain labels.
-        learned: the routing is learned from the data (neither prescribed nor fixed), so that the router competes with
-            the reference.
+    State that follows the data lives in buffers, so that checkpoints carry it, and changes in :meth:`finish_step` only,
+    so that all micro-batches of a step are routed alike, also when a layer is recomputed in the backward pass. Whatever
+    is random is drawn by hashing (seed, layer, sequence, position), never from torch's generator.
+
+    Attributes:
+        Config: class of the router's options.
     """
 
     Config: ClassVar[type[RouterConfig]] = RouterConfig
-    causal: ClassVar[bool] = True
-    needs_domains: ClassVar[bool] = False
-    learned: ClassVar[bool] = True
 
     def __init__(self, config: Any, setting: RouterSetting) -> None:
         super().__init__()
@@ -85,18 +115,19 @@ class Router(KeepsBufferDtype):
         scores = self.score(x_TD, context)
         expert_ids_TK = self.select(scores, context)
         weights_TK = self.weigh(scores, expert_ids_TK)
-        return RoutingDecision(expert_ids_TK, weights_TK, scores.probabilities_TE, scores.logits_TE)
+        return RoutingDecision(
+            expert_ids_TK, weights_TK, scores.probabilities_TE, scores.logits_TE, self.vectors_ED(), scores.noise
+        )
+
+    def vectors_ED(self) -> Tensor | None:
+        """The vector that stands for each expert in the score; None without such vectors."""
+        return None
 
     def observe(self, decision: RoutingDecision, context: RoutingContext) -> None:
         """Called once per training micro-batch with the router's own decision, never under recomputation."""
 
-    def finish_step(self, counts_E: Tensor, mean_over_ranks: Callable[[Tensor], Tensor]) -> None:
-        """Called once per optimizer step, on all ranks: the place for state that follows the data.
-
-        Args:
-            counts_E: assignments of the global batch, int64.
-            mean_over_ranks: mean of a tensor over the data-parallel ranks.
-        """
+    def finish_step(self, step: LayerStep) -> None:
+        """Called once per optimizer step, on all ranks: the place where state changes."""
 
 
 ROUTERS: Registry[Router] = Registry("router")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from moe_testbed.routing.records import NO_EXPERT
+
 
 def normalises(wanted: bool | None, top_k: int) -> bool:
     """Whether weights are divided by their sum; without a wish, if there is more than one of them.
@@ -24,6 +26,15 @@ def gathered(scores_TE: Tensor, expert_ids_TK: Tensor, normalise: bool) -> Tenso
     """Scores of the chosen experts, divided by their sum if ``normalise``. Float32 [T, K], differentiable in the
     scores."""
     weights_TK = scores_TE.gather(-1, expert_ids_TK)
+    if normalise:
+        weights_TK = weights_TK / weights_TK.sum(-1, keepdim=True).clamp(min=torch.finfo(weights_TK.dtype).tiny)
+    return weights_TK
+
+
+def gathered_where_chosen(scores_TE: Tensor, expert_ids_TK: Tensor, normalise: bool) -> Tensor:
+    """:func:`gathered` for choices of varying number: 0 where there is no expert."""
+    unused_TK = expert_ids_TK == NO_EXPERT
+    weights_TK = scores_TE.gather(-1, expert_ids_TK.clamp(min=0)).masked_fill(unused_TK, 0.0)
     if normalise:
         weights_TK = weights_TK / weights_TK.sum(-1, keepdim=True).clamp(min=torch.finfo(weights_TK.dtype).tiny)
     return weights_TK

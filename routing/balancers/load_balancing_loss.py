@@ -5,7 +5,14 @@ from __future__ import annotations
 from pydantic import Field
 from torch import Tensor
 
-from moe_testbed.routing.balancer import BALANCERS, Balancer, RoutedBatch, ScopedBalancerConfig, mean_over_layers
+from moe_testbed.routing.balancer import (
+    BALANCERS,
+    Balancer,
+    RoutedBatch,
+    Schedule,
+    ScopedBalancerConfig,
+    mean_over_layers,
+)
 from moe_testbed.routing.scopes import Load
 
 
@@ -13,7 +20,9 @@ class LoadBalancingLossConfig(ScopedBalancerConfig):
     """Options of ``load_balancing_loss``."""
 
     name: str = "load_balancing_loss"
-    coefficient: float = Field(0.01, ge=0, description="factor of the loss of each layer")
+    coefficient: Schedule = Field(
+        0.01, description="factor of the loss of each layer, or its values at some steps: {0: 0.1, 1000: 0.01}"
+    )
 
 
 def load_balancing_loss(load: Load) -> Tensor:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from moe_testbed.routing.balancer import BALANCERS, Balancer, RoutedBatch, ScopedBalancerConfig
-from moe_testbed.routing.scopes import Load, Scope
+from moe_testbed.routing.balancer import BALANCERS, Balancer, CompletedStep, RoutedBatch, ScopedBalancerConfig
+from moe_testbed.routing.router import Capability
+from moe_testbed.routing.scopes import Scope, fractions
 
 
 class LossFreeBiasConfig(ScopedBalancerConfig):
@@ -17,22 +18,36 @@ class LossFreeBiasConfig(ScopedBalancerConfig):
 
     name: str = "loss_free_bias"
     update_rate: float = Field(1e-3, gt=0, description="u: how far the bias moves per optimizer step")
+    update: Literal["sign", "proportional"] = Field(
+        "sign", description="sign: every expert by u; proportional: by u times its distance from the mean load"
+    )
+
+    @property
+    def needs(self) -> frozenset[Capability]:
+        """The bias enters the selection."""
+        return frozenset({Capability.SCORES, Capability.SELECTION_BIAS})
 
 
-def update_direction(load: Load) -> Tensor:
-    """``sum_G share_G * sign(mean(C^G) - C_i^G)``: up for experts below the mean load of their balance set. Float32
-    [E]."""
-    mean = 1.0 / load.fractions_GE.shape[-1]
-    return (load.share_G[:, None] * torch.sign(mean - load.fractions_GE)).sum(0)
+def update_direction(fractions_GE: Tensor, update: str) -> Tensor:
+    """Where the bias of each expert goes: up below the mean load of the balance set, down above it, [G, E].
+
+    ``sign``: ``sign(mean(C) - C_i)``; ``proportional``: ``(mean(C) - C_i) / mean(C)``.
+    """
+    num_experts = fractions_GE.shape[-1]
+    if update == "sign":
+        return torch.sign(1.0 / num_experts - fractions_GE)
+    return 1.0 - num_experts * fractions_GE
 
 
 @BALANCERS.register("loss_free_bias")
 class LossFreeBias(Balancer):
-    """``b_i += u * sign(mean(C) - C_i)`` after each optimizer step (Wang et al., arXiv 2408.15664, algorithm 1).
+    """``b_i += u * d_i`` after each optimizer step, with d of :func:`update_direction` (Wang et al., arXiv 2408.15664,
+    algorithm 1, and section 4.3 for the proportional form).
 
     The mean of the update is taken off, which changes no selection and keeps the biases from drifting together. The
-    bias enters the selection and not the weights. Scope ``global_batch`` counts the whole batch of the step, so that
-    its estimator is not used; a smaller scope averages the update over its balance sets, micro-batches and ranks.
+    bias enters the selection and not the weights. Scopes ``global_batch`` and ``window`` read the load once the step is
+    complete, so that no estimator is needed; a smaller scope averages the update over its balance sets, micro-batches
+    and ranks.
     """
 
     Config = LossFreeBiasConfig
@@ -48,24 +63,32 @@ class LossFreeBias(Balancer):
 
     @property
     def reads_wider_counts(self) -> bool:
-        """The global batch is read once it is complete."""
+        """The wider scopes are read once the step is complete."""
         return self.config.scope is Scope.DATA_PARALLEL
 
+    @property
+    def reads_counts_ahead(self) -> bool:
+        """The counts of the step are known when the bias moves."""
+        return False
+
+    @torch.no_grad()
     def observe(self, batch: RoutedBatch) -> None:
-        if self.config.scope is Scope.GLOBAL_BATCH:
+        if not self.config.scope.at_once:
             return
-        with torch.no_grad():
-            self._direction_YE += torch.stack([update_direction(load) for load in batch.loads(self.config)])
+        for y, load in enumerate(batch.loads(self.config)):
+            direction_GE = update_direction(load.fractions_GE, self.config.update)
+            self._direction_YE[y] += load.share_G @ direction_GE
         self._observed += 1
 
-    def finish_step(self, counts_YE: Tensor, mean_over_ranks: Callable[[Tensor], Tensor]) -> None:
-        if self.config.scope is Scope.GLOBAL_BATCH:
-            counts = counts_YE.double()
-            direction_YE = torch.sign(counts.mean(-1, keepdim=True) - counts).float()
-        else:
-            direction_YE = mean_over_ranks(self._direction_YE / max(self._observed, 1))
+    def finish_step(self, step: CompletedStep) -> None:
+        if self.config.scope.at_once:
+            direction_YE = step.mean_over_ranks(self._direction_YE / max(self._observed, 1))
             self._direction_YE.zero_()
             self._observed = 0
+        else:
+            window = self.config.scope is Scope.WINDOW
+            counts_YE = step.window_counts_YE[self.config.window_steps] if window else step.counts_YE
+            direction_YE = update_direction(fractions(counts_YE, torch.float64), self.config.update).float()
         self.bias_YE += self.config.update_rate * (direction_YE - direction_YE.mean(-1, keepdim=True))
 
     def selection_bias_YE(self) -> Tensor:

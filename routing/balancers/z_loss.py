@@ -6,14 +6,14 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from moe_testbed.routing.balancer import BALANCERS, Balancer, BalancerConfig, RoutedBatch, mean_over_layers
+from moe_testbed.routing.balancer import BALANCERS, Balancer, BalancerConfig, RoutedBatch, Schedule, mean_over_layers
 
 
 class ZLossConfig(BalancerConfig):
     """Options of ``z_loss``."""
 
     name: str = "z_loss"
-    coefficient: float = Field(1e-3, ge=0, description="factor of the loss of each layer")
+    coefficient: Schedule = Field(1e-3, description="factor of the loss of each layer, or its values at some steps")
 
 
 def z_loss(logits_TE: Tensor, valid_T: Tensor | None = None) -> Tensor:

@@ -12,6 +12,11 @@ class FrozenConfig(TopKConfig):
 
     name: str = "frozen"
 
+    @property
+    def learned(self) -> bool:
+        """W is not trained."""
+        return False
+
 
 @ROUTERS.register("frozen")
 class Frozen(TopK):
@@ -20,7 +25,6 @@ class Frozen(TopK):
 
     Config = FrozenConfig
     config: FrozenConfig
-    learned = False
 
     def __init__(self, config: FrozenConfig, setting: RouterSetting) -> None:
         super().__init__(config, setting, trainable=False)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from moe_testbed.routing.hashing import balanced_table, modulo_table
 from moe_testbed.routing.records import RouterSetting, RoutingContext, RoutingDecision
-from moe_testbed.routing.router import ROUTERS, Router, RouterConfig
+from moe_testbed.routing.router import ROUTERS, Capability, Router, RouterConfig
 from moe_testbed.routing.weight import uniform
 
 
@@ -22,8 +22,13 @@ class HashConfig(RouterConfig):
     )
 
     @property
-    def has_scores(self) -> bool:
+    def provides(self) -> frozenset[Capability]:
         """A table has none."""
+        return frozenset()
+
+    @property
+    def learned(self) -> bool:
+        """Nothing is learned."""
         return False
 
 
@@ -34,7 +39,6 @@ class Hash(Router):
 
     Config = HashConfig
     config: HashConfig
-    learned = False
     table_VK: Tensor
 
     def __init__(self, config: HashConfig, setting: RouterSetting) -> None:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from moe_testbed.routing.hashing import uniform_from_keys
 from moe_testbed.routing.records import RoutingContext, RoutingDecision
-from moe_testbed.routing.router import ROUTERS, Router, RouterConfig
+from moe_testbed.routing.router import ROUTERS, Capability, Router, RouterConfig
 from moe_testbed.routing.select import select_top_k
 from moe_testbed.routing.weight import uniform
 
@@ -18,8 +18,13 @@ class RandomConfig(RouterConfig):
     name: str = "random"
 
     @property
-    def has_scores(self) -> bool:
+    def provides(self) -> frozenset[Capability]:
         """A draw has none."""
+        return frozenset()
+
+    @property
+    def learned(self) -> bool:
+        """Nothing is learned."""
         return False
 
 
@@ -33,7 +38,6 @@ class Random(Router):
 
     Config = RandomConfig
     config: RandomConfig
-    learned = False
 
     def forward(self, x_TD: Tensor, context: RoutingContext) -> RoutingDecision:
         experts_E = torch.arange(self.setting.num_experts, device=x_TD.device)

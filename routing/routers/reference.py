@@ -11,7 +11,7 @@ from torch import Tensor
 from moe_testbed.routing.groups import group_masks, group_sizes
 from moe_testbed.routing.hashing import balanced_table
 from moe_testbed.routing.records import RouterSetting, RoutingContext, RoutingDecision
-from moe_testbed.routing.router import ROUTERS, Router, RouterConfig, Scores
+from moe_testbed.routing.router import ROUTERS, Capability, Router, RouterConfig, Scores
 from moe_testbed.routing.score import LinearScore
 from moe_testbed.routing.select import select_top_k
 from moe_testbed.routing.weight import gathered, normalises, uniform
@@ -31,9 +31,20 @@ class ReferenceConfig(RouterConfig):
     )
 
     @property
-    def has_scores(self) -> bool:
+    def provides(self) -> frozenset[Capability]:
         """Only the learned form scores the experts of a group."""
-        return self.inside == "learned"
+        learned = {Capability.SCORES, Capability.SELECTION_BIAS, Capability.VECTORS}
+        return frozenset(learned if self.inside == "learned" else ())
+
+    @property
+    def needs_domains(self) -> bool:
+        """The label chooses the group."""
+        return True
+
+    @property
+    def learned(self) -> bool:
+        """The groups are prescribed."""
+        return False
 
 
 @ROUTERS.register("reference")
@@ -51,8 +62,6 @@ class Reference(Router):
 
     Config = ReferenceConfig
     config: ReferenceConfig
-    needs_domains = True
-    learned = False
     group_DE: Tensor
     table_DVK: Tensor
 
@@ -106,3 +115,6 @@ class Reference(Router):
 
     def weigh(self, scores: Scores, expert_ids_TK: Tensor) -> Tensor:
         return gathered(scores.affinity_TE, expert_ids_TK, normalises(None, self.setting.top_k))
+
+    def vectors_ED(self) -> Tensor | None:
+        return self.scorer.weight if self.config.inside == "learned" else None

@@ -5,13 +5,13 @@ from __future__ import annotations
 from pydantic import Field
 from torch import Tensor
 
-from moe_testbed.routing.linear_router import LinearRouter
+from moe_testbed.routing.linear_router import LinearRouter, LinearRouterConfig
 from moe_testbed.routing.records import RouterSetting, RoutingContext
-from moe_testbed.routing.router import ROUTERS, RouterConfig, Scores
+from moe_testbed.routing.router import ROUTERS, Scores
 from moe_testbed.routing.weight import gathered, normalises
 
 
-class TopKConfig(RouterConfig):
+class TopKConfig(LinearRouterConfig):
     """Options of ``top_k``."""
 
     name: str = "top_k"

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from moe_testbed.routing.linear_router import LinearRouter
+from moe_testbed.routing.linear_router import LinearRouter, LinearRouterConfig
 from moe_testbed.routing.records import RouterSetting, RoutingContext
-from moe_testbed.routing.router import ROUTERS, RouterConfig, Scores
+from moe_testbed.routing.router import ROUTERS, Scores
 from moe_testbed.routing.weight import softmax_over_chosen
 
 
-class TopKSoftmaxConfig(RouterConfig):
+class TopKSoftmaxConfig(LinearRouterConfig):
     """Options of ``top_k_softmax``."""
 
     name: str = "top_k_softmax"

@@ -15,7 +15,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Problem:
-    """What a router is built from, in plain Python, with its parameters in float64."""
+    """What a router is built from, in plain Python, with its parameters (float64) and buffers, and whether it trains."""
 
     num_experts: int
     top_k: int
@@ -25,16 +25,20 @@ class Problem:
     token_counts: list[list[int]]
     parameters: dict[str, Tensor]
     options: dict[str, Any]
+    state: dict[str, Tensor]
+    training: bool
 
 
 @dataclass(frozen=True)
 class Token:
-    """One token and what is known of it; ``bias`` is the selection bias of every expert."""
+    """One token and what is known of it; ``bias`` is the selection bias of every expert, ``document`` is numbered
+    within the batch."""
 
     x: Tensor
     token_id: int
     domain: int
     sequence: int
+    document: int
     position: int
     bias: list[float]
 
@@ -49,17 +53,33 @@ class Route:
     logits: list[Tensor] | None = None
 
 
+RouteToken = Callable[[Token, Problem], Route]
+RouteBatch = Callable[[list[Token], Problem], list[Route]]
+
+
 @dataclass(frozen=True)
 class Oracle:
-    route: Callable[[Token, Problem], Route]
+    route: RouteBatch
     options: list[dict[str, Any]]
 
 
 ORACLES: dict[str, Oracle] = {}
 
 
-def oracle(name: str, *options: dict[str, Any]) -> Callable[[Callable[[Token, Problem], Route]], Any]:
-    def add(route: Callable[[Token, Problem], Route]) -> Callable[[Token, Problem], Route]:
+def oracle(name: str, *options: dict[str, Any]) -> Callable[[RouteToken], RouteToken]:
+    """Registers the route of one token, which does not depend on the others."""
+
+    def add(route: RouteToken) -> RouteToken:
+        ORACLES[name] = Oracle(lambda tokens, problem: [route(t, problem) for t in tokens], list(options) or [{}])
+        return route
+
+    return add
+
+
+def batch_oracle(name: str, *options: dict[str, Any]) -> Callable[[RouteBatch], RouteBatch]:
+    """Registers the routes of all tokens of a micro-batch, in order, for routers that choose over a pool."""
+
+    def add(route: RouteBatch) -> RouteBatch:
         ORACLES[name] = Oracle(route, list(options) or [{}])
         return route
 

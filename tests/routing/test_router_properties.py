@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from moe_testbed.routing.records import RoutingContext
-from moe_testbed.routing.router import ROUTERS
+from moe_testbed.routing.router import Capability
 from tests.routing.cases import (
     DOMAIN_WEIGHTS,
     DOMAINS,
@@ -46,7 +46,7 @@ def test_choices_are_different_experts_with_finite_weights(case: Case, top_k: in
     assert all(len(set(experts)) == len(experts) for experts in chosen)
     assert all(0 <= e < router.setting.num_experts for experts in chosen for e in experts)
     assert decision.weights_TK.isfinite().all() and (decision.weights_TK >= 0).all()
-    assert (decision.probabilities_TE is not None) == router.config.has_scores
+    assert (decision.probabilities_TE is not None) == (Capability.SCORES in router.config.provides)
     if decision.probabilities_TE is not None:
         torch.testing.assert_close(decision.probabilities_TE.sum(-1), torch.ones(64))
 
@@ -54,7 +54,7 @@ def test_choices_are_different_experts_with_finite_weights(case: Case, top_k: in
 @every_router
 @pytest.mark.parametrize("position", range(1, LENGTH))
 def test_a_causal_route_does_not_depend_on_later_tokens(case: Case, position: int):
-    if not ROUTERS.get(case[0]).causal:
+    if not make_router(case).config.causal:
         pytest.skip("does not claim to be causal")
     router, context = make_router(case), make_context()
     B, L = context.token_ids_BL.shape
@@ -97,7 +97,7 @@ def test_a_restored_router_decides_the_same(case: Case):
     assert_same_decision(restored(x_TD, context), router(x_TD, context))
 
 
-@pytest.mark.parametrize("case", [case for case in cases() if not ROUTERS.get(case[0]).learned], ids=case_id)
+@pytest.mark.parametrize("case", [case for case in cases() if not make_router(case).config.learned], ids=case_id)
 def test_prescribed_routes_do_not_depend_on_the_split_into_micro_batches(case: Case):
     router, context = make_router(case), make_context(6)
     x_TD = hidden_states(context)

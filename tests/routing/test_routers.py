@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from moe_testbed.routing.records import RoutingContext, RoutingDecision
+from moe_testbed.routing.records import NO_EXPERT, RoutingContext, RoutingDecision
 from moe_testbed.routing.router import Router
 from tests.routing.cases import Case, case_id, cases_by_top_k, hidden_states, make_context, make_router
 from tests.routing.oracles import ORACLES, Problem, Token
@@ -30,33 +30,38 @@ def naive_decision(
         setting.token_counts_DV.tolist(),
         parameters,
         options,
+        {name: buffer.clone() for name, buffer in router.named_buffers()},
+        router.training,
     )
     bias_YE = context.selection_bias_YE
     bias = [0.0] * setting.num_experts if bias_YE is None else bias_YE[context.layer].tolist()
     B, L = context.token_ids_BL.shape
-    routes = [
-        ORACLES[name].route(
-            Token(
-                x_TD[b * L + l],
-                int(context.token_ids_BL[b, l]),
-                int(context.domain_BL[b, l]),
-                int(context.sequence_B[b]),
-                int(context.position_BL[b, l]),
-                bias,
-            ),
-            problem,
+    assert context.document_BL is not None
+    tokens = [
+        Token(
+            x_TD[b * L + l],
+            int(context.token_ids_BL[b, l]),
+            int(context.domain_BL[b, l]),
+            int(context.sequence_B[b]),
+            int(context.document_BL[b, l]),
+            int(context.position_BL[b, l]),
+            bias,
         )
         for b in range(B)
         for l in range(L)  # noqa: E741
     ]
+    routes = ORACLES[name].route(tokens, problem)
+    # Where tokens use different numbers of experts, the shorter choices are filled up.
+    width = max(1, *(len(route.experts) for route in routes))
+    zero = torch.zeros((), dtype=torch.float64)
 
     def scores(name: str) -> Tensor | None:
         values = [getattr(route, name) for route in routes]
         return None if values[0] is None else torch.stack([torch.stack(value) for value in values])
 
     return RoutingDecision(
-        torch.tensor([route.experts for route in routes]),
-        torch.stack([torch.stack(route.weights) for route in routes]),
+        torch.tensor([route.experts + [NO_EXPERT] * (width - len(route.experts)) for route in routes]),
+        torch.stack([torch.stack(route.weights + [zero] * (width - len(route.weights))) for route in routes]),
         scores("probabilities"),
         scores("logits"),
     )

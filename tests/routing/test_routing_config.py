@@ -133,8 +133,8 @@ def test_balance_must_be_a_mapping():
 )
 def test_a_router_without_scores_cannot_be_balanced(router: dict[str, Any]):
     message = refused(router, {"z_loss": {}, "loss_free_bias": {}})
-    assert f"the router '{router['name']}' has no scores that z_loss, loss_free_bias could balance" in message
-    assert "set routing.balance to none" in message
+    assert f"z_loss (z_loss) needs scores of all experts, which the router '{router['name']}' does not have" in message
+    assert "or routing.balance: none" in message
     assert parse(router, "none").router.name == router["name"]
 
 

@@ -1,0 +1,131 @@
+"""The routing unit: what a router decides for, and what it sees of it.
+
+Shape legend: B sequences, L positions, T = B * L tokens, D model width, G units, N domains.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from enum import Enum
+
+import torch
+from torch import Tensor, nn
+
+from moe_testbed.routing.records import RoutingContext
+from moe_testbed.routing.scopes import Scope, TokenSets, token_sets
+
+
+class Unit(str, Enum):
+    """What is routed as a whole (Fan et al., arXiv 2402.13089, section 3)."""
+
+    TOKEN = "token"
+    SEQUENCE = "sequence"
+    DOCUMENT = "document"
+
+
+class Pool(str, Enum):
+    """Which tokens of a unit the router sees.
+
+    - ``prefix_mean``: at each token the mean of the unit's tokens up to it; the route may change along the unit.
+    - ``first_m``: the mean of the first m tokens; the tokens before see those up to them.
+    - ``full_mean``: the mean of all tokens, one route for all. It tells earlier tokens of later ones: not causal.
+    """
+
+    PREFIX_MEAN = "prefix_mean"
+    FIRST_M = "first_m"
+    FULL_MEAN = "full_mean"
+
+
+class Input(str, Enum):
+    """What the router's scores are made from."""
+
+    HIDDEN_STATES = "hidden_states"
+    DOMAIN_EMBEDDING = "domain_embedding"
+
+
+def first_of_unit(sets: TokenSets, num_tokens: int, device: torch.device) -> Tensor:
+    """The first token of the unit that each token belongs to, int64 [T]."""
+    token_T = torch.arange(num_tokens, device=device)
+    if sets.set_T is None:
+        size = num_tokens // sets.number
+        return token_T // size * size
+    first_G = token_T.new_full((sets.number,), num_tokens).scatter_reduce_(0, sets.set_T, token_T, "amin")
+    return first_G[sets.set_T]
+
+
+def pooled(x_TD: Tensor, sets: TokenSets, pool: Pool, first_tokens: int) -> Tensor:
+    """What the router sees at each token, in float32 at least, [T, D], differentiable.
+
+    Args:
+        x_TD: hidden states.
+        sets: the units; the tokens of each are in order.
+        first_tokens: m of ``first_m``.
+    """
+    x_TD = x_TD.to(torch.promote_types(x_TD.dtype, torch.float32))
+    T = len(x_TD)
+    set_T = sets.set_T
+    if set_T is None:
+        set_T = torch.arange(sets.number, device=x_TD.device).repeat_interleave(T // sets.number)
+    if pool is Pool.FULL_MEAN:
+        return sets.mean(x_TD)[set_T]
+    # Sorted by unit, so that the sum up to a token is a difference of running sums within rows of its unit.
+    order_T = set_T.argsort(stable=True)
+    sizes_G = torch.bincount(set_T, minlength=sets.number)
+    start_G = sizes_G.cumsum(0) - sizes_G
+    rank_T = torch.empty_like(order_T)
+    rank_T[order_T] = torch.arange(T, device=x_TD.device) - start_G[set_T[order_T]]
+    # A unit's tokens as one row, so that no unit's rounding touches another's.
+    padded_GND = x_TD.new_zeros(sets.number, int(sizes_G.max()), x_TD.shape[1])
+    padded_GND = padded_GND.index_put((set_T, rank_T), x_TD)
+    counted_T = rank_T if pool is Pool.PREFIX_MEAN else rank_T.clamp(max=first_tokens - 1)
+    return padded_GND.cumsum(1)[set_T, counted_T] / (counted_T + 1)[:, None]
+
+
+class RouterInput(nn.Module):
+    """Turns the hidden states of tokens into what a router sees of their units.
+
+    Whatever else a router may read of a token (its id, label, position) is that of the unit's first token, so that a
+    unit is routed as a whole by every router, also by one without scores.
+
+    Args:
+        unit: what is routed as a whole.
+        pool: which of a unit's tokens are seen.
+        first_tokens: m of ``first_m``.
+        source: where the input comes from.
+        hidden_size: D.
+        num_domains: N, rows of the domain embedding.
+    """
+
+    def __init__(
+        self, unit: Unit, pool: Pool, first_tokens: int, source: Input, hidden_size: int, num_domains: int
+    ) -> None:
+        super().__init__()
+        self.unit = unit
+        self.pool = pool
+        self.first_tokens = first_tokens
+        self.domain_embedding: nn.Parameter | None = None
+        if source is Input.DOMAIN_EMBEDDING:
+            # As wide as normed hidden states are: variance 1 in each entry.
+            self.domain_embedding = nn.Parameter(torch.randn(num_domains, hidden_size))
+
+    def forward(self, x_TD: Tensor, context: RoutingContext) -> tuple[Tensor, RoutingContext]:
+        """What the router sees, [T, D], and the context of the units."""
+        if self.unit is not Unit.TOKEN:
+            sets = token_sets(Scope(self.unit.value), context)
+            if self.domain_embedding is None:
+                x_TD = pooled(x_TD, sets, self.pool, self.first_tokens)
+            first_T = first_of_unit(sets, len(x_TD), x_TD.device)
+            shape = context.token_ids_BL.shape
+
+            def of_first(values_BL: Tensor) -> Tensor:
+                return values_BL.reshape(-1)[first_T].view(shape)
+
+            context = replace(
+                context,
+                token_ids_BL=of_first(context.token_ids_BL),
+                domain_BL=of_first(context.domain_BL),
+                position_BL=of_first(context.position_BL),
+            )
+        if self.domain_embedding is not None:
+            x_TD = self.domain_embedding[context.domain_BL.reshape(-1)]
+        return x_TD, context
