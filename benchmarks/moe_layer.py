@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from moe_testbed.launcher.allocator import keep_freed_memory
 from moe_testbed.model.config import MoEConfig
-from moe_testbed.model.deepspeed_moe import MoE, RoutedMoE
+from moe_testbed.model.deepspeed_moe import MoE, MoEOutput, RoutedMoE
 from moe_testbed.model.transformer import FeedForward
 from moe_testbed.routing.records import RouterSetting, RoutingContext
 from moe_testbed.routing.routers.top_k import TopK, TopKConfig
@@ -41,8 +41,8 @@ class Routed(nn.Module):
         self.context = RoutingContext(zeros_1T, zeros_1T, zeros_1T, zeros_1T, zeros_1T[:, 0])
 
     def forward(self, x_TD: Tensor) -> Tensor:
-        output_1TD, _ = self.moe(x_TD[None], self.router(x_TD, self.context))
-        return output_1TD[0]
+        output: MoEOutput = self.moe(x_TD[None], self.router(x_TD, self.context))
+        return output.hidden_BLD[0]
 
 
 class Stock(nn.Module):

@@ -44,14 +44,15 @@ def build_model(config: ExperimentConfig, store: Store, ranks: Ranks) -> Languag
 
     def setting_of_layer(layer: int) -> RouterSetting:
         return RouterSetting(
-            num_experts=config.model.moe.num_experts,
-            top_k=config.model.moe.top_k,
+            num_experts=config.model.moe.num_routed_experts,
+            top_k=config.model.moe.choices,
             hidden_size=config.model.hidden_size,
             layer=layer,
             seed=config.seed,
             domains=store.domains,
             domain_weights=weights,
             token_counts_DV=token_counts_DV,
+            data_parallel_group=ranks.group,
         )
 
     try:

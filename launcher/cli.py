@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from moe_testbed.launcher.errors import WRONG_INPUT
+from moe_testbed.launcher.errors import MENDABLE, WRONG_INPUT, OtherRankError
 
 FAILED = 1
 INTERRUPTED = 128 + signal.SIGINT
@@ -46,12 +46,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def guarded(command: Callable[[], int]) -> int:
     """Runs a command; what a user can mend becomes one line on stderr."""
-    from moe_testbed.data.errors import DataError
-    from moe_testbed.launcher.errors import CheckpointError, ConfigError
-
     try:
         return command()
-    except (CheckpointError, ConfigError, DataError) as error:
+    except (*MENDABLE, OtherRankError) as error:
         return _complain(str(error))
     except KeyboardInterrupt:
         print("interrupted; the same command continues where it stopped", file=sys.stderr)
@@ -147,6 +144,7 @@ def build_parser() -> argparse.ArgumentParser:
     report.add_argument("suite_dir", type=Path, metavar="SUITE_DIR", help="folder of a suite, such as runs/demo")
 
     _add_data_commands(commands)
+    _add_router_commands(commands)
 
     config = _command(commands, "config", "look at configurations", "Look at configurations.", None, None)
     config_commands = config.add_subparsers(title="commands", metavar="COMMAND", required=True)
@@ -198,6 +196,32 @@ def _add_data_commands(commands: argparse._SubParsersAction[argparse.ArgumentPar
             metavar="DIR",
             help="downloads and token stores (default: data_cache)",
         )
+
+
+def _add_router_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    router = _command(commands, "router", "try routers", "Try routers.", None, None)
+    router_commands = router.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    check = _command(
+        router_commands,
+        "check",
+        "check that routers keep their promises",
+        "Try routers on small random problems: shapes, gradients, causality, determinism, state, precision, padding. "
+        "Says of each property whether it holds. Ends with status 1 if a router does not do what it says of itself.",
+        """
+        moe-testbed router check top_k
+        moe-testbed router check configs/examples/nearest_vector.py:NearestVector sharpness=4.0
+        moe-testbed router check --all
+        """,
+        _router_check,
+    )
+    check.add_argument("--all", action="store_true", help="all built-in routers")
+    check.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="NAME|OPTION=VALUE",
+        help="names of routers (built in, of an installed package, package.module:Class, or path/to/file.py:Class) and "
+        "options for all of them (VALUE is YAML)",
+    )
 
 
 def _add_experiment(command: argparse.ArgumentParser) -> None:
@@ -286,3 +310,9 @@ def _data(arguments: argparse.Namespace) -> None:
 
     mix = load_mix(arguments.mix, arguments.overrides)
     getattr(data_commands, arguments.action)(mix, arguments.cache_dir)
+
+
+def _router_check(arguments: argparse.Namespace) -> int:
+    from moe_testbed.launcher.router_check import check_routers
+
+    return check_routers(arguments.overrides, arguments.all)

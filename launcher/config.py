@@ -35,8 +35,9 @@ from moe_testbed.launcher.yaml_config import (
 from moe_testbed.model.config import ModelConfig
 from moe_testbed.routing.balancer import BALANCERS, BalancerConfig
 from moe_testbed.routing.config import RoutingConfig
-from moe_testbed.routing.groups import group_sizes
+from moe_testbed.routing.groups import group_sizes, refuse_unknown_domains
 from moe_testbed.routing.router import ROUTERS, RouterConfig
+from moe_testbed.routing.routers.reference import ReferenceConfig
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
 _READABLE = 40  # characters of a run's name that tell the overrides
@@ -45,8 +46,8 @@ RULES = Rules(
     variants=((("routing", "router"), "name"), (("routing", "balance", ANY), "name")),
 )
 VARIANTS: Variants = {
-    RouterConfig: lambda options, _: ROUTERS.get(options["name"]).Config,
-    BalancerConfig: lambda options, label: BALANCERS.get(options.get("name", label)).Config,
+    RouterConfig: lambda options, _: ROUTERS.get(str(options["name"])).Config,
+    BalancerConfig: lambda options, label: BALANCERS.get(str(options.get("name", label))).Config,
     **MIX_VARIANTS,
 }
 
@@ -177,11 +178,12 @@ class ExperimentConfig(BaseModel, extra="forbid", frozen=True):
 
     @model_validator(mode="after")
     def _experts_are_shared_evenly(self) -> ExperimentConfig:
-        ranks, experts = self.parallel.expert_parallel_size, self.model.moe.num_experts
+        ranks, experts = self.parallel.expert_parallel_size, self.model.moe.num_ffn_experts
         if experts % ranks:
+            split = " times model.moe.split" if self.model.moe.split > 1 else ""
             raise ValueError(
-                f"parallel.expert_parallel_size is {ranks}, which does not divide model.moe.num_experts = {experts}; "
-                f"use one of {', '.join(str(n) for n in range(1, experts + 1) if experts % n == 0)}"
+                f"parallel.expert_parallel_size is {ranks}, which does not divide model.moe.num_experts{split} = "
+                f"{experts}; use one of {', '.join(str(n) for n in range(1, experts + 1) if experts % n == 0)}"
             )
         if ranks > 1 and self.training.zero_stage == 0 and self.training.gradient_clipping > 0:
             raise ValueError(
@@ -193,17 +195,32 @@ class ExperimentConfig(BaseModel, extra="forbid", frozen=True):
 
     @model_validator(mode="after")
     def _domains_have_experts(self) -> ExperimentConfig:
-        router = self.routing.router
-        if self.model.dense_baseline or not ROUTERS.get(router.name).needs_domains:
+        routing, router = self.routing, self.routing.router
+        if self.model.dense_baseline or not routing.needs_domains:
             return self
         unlabelled = [name for name, domain in self.data.mix.domains.items() if not domain.labelled]
         if unlabelled:
+            key, value = ("router.name", router.name) if router.needs_domains else ("input", routing.input.value)
             raise ValueError(
-                f"routing.router.name is {router.name}, which needs a label for every token, but data.mix.domains."
-                f"{unlabelled[0]} is not labelled; set its `labelled` to true, leave it out, or choose another router"
+                f"routing.{key} is {value}, which needs a label for every token, but data.mix.domains.{unlabelled[0]} "
+                "is not labelled; set its `labelled` to true, leave it out, or choose another "
+                f"{key.partition('.')[0]}"
             )
-        group_sizes(self.model.moe.num_experts, (1.0,) * len(self.data.mix.domains), self.model.moe.top_k)
+        if isinstance(router, ReferenceConfig):
+            self._groups_have_experts(router)
         return self
+
+    def _groups_have_experts(self, router: ReferenceConfig) -> None:
+        moe, domains = self.model.moe, list(self.data.mix.domains)
+        if moe.num_zero_computation_experts:
+            raise ValueError(
+                f"routing.router.name is {router.name}, whose groups would hold the zero-computation experts of "
+                "model.moe unevenly; set model.moe.num_zero_experts, num_copy_experts and num_constant_experts to 0, "
+                "or choose another router"
+            )
+        if router.partition is not None:
+            refuse_unknown_domains(domains, router.partition)
+        group_sizes(moe.num_ffn_experts, (1.0,) * router.groups_of(domains).num_groups, moe.choices)
 
 
 def load_experiment(path: str | Path, overrides: Iterable[str] = ()) -> ExperimentConfig:

@@ -1,5 +1,8 @@
 """Errors that a user can cause and mend; the command line prints them as one line and exits with status 2."""
 
+from moe_testbed.data.errors import DataError
+from moe_testbed.routing.errors import RouterError
+
 WRONG_INPUT = 2
 """Exit status of the command line after one of these errors."""
 
@@ -10,3 +13,11 @@ class ConfigError(ValueError):
 
 class CheckpointError(ValueError):
     """A checkpoint is missing, incomplete or does not fit the configuration."""
+
+
+class OtherRankError(RuntimeError):
+    """Another rank ended for one of these errors, and this one cannot go on without it; the message is its reason."""
+
+
+MENDABLE = (CheckpointError, ConfigError, DataError, RouterError)
+"""What a user can mend, on the rank that meets it."""

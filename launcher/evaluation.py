@@ -55,7 +55,7 @@ class Evaluator:
         self.ranks = ranks
         self.domains = store.domains
         self.num_layers = config.model.num_moe_layers
-        self.num_experts = config.model.moe.num_experts
+        self.num_experts = config.model.moe.num_routed_experts
         rows = config.training.micro_batch_size * ranks.size
         self.batches = list(
             evaluation_batches(

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -13,7 +11,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from moe_testbed.data.store import Store
-from moe_testbed.launcher import checkpoints, surroundings
+from moe_testbed.launcher import checkpoints
 from moe_testbed.launcher.batches import to_context
 from moe_testbed.launcher.building import build_model, build_sampler
 from moe_testbed.launcher.config import ExperimentConfig
@@ -21,8 +19,9 @@ from moe_testbed.launcher.engine import accumulation_steps, build_engine, check_
 from moe_testbed.launcher.evaluation import Evaluator, evaluation_line
 from moe_testbed.launcher.ranks import Ranks
 from moe_testbed.launcher.run_folder import RunFolder
-from moe_testbed.model.config import ModelSize, model_size
-from moe_testbed.routing.router import ROUTERS
+from moe_testbed.launcher.summary import announce, summary
+from moe_testbed.model.config import model_size
+from moe_testbed.routing.records import RoutingContext
 
 
 def run_loop(config: ExperimentConfig, run_dir: Path, folder: RunFolder | None, store: Store, ranks: Ranks) -> None:
@@ -39,15 +38,24 @@ def run_loop(config: ExperimentConfig, run_dir: Path, folder: RunFolder | None, 
     sampler = build_sampler(config, store)
     evaluator = Evaluator(config, store, ranks)
     model = build_model(config, store, ranks)
+    size = model_size(config.model, store.vocab_size, config.data.sequence_length, model.router_parameters())
     engine = build_engine(model, training, config.parallel.expert_parallel_size, ranks)
     saved = run_dir / "checkpoints"
     first_step = checkpoints.restore(engine, saved, ranks, config.parallel.expert_parallel_size)
     spent = 0.0
     if folder:
         spent = folder.rewind(first_step)
-        _announce(config, store, first_step)
+        announce(config, size, first_step)
     started = time.perf_counter() - spent
     tokens_per_step = training.global_batch_size * config.data.sequence_length
+
+    def micro_batch(step: int, micro: int) -> tuple[RoutingContext, Tensor]:
+        """Context and targets of this rank's micro-batch."""
+        start = (micro * ranks.size + ranks.rank) * training.micro_batch_size
+        # Whatever draws from torch's generator is a function of the position too, and so the same after a restart.
+        torch.manual_seed(((config.seed << 40) + step * training.global_batch_size + start) % 2**63)
+        batch = sampler.batch(step, start, start + training.micro_batch_size)
+        return to_context(batch, slice(None), step, ranks.device)
 
     bar = tqdm(
         range(first_step, steps), initial=first_step, total=steps, unit="step", disable=not folder, mininterval=1.0
@@ -58,12 +66,10 @@ def run_loop(config: ExperimentConfig, run_dir: Path, folder: RunFolder | None, 
         rate = learning_rate(training, step)
         set_learning_rate(engine, rate)
         sums: dict[str, Tensor] = {}
+        if model.reads_counts_ahead and accumulation > 1:
+            model.begin_step(micro_batch(step, micro)[0] for micro in range(accumulation))
         for micro in range(accumulation):
-            start = (micro * ranks.size + ranks.rank) * training.micro_batch_size
-            batch = sampler.batch(step, start, start + training.micro_batch_size)
-            # Whatever draws from torch's generator is a function of the position too, and so the same after a restart.
-            torch.manual_seed(((config.seed << 40) + step * training.global_batch_size + start) % 2**63)
-            output = engine(*to_context(batch, slice(None), step, ranks.device))
+            output = engine(*micro_batch(step, micro))
             engine.backward(output.loss)
             engine.step()
             values = {"loss": output.loss, "cross_entropy": output.cross_entropy_BL.mean()}
@@ -96,7 +102,7 @@ def run_loop(config: ExperimentConfig, run_dir: Path, folder: RunFolder | None, 
             checkpoints.save(engine, saved, done, config.checkpoint.keep, ranks, config.parallel.expert_parallel_size)
 
     if folder:
-        folder.write_json("summary.json", _summary(config, store, ranks, time.perf_counter() - started))
+        folder.write_json("summary.json", summary(config, size, ranks, time.perf_counter() - started))
         folder.write_status("finished", steps, steps)
 
 
@@ -110,35 +116,3 @@ def _mean_over_ranks(sums: dict[str, Tensor], ranks: Ranks) -> dict[str, float]:
         dist.all_reduce(values, group=ranks.group)
         values /= ranks.size
     return dict(zip(sums, values.tolist(), strict=True))
-
-
-def _size(config: ExperimentConfig, store: Store) -> ModelSize:
-    return model_size(config.model, store.vocab_size, config.data.sequence_length, config.routing.router.has_scores)
-
-
-def _announce(config: ExperimentConfig, store: Store, first_step: int) -> None:
-    size = _size(config, store)
-    begin = f"continuing after step {first_step}" if first_step else "starting"
-    print(
-        f"{config.name}, seed {config.seed}: router {config.routing.router.name}, {size.parameters:,} parameters, "
-        f"{size.active_parameters:,} active, {size.flops_per_token:,} FLOPs per token, {begin}",
-        file=sys.stderr,
-    )
-
-
-def _summary(config: ExperimentConfig, store: Store, ranks: Ranks, seconds: float) -> dict[str, Any]:
-    router = ROUTERS.get(config.routing.router.name)
-    tokens = config.training.steps * config.training.global_batch_size * config.data.sequence_length
-    return _size(config, store).model_dump() | {
-        "tokens": tokens,
-        "seconds": seconds,
-        "tokens_per_second": tokens / seconds,
-        "learned": router.learned and not config.model.dense_baseline,
-        "causal": router.causal,
-        "ranks": ranks.size,
-        "peak_memory_bytes": surroundings.peak_memory_bytes(),
-        "versions": surroundings.versions(),
-        "commit": surroundings.commit(),
-        "hardware": surroundings.hardware(ranks.device),
-        "command": surroundings.command(),
-    }

@@ -14,6 +14,7 @@ from pydantic import BaseModel, Field, model_validator
 from moe_testbed.launcher.config import NAME_PATTERN, RULES, ExperimentConfig, check_experiment, experiment_tree
 from moe_testbed.launcher.config_errors import validate
 from moe_testbed.launcher.errors import ConfigError
+from moe_testbed.launcher.grid import expand_grid
 from moe_testbed.launcher.yaml_config import (
     COMMAND_LINE,
     Node,
@@ -49,6 +50,10 @@ class SuiteConfig(BaseModel, extra="forbid", frozen=True):
     seeds: tuple[int, ...] = Field((1,), min_length=1, description="every run is trained once with each")
     reference: tuple[str, ...] = Field((), description="labels of the runs that the others are compared with")
     control: str | None = Field(None, description="label of the reference's information-free control")
+    grid: dict[str, dict[str, dict[str, Any]]] = Field(
+        default_factory=dict,
+        description="axis -> label -> overrides: every combination becomes a run, its label joined by '-'",
+    )
     runs: dict[str, SuiteRunConfig] = Field(min_length=1, description="label -> run")
 
     @model_validator(mode="after")
@@ -115,6 +120,7 @@ def load_suite(path: str | Path, overrides: Iterable[str] = ()) -> Suite:
     tree = merge(
         load_file(find_file(str(path), Path.cwd(), "command line"), Rules()), parse_overrides(own, Rules()), Rules()
     )
+    tree = expand_grid(tree)
     config = validate(SuiteConfig, tree, {})
     experiment = lookup(tree, ("experiment",))
     assert experiment is not None

@@ -11,6 +11,8 @@ import torch.distributed as dist
 from moe_testbed.data.build import build_store
 from moe_testbed.launcher.allocator import keep_freed_memory
 from moe_testbed.launcher.config import ExperimentConfig
+from moe_testbed.launcher.errors import MENDABLE, OtherRankError
+from moe_testbed.launcher.failure import reason_of, tell_ranks, told_by_ranks
 from moe_testbed.launcher.ranks import choose_device, is_first_rank, join
 from moe_testbed.launcher.run_folder import RunFolder, is_finished
 from moe_testbed.launcher.tracking import Mirror
@@ -20,7 +22,8 @@ def train(config: ExperimentConfig, run_dir: Path) -> None:
     """Trains to the end, from the newest whole checkpoint in ``run_dir`` or from the start.
 
     Raises:
-        ConfigError, DataError, CheckpointError: what a user can mend; the message says how.
+        ConfigError, DataError, CheckpointError, RouterError: what a user can mend; the message says how.
+        OtherRankError: another rank ended for one of them.
     """
     device = choose_device(config.runtime.device)
     # This imports DeepSpeed, which looks for its accelerator once, and must not meet the mirror's import of MLflow.
@@ -46,16 +49,18 @@ def train(config: ExperimentConfig, run_dir: Path) -> None:
         if mirror:
             mirror.finish()
     except BaseException as error:
-        if folder:
-            folder.write_status("failed", folder.last_step, config.training.steps, _reason(error))
+        tell_ranks(error)
+        told = told_by_ranks()
+        # A rank that ends for its own reason writes it too: the launcher may kill rank 0 before it hears of it.
+        if folder or isinstance(error, MENDABLE):
+            status = folder or RunFolder(run_dir)
+            status.write_status("failed", status.last_step, config.training.steps, told or reason_of(error))
         if mirror:
             mirror.finish("failed")
+        if told and not isinstance(error, MENDABLE):
+            raise OtherRankError(f"another rank ended with {told}") from error
         raise
     finally:
         if folder:
             folder.release()
         dist.destroy_process_group()
-
-
-def _reason(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}".splitlines()[0]

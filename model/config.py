@@ -11,12 +11,29 @@ ALIGNMENT = 8
 
 
 class MoEConfig(BaseModel, extra="forbid", frozen=True):
-    """The mixture-of-experts layers."""
+    """The mixture-of-experts layers.
 
-    num_experts: int = Field(gt=0, description="routed experts of each MoE layer (E)")
-    top_k: int = Field(gt=0, description="experts per token (K)")
+    The fields are what an experiment says; what routers, balancers and layers are built from are the properties, in
+    which ``split`` and the zero-computation experts are accounted for.
+    """
+
+    num_experts: int = Field(gt=0, description="routed experts with a feed-forward layer, before split")
+    top_k: int = Field(gt=0, description="experts per token, before split")
     expert_hidden_size: int = Field(
-        gt=0, multiple_of=ALIGNMENT, description=f"width of each expert's feed-forward layer, a multiple of {ALIGNMENT}"
+        gt=0,
+        multiple_of=ALIGNMENT,
+        description=f"width of each expert's feed-forward layer before split, a multiple of {ALIGNMENT}",
+    )
+    split: int = Field(
+        1,
+        gt=0,
+        description="m: every expert becomes m experts of 1/m of its width, and a token uses m times as many "
+        "(DeepSeekMoE, arXiv 2401.06066, section 3.1); parameters and FLOPs stay the same",
+    )
+    num_zero_experts: int = Field(0, ge=0, description="routed experts that return 0 (MoE++, arXiv 2410.07348)")
+    num_copy_experts: int = Field(0, ge=0, description="routed experts that return their input (MoE++)")
+    num_constant_experts: int = Field(
+        0, ge=0, description="routed experts that mix their input with a learned vector (MoE++)"
     )
     every: int = Field(1, gt=0, description="every n-th layer is an MoE layer: the layers n, 2n, ... counted from 1")
     num_shared_experts: int = Field(0, ge=0, description="experts that every token uses, outside the routing")
@@ -26,12 +43,48 @@ class MoEConfig(BaseModel, extra="forbid", frozen=True):
     )
     capacity_factor: float = Field(1.25, gt=0, description="capacity dispatch: slots per expert = factor * K * T / E")
 
+    @property
+    def num_ffn_experts(self) -> int:
+        """Routed experts with a feed-forward layer, after the split; the ones that ranks share out."""
+        return self.num_experts * self.split
+
+    @property
+    def num_zero_computation_experts(self) -> int:
+        """Routed experts without a feed-forward layer."""
+        return self.num_zero_experts + self.num_copy_experts + self.num_constant_experts
+
+    @property
+    def num_routed_experts(self) -> int:
+        """E: what a router chooses from, first the experts with a feed-forward layer, then zero, copy and constant
+        ones."""
+        return self.num_ffn_experts + self.num_zero_computation_experts
+
+    @property
+    def choices(self) -> int:
+        """K: experts per token, after the split."""
+        return self.top_k * self.split
+
+    @property
+    def expert_size(self) -> int:
+        """Width of each expert's feed-forward layer, after the split."""
+        return self.expert_hidden_size // self.split
+
     @model_validator(mode="after")
     def _enough_experts(self) -> MoEConfig:
         if self.top_k > self.num_experts:
             raise ValueError(
                 f"model.moe.top_k is {self.top_k} but model.moe.num_experts is only {self.num_experts}; a token can "
                 f"use each expert once"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _split_is_aligned(self) -> MoEConfig:
+        if self.expert_hidden_size % (self.split * ALIGNMENT):
+            raise ValueError(
+                f"model.moe.split is {self.split}, which does not divide model.moe.expert_hidden_size = "
+                f"{self.expert_hidden_size} into multiples of {ALIGNMENT}; make that a multiple of "
+                f"{self.split * ALIGNMENT}"
             )
         return self
 
@@ -72,8 +125,9 @@ class ModelConfig(BaseModel, extra="forbid", frozen=True):
 
     @property
     def active_hidden_size(self) -> int:
-        """Feed-forward width that a token passes in an MoE layer."""
-        return (self.moe.top_k + self.moe.num_shared_experts) * self.moe.expert_hidden_size
+        """Feed-forward width that a token passes in an MoE layer, if none of its choices is a zero-computation
+        expert."""
+        return (self.moe.choices + self.moe.num_shared_experts) * self.moe.expert_size
 
     def is_moe_layer(self, layer: int) -> bool:
         """Whether layer ``layer`` (from 0) is an MoE layer."""
@@ -100,7 +154,7 @@ class ModelSize(BaseModel, frozen=True):
 
     Attributes:
         parameters: all of them.
-        active_parameters: those that one token uses.
+        active_parameters: those that one token uses, if none of its choices is a zero-computation expert.
         flops_per_token: floating point operations of forward and backward for one token: six per active parameter that
             takes part in a matrix product (the embedding counts once, as the output projection) and ``12 * L / 2 * D``
             per layer for causal attention over L positions.
@@ -111,21 +165,24 @@ class ModelSize(BaseModel, frozen=True):
     flops_per_token: int
 
 
-def model_size(
-    config: ModelConfig, vocab_size: int, sequence_length: int, routers_have_weights: bool = True
-) -> ModelSize:
-    """Counts without building the model."""
+def model_size(config: ModelConfig, vocab_size: int, sequence_length: int, router_parameters: int) -> ModelSize:
+    """Counts without building the model.
+
+    Args:
+        router_parameters: of all layers together; a token uses all of them.
+    """
     width, moe = config.hidden_size, config.moe
     embedding = vocab_size * width
     attention = 4 * width * width
     norms = (2 * config.num_layers + 1) * width
-    expert = 3 * width * moe.expert_hidden_size
-    router = width * moe.num_experts if routers_have_weights else 0
-    total, active = embedding + norms, embedding + norms
+    expert = 3 * width * moe.expert_size
+    # A vector and two rows of mixing weights each, multiplied for every token.
+    constant = moe.num_constant_experts * 3 * width
+    total = active = embedding + norms + router_parameters
     for layer in range(config.num_layers):
         if config.is_moe_layer(layer):
-            total += attention + router + (moe.num_experts + moe.num_shared_experts) * expert
-            active += attention + router + (moe.top_k + moe.num_shared_experts) * expert
+            total += attention + constant + (moe.num_ffn_experts + moe.num_shared_experts) * expert
+            active += attention + constant + (moe.choices + moe.num_shared_experts) * expert
         else:
             dense = 3 * width * config.dense_size(layer)
             total += attention + dense

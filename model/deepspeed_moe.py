@@ -6,13 +6,15 @@ partitions and checkpoint files, and in the ``capacity`` path the buffers and bo
 routing decision, which is made before the layer and handed to it, and in the ``dropless`` path the way of the tokens to
 the experts and back.
 
-Shape legend: B sequences, L positions, T = B * L tokens, K choices, E experts, C capacity, D model width.
+Shape legend: B sequences, L positions, T = B * L tokens, K choices of the decision (as many as its widest token has),
+E experts, C capacity, D model width.
 """
 
 from __future__ import annotations
 
 import math
 import sys
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -24,12 +26,14 @@ from moe_testbed.model.dispatch import (
     combine_rows,
     gather_rows,
     gather_weights,
+    outputs_by_choice,
     plan_dispatch,
     plan_exchange,
     return_rows,
     send_rows,
 )
 from moe_testbed.model.experts import GroupedExperts
+from moe_testbed.model.zero_computation import ZeroComputation
 from moe_testbed.routing.records import NO_EXPERT, RoutingDecision
 
 
@@ -86,17 +90,17 @@ def refuse_expert_names(model: nn.Module) -> None:
 
 class DecisionGate(nn.Module):
     """Stands where DeepSpeed's layer expects its gate, and turns a decision already made into what that layer reads.
+    The decision must be free of zero-computation experts.
 
     Tokens over an expert's capacity are dropped: first choices have precedence over second ones, earlier tokens over
     later ones (GShard, arXiv 2006.16668, algorithm 1). The capacity is ``ceil(capacity_factor * K * T / E)`` with the
-    configured K, also where tokens choose more experts or fewer.
+    configured K, also where tokens choose more experts or fewer, and with E including the zero-computation experts:
+    factor 1 is the load of each expert when all of them are used alike, whatever they compute.
     """
 
-    def __init__(self, num_experts: int, top_k: int, capacity_factor: float) -> None:
+    def __init__(self, config: MoEConfig) -> None:
         super().__init__()
-        self.num_experts = num_experts
-        self.top_k = top_k
-        self.capacity_factor = capacity_factor
+        self.config = config
 
     def _set_ep_group(self, group: dist.ProcessGroup) -> None:
         """DeepSpeed hands over the expert-parallel group; a gate that makes no decision needs none."""
@@ -104,26 +108,34 @@ class DecisionGate(nn.Module):
     def forward(self, x_TD: Tensor, decision: RoutingDecision, sparse_routes: bool, use_tutel: bool) -> tuple[Any, ...]:
         """DeepSpeed's sparse routes; its place for a gate loss carries the mask of kept assignments instead, bool [T,
         K]."""
-        ids_TK = decision.expert_ids_TK
+        ids_TK, config = decision.expert_ids_TK, self.config
         T, K = ids_TK.shape
-        capacity = max(1, math.ceil(self.capacity_factor * self.top_k * T / self.num_experts))
+        capacity = max(1, math.ceil(config.capacity_factor * config.choices * T / config.num_routed_experts))
         ids_KT = ids_TK.t()
         flat = ids_KT.reshape(-1)
         order = flat.argsort(stable=True)
-        counts = torch.bincount(flat - NO_EXPERT, minlength=self.num_experts + 1)
+        counts = torch.bincount(flat - NO_EXPERT, minlength=config.num_ffn_experts + 1)
         first_row = counts.cumsum(0) - counts
         location = torch.empty_like(order)
         location[order] = torch.arange(K * T, device=order.device) - first_row[flat[order] - NO_EXPERT]
         kept_KT = ((location < capacity) & (flat != NO_EXPERT)).view(K, T)
         routes_KT = torch.where(kept_KT, ids_KT, NO_EXPERT).to(torch.int32)
         locations_KT = (location.view(K, T) * kept_KT).to(torch.int32)
-        return kept_KT.t(), capacity, self.num_experts, routes_KT, locations_KT, decision.weights_TK.t(), counts[1:]
+        weights_KT = decision.weights_TK.t()
+        return kept_KT.t(), capacity, config.num_ffn_experts, routes_KT, locations_KT, weights_KT, counts[1:]
 
 
 class DroplessMOELayer(MOELayer):
-    """DeepSpeed's layer with the buffers replaced by sorted rows: no token is dropped, none is padded."""
+    """DeepSpeed's layer with the buffers replaced by sorted rows: no token is dropped, none is padded.
 
-    def forward(self, *inputs: Any, **unused: Any) -> Tensor:
+    Attributes:
+        keep_outputs: to return what each choice contributed, too.
+    """
+
+    keep_outputs: bool
+
+    def forward(self, *inputs: Any, **unused: Any) -> tuple[Tensor, Tensor | None]:
+        """Output in the shape of the hidden states, and [T, K, D] if it is to be kept."""
         hidden, decision = inputs
         x_TD = hidden.reshape(-1, hidden.shape[-1])
         # 1. Sort the assignments by expert.
@@ -137,29 +149,65 @@ class DroplessMOELayer(MOELayer):
         else:
             rows = self.experts.grouped(rows, plan.counts_E, weights)
         # 3. Bring the results back.
-        self.l_aux, self.exp_counts = decision.expert_ids_TK != NO_EXPERT, plan.counts_E
-        return combine_rows(rows, plan).view(hidden.shape)
+        outputs_TKD = outputs_by_choice(rows, plan) if self.keep_outputs else None
+        return combine_rows(rows, plan).view(hidden.shape), outputs_TKD
+
+
+@dataclass(frozen=True)
+class MoEOutput:
+    """What an MoE layer returns.
+
+    Attributes:
+        hidden_BLD: sum of each token's weighted expert outputs.
+        kept_TK: assignments that reached their expert, bool; False where there is no expert.
+        outputs_TKD: the summands, 0 where there is no expert; None unless they are kept.
+    """
+
+    hidden_BLD: Tensor
+    kept_TK: Tensor
+    outputs_TKD: Tensor | None = None
 
 
 class RoutedMoE(MoE):
     """DeepSpeed's MoE layer, run with decisions made outside.
 
+    Decisions may be of any width K >= 1, with ``NO_EXPERT`` and weight 0 where a token uses fewer experts. Experts are
+    numbered as in :attr:`MoEConfig.num_routed_experts`.
+
     Args:
         hidden_size: D.
         config: experts and dispatch.
         expert_parallel_size: ranks over which the experts are spread.
+        keep_outputs: to return what each choice contributed, too.
+
+    Raises:
+        ValueError: outputs are to be kept from capacity dispatch, which adds them up in its buffers.
     """
 
-    def __init__(self, hidden_size: int, config: MoEConfig, expert_parallel_size: int = 1) -> None:
-        super().__init__(hidden_size, nn.Identity(), num_experts=config.num_experts, ep_size=expert_parallel_size)
+    def __init__(
+        self, hidden_size: int, config: MoEConfig, expert_parallel_size: int = 1, keep_outputs: bool = False
+    ) -> None:
+        super().__init__(hidden_size, nn.Identity(), num_experts=config.num_ffn_experts, ep_size=expert_parallel_size)
+        if keep_outputs and config.dispatch == "capacity":
+            raise ValueError(
+                "model.moe.dispatch is capacity, but a balancer needs each expert's output by itself, which only the "
+                "other path has; set model.moe.dispatch to dropless"
+            )
+        self.num_ffn_experts = config.num_ffn_experts
         layer = DroplessMOELayer if config.dispatch == "dropless" else MOELayer
         self.deepspeed_moe = layer(
-            DecisionGate(config.num_experts, config.top_k, config.capacity_factor),
-            GroupedExperts(self.num_local_experts, hidden_size, config.expert_hidden_size, self.expert_group_name),
+            DecisionGate(config),
+            GroupedExperts(self.num_local_experts, hidden_size, config.expert_size, self.expert_group_name),
             self.expert_group_name,
             self.ep_size,
             self.num_local_experts,
         )
+        self.deepspeed_moe.keep_outputs = keep_outputs
+        self.zero_computation: ZeroComputation | None = None
+        if config.num_zero_computation_experts:
+            self.zero_computation = ZeroComputation(
+                hidden_size, config.num_zero_experts, config.num_copy_experts, config.num_constant_experts
+            )
 
     @property
     def first_expert(self) -> int:
@@ -167,11 +215,37 @@ class RoutedMoE(MoE):
         rank = dist.get_rank() if dist.is_initialized() else 0
         return (rank % self.ep_size) * self.num_local_experts
 
-    def forward(self, hidden_BLD: Tensor, decision: RoutingDecision) -> tuple[Tensor, Tensor]:
-        """Runs the experts.
+    def forward(self, hidden_BLD: Tensor, decision: RoutingDecision) -> MoEOutput:
+        """Runs the experts."""
+        if self.zero_computation is None:
+            return self._dispatched(hidden_BLD, decision)
+        numbers_TK = decision.expert_ids_TK - self.num_ffn_experts
+        free_TK = numbers_TK >= 0
+        # Only experts that compute take part in the dispatch.
+        output = self._dispatched(
+            hidden_BLD,
+            replace(
+                decision,
+                expert_ids_TK=decision.expert_ids_TK.where(~free_TK, NO_EXPERT),
+                weights_TK=decision.weights_TK.where(~free_TK, 0.0),
+            ),
+        )
+        x_TD, weights_TK = hidden_BLD.flatten(0, 1), decision.weights_TK
+        kept_TK = output.kept_TK | free_TK
+        if output.outputs_TKD is None:
+            weights_TN = self.zero_computation.weights_by_number(numbers_TK, weights_TK)
+            added_TD = self.zero_computation(x_TD, weights_TN)
+            return MoEOutput(output.hidden_BLD + added_TD.view_as(hidden_BLD), kept_TK)
+        # Every choice by itself: as if each were a token's only one.
+        weights_TKN = self.zero_computation.weights_by_number(numbers_TK[..., None], weights_TK[..., None])
+        added_TKD = self.zero_computation(x_TD, weights_TKN)
+        hidden_BLD = output.hidden_BLD + added_TKD.sum(1).view_as(hidden_BLD)
+        return MoEOutput(hidden_BLD, kept_TK, output.outputs_TKD + added_TKD)
 
-        Returns:
-            Output, [B, L, D], and which assignments were kept, bool [T, K].
-        """
-        output, kept_TK, _ = super().forward(hidden_BLD, decision)
-        return output, kept_TK
+    def _dispatched(self, hidden_BLD: Tensor, decision: RoutingDecision) -> MoEOutput:
+        """The experts with a feed-forward layer."""
+        output = self.deepspeed_moe(hidden_BLD, decision)
+        if isinstance(self.deepspeed_moe, DroplessMOELayer):
+            y_BLD, outputs_TKD = output
+            return MoEOutput(y_BLD, decision.expert_ids_TK != NO_EXPERT, outputs_TKD)
+        return MoEOutput(output, self.deepspeed_moe.l_aux)

@@ -102,6 +102,12 @@ def combine_rows(y_AD: Tensor, plan: DispatchPlan) -> Tensor:
     return combined
 
 
+def outputs_by_choice(y_AD: Tensor, plan: DispatchPlan) -> Tensor:
+    """Every choice's row, [T, K, D], 0 for a choice without an expert."""
+    padded = torch.cat([y_AD, y_AD.new_zeros(1, y_AD.shape[1])])
+    return F.embedding(plan.row_TK, padded)
+
+
 class _Exchange(torch.autograd.Function):
     """All-to-all with uneven splits; the backward pass is the same exchange the other way round."""
 

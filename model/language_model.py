@@ -7,7 +7,7 @@ layers.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 import torch
@@ -21,9 +21,11 @@ from moe_testbed.model.deepspeed_moe import RoutedMoE, refuse_expert_names
 from moe_testbed.model.experts import GroupedExperts
 from moe_testbed.model.transformer import Attention, FeedForward, RMSNorm, RotaryPositions
 from moe_testbed.routing.balancing import Balancing
+from moe_testbed.routing.checks import check_decision
 from moe_testbed.routing.config import RoutingConfig
-from moe_testbed.routing.records import UNLABELLED, RouterSetting, RoutingContext, RoutingDecision
+from moe_testbed.routing.records import UNLABELLED, LayerStep, RouterSetting, RoutingContext, RoutingDecision
 from moe_testbed.routing.router import ROUTERS, Router
+from moe_testbed.routing.unit import RouterInput
 
 
 @dataclass(frozen=True)
@@ -33,10 +35,12 @@ class LayerRouting:
     Attributes:
         decision: the router's.
         kept_TK: assignments that reached their expert, bool; all of them without a capacity.
+        outputs_TKD: what each token's experts returned, weighted; None unless a balancer needs it.
     """
 
     decision: RoutingDecision
     kept_TK: Tensor
+    outputs_TKD: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -56,36 +60,86 @@ class ModelOutput:
     balance: dict[str, Tensor]
 
 
-class Block(nn.Module):
-    """Attention, then a dense layer or a router with its experts."""
+class Routing(nn.Module):
+    """A layer's router and what it is shown, with its decisions checked."""
 
-    def __init__(self, config: ModelConfig, layer: int, router: nn.Module | None, expert_parallel_size: int) -> None:
+    def __init__(self, config: RoutingConfig, setting: RouterSetting) -> None:
+        super().__init__()
+        self.shown = RouterInput(
+            config.unit, config.pool, config.first_tokens, config.input, setting.hidden_size, len(setting.domains)
+        )
+        self.router: Router = ROUTERS.get(config.router.name)(config.router, setting)
+
+    def forward(self, x_TD: Tensor, context: RoutingContext) -> RoutingDecision:
+        """The decision for T tokens. Raises RouterError if it is none."""
+        decision = self.router(*self.shown(x_TD, context))
+        router = self.router
+        check_decision(
+            decision,
+            router.setting.num_experts,
+            router.setting.top_k,
+            len(x_TD),
+            router.config,
+            context.layer,
+            context.step,
+        )
+        return decision
+
+
+class Block(nn.Module):
+    """Attention, then a dense layer or experts.
+
+    Args:
+        layer: number of the block, counted from 0.
+        routing: what decides for the block's experts; None in a dense block, and in one that follows the decision of
+            an earlier block.
+        keep_outputs: the experts' outputs are returned one by one, too.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        layer: int,
+        routing: Routing | None,
+        expert_parallel_size: int,
+        keep_outputs: bool = False,
+    ) -> None:
         super().__init__()
         self.attention_norm = RMSNorm(config.hidden_size, config.norm_epsilon)
         self.attention = Attention(config.hidden_size, config.num_heads)
         self.feed_forward_norm = RMSNorm(config.hidden_size, config.norm_epsilon)
-        self.router = router
+        self.routing = routing
         self.shared: FeedForward | None = None
         self.moe: RoutedMoE | None = None
-        if router is None:
+        if not config.is_moe_layer(layer):
             self.dense = FeedForward(config.hidden_size, config.dense_size(layer))
             return
-        self.moe = RoutedMoE(config.hidden_size, config.moe, expert_parallel_size)
+        self.moe = RoutedMoE(config.hidden_size, config.moe, expert_parallel_size, keep_outputs)
         if config.moe.num_shared_experts:
-            self.shared = FeedForward(config.hidden_size, config.moe.num_shared_experts * config.moe.expert_hidden_size)
+            self.shared = FeedForward(config.hidden_size, config.moe.num_shared_experts * config.moe.expert_size)
 
     def forward(
-        self, x_BLD: Tensor, positions: RotaryPositions, context: RoutingContext
+        self,
+        x_BLD: Tensor,
+        positions: RotaryPositions,
+        context: RoutingContext,
+        decision: RoutingDecision | None,
     ) -> tuple[Tensor, LayerRouting | None]:
+        """Output, [B, L, D], and what the experts did.
+
+        Args:
+            decision: of an earlier block, for a block without a router of its own.
+        """
         x_BLD = x_BLD + self.attention(self.attention_norm(x_BLD), positions)
         normed_BLD = self.feed_forward_norm(x_BLD)
-        if self.moe is None or self.router is None:
+        if self.moe is None:
             return x_BLD + self.dense(normed_BLD), None
-        decision = self.router(normed_BLD.reshape(-1, normed_BLD.shape[-1]), context)
-        y_BLD, kept_TK = self.moe(normed_BLD, decision)
-        if self.shared is not None:
-            y_BLD = y_BLD + self.shared(normed_BLD)
-        return x_BLD + y_BLD, LayerRouting(decision, kept_TK)
+        if self.routing is not None:
+            decision = self.routing(normed_BLD.flatten(0, 1), context)
+        assert decision is not None, "the first MoE layer decides"
+        output = self.moe(normed_BLD, decision)
+        y_BLD = output.hidden_BLD if self.shared is None else output.hidden_BLD + self.shared(normed_BLD)
+        return x_BLD + y_BLD, LayerRouting(decision, output.kept_TK, output.outputs_TKD)
 
 
 class LanguageModel(nn.Module):
@@ -124,25 +178,29 @@ class LanguageModel(nn.Module):
         super().__init__()
         self.config = config
         self.activation_checkpointing = activation_checkpointing
-        self.needs_domains = config.num_moe_layers > 0 and ROUTERS.get(routing.router.name).needs_domains
+        self.needs_domains = config.num_moe_layers > 0 and routing.needs_domains
         self.embedding = nn.Embedding(vocab_size, config.hidden_size)
         self.positions = RotaryPositions(config.hidden_size // config.num_heads, sequence_length, config.rope_theta)
         self.blocks = nn.ModuleList()
-        moe_layer = 0
+        keep_outputs = any(balancer.needs_outputs for balancer in routing.balance.values())
+        deciding = 0
         for layer in range(config.num_layers):
-            router = None
-            if config.is_moe_layer(layer):
-                setting = setting_of_layer(moe_layer)
+            decides = config.is_moe_layer(layer) and (deciding == 0 or routing.depth == "layer_wise")
+            part = None
+            if decides:
                 # A router draws its own start; the draw must not depend on what was built before it.
                 with torch.random.fork_rng(devices=[]):
-                    torch.manual_seed(_seed_of(seed, f"router.{moe_layer}"))
-                    router = ROUTERS.get(routing.router.name)(routing.router, setting)
-                moe_layer += 1
-            self.blocks.append(Block(config, layer, router, expert_parallel_size))
+                    torch.manual_seed(_seed_of(seed, f"router.{deciding}"))
+                    part = Routing(routing, setting_of_layer(deciding))
+                deciding += 1
+            self.blocks.append(Block(config, layer, part, expert_parallel_size, keep_outputs))
         self.final_norm = RMSNorm(config.hidden_size, config.norm_epsilon)
         self.balancing: Balancing | None = None
-        if moe_layer:
-            self.balancing = Balancing(routing.balance, moe_layer, config.moe.num_experts, data_parallel_group)
+        if deciding:
+            moe = config.moe
+            self.balancing = Balancing(
+                routing.balance, deciding, moe.num_routed_experts, moe.choices, data_parallel_group
+            )
         self._initialise(seed)
         refuse_expert_names(self)
 
@@ -154,7 +212,7 @@ class LanguageModel(nn.Module):
         for name, module in self.named_modules():
             if isinstance(module, nn.Embedding):
                 _draw(module.weight, seed, name, module.weight.shape[1] ** -0.5)
-            elif isinstance(module, nn.Linear) and ".router." not in name:
+            elif isinstance(module, nn.Linear) and ".routing." not in name:
                 writes = name.endswith((".output", ".down"))
                 _draw(module.weight, seed, name, module.weight.shape[1] ** -0.5 * (residual if writes else 1.0))
             elif isinstance(module, RoutedMoE):
@@ -175,21 +233,9 @@ class LanguageModel(nn.Module):
 
         Raises:
             ValueError: the router needs domain labels and a token has none.
+            RouterError: what a router returned is no routing decision.
         """
-        if self.needs_domains and bool((context.domain_BL == UNLABELLED).any()):
-            raise ValueError("the router needs a domain label for every token, but the mix has unlabelled documents")
-        if self.balancing is not None:
-            context = replace(context, selection_bias_YE=self.balancing.selection_bias_YE())
-        x_BLD = self.embedding(context.token_ids_BL)
-        layers: list[LayerRouting] = []
-        for block in self.blocks:
-            at_layer = context.at_layer(len(layers))
-            if self.activation_checkpointing and self.training:
-                x_BLD, routing = checkpoint(block, x_BLD, self.positions, at_layer, use_reentrant=False)
-            else:
-                x_BLD, routing = block(x_BLD, self.positions, at_layer)
-            if routing is not None:
-                layers.append(routing)
+        x_BLD, layers = self._run_blocks(context)
         logits_BLV = F.linear(self.final_norm(x_BLD), self.embedding.weight)
         cross_entropy_BL = F.cross_entropy(
             logits_BLV.flatten(0, 1).float(), targets_BL.flatten(), reduction="none"
@@ -199,22 +245,63 @@ class LanguageModel(nn.Module):
             loss = (cross_entropy_BL * context.valid_BL).sum() / context.valid_BL.sum().clamp(min=1)
         if self.balancing is None or not self.training:
             return ModelOutput(loss, cross_entropy_BL, layers, {})
-        terms = self.balancing([layer.decision for layer in layers], context)
-        for y, router in enumerate(self.routers()):
-            router.observe(layers[y].decision, context.at_layer(y))
+        decisions = self._decisions(layers)
+        outputs_TKD = [layer.outputs_TKD for layer in layers if layer.outputs_TKD is not None]
+        terms = self.balancing(decisions, context, outputs_TKD)
+        for y, (router, decision) in enumerate(zip(self.routers(), decisions, strict=True)):
+            router.observe(decision, context.at_layer(y))
         return ModelOutput(loss + terms.loss, cross_entropy_BL, layers, terms.values)
+
+    def _run_blocks(self, context: RoutingContext) -> tuple[Tensor, list[LayerRouting]]:
+        """Hidden states before the last norm, [B, L, D], and what each MoE layer did."""
+        if self.needs_domains and bool((context.domain_BL == UNLABELLED).any()):
+            raise ValueError("the router needs a domain label for every token, but the mix has unlabelled documents")
+        if self.balancing is not None:
+            context = replace(context, selection_bias_YE=self.balancing.selection_bias_YE())
+        x_BLD = self.embedding(context.token_ids_BL)
+        layers: list[LayerRouting] = []
+        recompute = self.activation_checkpointing and self.training and torch.is_grad_enabled()
+        for block in self.blocks:
+            inputs = x_BLD, self.positions, context.at_layer(len(layers)), layers[-1].decision if layers else None
+            x_BLD, routing = checkpoint(block, *inputs, use_reentrant=False) if recompute else block(*inputs)
+            if routing is not None:
+                layers.append(routing)
+        return x_BLD, layers
+
+    def _decisions(self, layers: list[LayerRouting]) -> list[RoutingDecision]:
+        """The decisions that were made, without those that were reused."""
+        return [layer.decision for layer in layers[: len(self.routers())]]
+
+    @property
+    def reads_counts_ahead(self) -> bool:
+        """A balancer needs :meth:`begin_step` where a step has several micro-batches."""
+        return self.balancing is not None and self.balancing.reads_counts_ahead
+
+    @torch.no_grad()
+    def begin_step(self, contexts: Iterable[RoutingContext]) -> None:
+        """Routes all micro-batches of this rank's step ahead, and tells the balancers how the whole step will be
+        loaded."""
+        if self.balancing is not None:
+            self.balancing.begin_step(
+                (self._decisions(self._run_blocks(context)[1]), context.valid_T) for context in contexts
+            )
 
     def finish_step(self) -> None:
         """Tells balancers and routers that an optimizer step is complete."""
         if self.balancing is None:
             return
-        counts_YE = self.balancing.finish_step()
-        for router, counts_E in zip(self.routers(), counts_YE, strict=True):
-            router.finish_step(counts_E, self.balancing.mean_over_ranks)
+        totals = self.balancing.finish_step()
+        for router, counts_E in zip(self.routers(), totals.counts_YE, strict=True):
+            router.finish_step(LayerStep(counts_E, totals.tokens, self.balancing.mean_over_ranks))
 
     def routers(self) -> list[Router]:
-        """The routers of the MoE layers, in order."""
-        return [block.router for block in self.blocks if isinstance(block.router, Router)]
+        """The routers of the layers that decide, in order."""
+        return [block.routing.router for block in self.blocks if isinstance(block.routing, Routing)]
+
+    def router_parameters(self) -> int:
+        """Parameters of all routers and of what they are shown."""
+        routings = [block.routing for block in self.blocks if isinstance(block.routing, Routing)]
+        return sum(parameter.numel() for routing in routings for parameter in routing.parameters())
 
 
 def _seed_of(seed: int, name: str) -> int:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, TypeVar
 
 import torch
 from pydantic import BaseModel, Field
@@ -16,8 +16,10 @@ from moe_testbed.routing.router import Capability
 from moe_testbed.routing.scopes import Estimator, Load, Scope, ScopeConfig, TokenSets
 from moe_testbed.routing.state import KeepsBufferDtype
 
+T = TypeVar("T")
+
 Coefficient = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Schedule = Coefficient | dict[Annotated[int, Field(ge=0)], Coefficient]
+Schedule = Coefficient | Annotated[dict[Annotated[int, Field(ge=0)], Coefficient], Field(min_length=1)]
 """A factor, or its values at some steps: {0: 0.1, 1000: 0.01}."""
 
 
@@ -82,11 +84,13 @@ class CompletedStep:
 
     Attributes:
         counts_YE: assignments of the global batch, int64.
+        tokens: tokens of the global batch without padding, int64 scalar.
         window_counts_YE: moving averages of the counts, this step included, by ``window_steps``, float64.
         mean_over_ranks: mean of a tensor over the data-parallel ranks.
     """
 
     counts_YE: Tensor
+    tokens: Tensor
     window_counts_YE: Mapping[int, Tensor]
     mean_over_ranks: Callable[[Tensor], Tensor]
 
@@ -99,11 +103,12 @@ class Balancer(KeepsBufferDtype):
 
     Config: ClassVar[type[BalancerConfig]] = BalancerConfig
 
-    def __init__(self, config: Any, num_layers: int, num_experts: int) -> None:
+    def __init__(self, config: Any, num_layers: int, num_experts: int, top_k: int) -> None:
         super().__init__()
         self.config = config
         self.num_layers = num_layers
         self.num_experts = num_experts
+        self.top_k = top_k
 
     def loss(self, batch: RoutedBatch) -> Tensor | None:
         """Mean over the layers, before the coefficient; None if the balancer has no loss."""
@@ -134,7 +139,15 @@ class Balancer(KeepsBufferDtype):
         return None
 
 
-BALANCERS: Registry[Balancer] = Registry("balancer")
+BALANCERS: Registry[Balancer] = Registry("balancer", Balancer)
+
+
+def carried(values: Iterable[T | None]) -> list[T]:
+    """What every layer's decision carries because the router provides it."""
+    values = list(values)
+    present = [value for value in values if value is not None]
+    assert len(present) == len(values), "the router does not carry what it provides"
+    return present
 
 
 def mean_over_layers(values: list[Tensor]) -> Tensor:

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from moe_testbed.routing.balancer import BALANCERS, Balancer, BalancerConfig, CompletedStep, RoutedBatch
+from moe_testbed.routing.balancer import (
+    BALANCERS,
+    Balancer,
+    BalancerConfig,
+    CompletedStep,
+    RoutedBatch,
+    ScopedBalancerConfig,
+)
 from moe_testbed.routing.records import RoutingContext, RoutingDecision
 from moe_testbed.routing.scopes import (
     Estimator,
@@ -60,6 +67,8 @@ class Balancing(KeepsBufferDtype):
     Args:
         configs: label -> config of the balancer.
         num_layers: Y, layers that decide.
+        num_experts: E.
+        top_k: K, experts that a token uses, or is to use on average.
         data_parallel_group: the ranks over which the batch is spread; None for one process.
     """
 
@@ -73,13 +82,17 @@ class Balancing(KeepsBufferDtype):
         configs: Mapping[str, BalancerConfig],
         num_layers: int,
         num_experts: int,
+        top_k: int,
         data_parallel_group: dist.ProcessGroup | None = None,
     ) -> None:
         super().__init__()
         self.group = data_parallel_group
         self.num_experts = num_experts
         self.balancers = nn.ModuleDict(
-            {label: BALANCERS.get(config.name)(config, num_layers, num_experts) for label, config in configs.items()}
+            {
+                label: BALANCERS.get(config.name)(config, num_layers, num_experts, top_k)
+                for label, config in configs.items()
+            }
         )
         counts_YE = torch.zeros(num_layers, num_experts, dtype=torch.int64)
         # Checkpoints are taken between optimizer steps, where the counts of the running step are zero.
@@ -87,9 +100,8 @@ class Balancing(KeepsBufferDtype):
         self.register_buffer("step_tokens", torch.zeros((), dtype=torch.int64), persistent=False)
         self.register_buffer("counts_ahead_YE", counts_YE.clone(), persistent=False)
         self.register_buffer("previous_counts_YE", counts_YE.clone())
-        self._windows = sorted(
-            {c.window_steps for c in configs.values() if isinstance(c, ScopeConfig) and c.scope is Scope.WINDOW}
-        )
+        scoped = [config for config in configs.values() if isinstance(config, ScopedBalancerConfig)]
+        self._windows = sorted({c.window_steps for c in scoped if c.scope is Scope.WINDOW})
         for steps in self._windows:
             self.register_buffer(f"window_{steps}_counts_YE", counts_YE.double())
         self._reduce_every_micro_batch = any(balancer.reads_wider_counts for _, balancer in self._labelled())
@@ -100,11 +112,12 @@ class Balancing(KeepsBufferDtype):
         """A balancer reads the counts of the whole step: :meth:`begin_step` must tell them."""
         return any(balancer.reads_counts_ahead for _, balancer in self._labelled())
 
-    def begin_step(self, micro_batches: Sequence[tuple[list[RoutingDecision], Tensor | None]]) -> None:
+    def begin_step(self, micro_batches: Iterable[tuple[list[RoutingDecision], Tensor | None]]) -> None:
         """Counts the step ahead.
 
         Args:
-            micro_batches: decisions of the layers, and which tokens are no padding, of all of this rank's micro-batches.
+            micro_batches: decisions of the layers, and which tokens are no padding, of all of this rank's
+                micro-batches.
         """
         counts_YE = torch.zeros_like(self.step_counts_YE)
         for decisions, valid_T in micro_batches:
@@ -170,7 +183,7 @@ class Balancing(KeepsBufferDtype):
             averaged_YE = window_YE + (newest_YE - window_YE) / steps
             window_YE.copy_(torch.where(window_YE.any(), averaged_YE, newest_YE))
         windows = {steps: self._window(steps) for steps in self._windows}
-        completed = CompletedStep(totals.counts_YE, windows, self.mean_over_ranks)
+        completed = CompletedStep(totals.counts_YE, totals.tokens, windows, self.mean_over_ranks)
         for _, balancer in self._labelled():
             balancer.finish_step(completed)
         self.previous_counts_YE.copy_(totals.counts_YE)

@@ -1,9 +1,94 @@
-"""Partition of the experts into one group per domain, the structure of the reference router."""
+"""Groups of domains, and the partition of the experts into one group for each: the structure of the reference router.
+
+Shape legend: D domains, G groups, E experts.
+"""
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
+
+
+Partition = Mapping[str, Sequence[str]]
+"""Group -> its domains."""
+
+
+@dataclass(frozen=True)
+class DomainGroups:
+    """Which group of experts serves which tokens.
+
+    Every domain belongs to one family, and every family is divided into ``parts`` groups by document: part p of family
+    f is group ``f * parts + p``.
+
+    Attributes:
+        family_of_domain: family of every domain, in label order.
+        parts: groups per family.
+    """
+
+    family_of_domain: tuple[int, ...]
+    parts: int = 1
+
+    @property
+    def num_groups(self) -> int:
+        """G."""
+        return (max(self.family_of_domain) + 1) * self.parts
+
+    def domains_of(self, group: int) -> list[int]:
+        """The domains that a group serves, a part of each if there are several parts."""
+        return [domain for domain, family in enumerate(self.family_of_domain) if family == group // self.parts]
+
+    def shares(self, domain_weights: Sequence[float]) -> tuple[float, ...]:
+        """Expected share of the tokens that each group serves, in the scale of the domains' weights."""
+        return tuple(
+            sum(domain_weights[domain] for domain in self.domains_of(group)) / self.parts
+            for group in range(self.num_groups)
+        )
+
+
+def domain_groups(domains: Sequence[str], partition: Partition | None = None, parts: int = 1) -> DomainGroups:
+    """The groups that serve these domains, families in the partition's order.
+
+    Names that are no domain have no effect: a mix may have lost domains that could not be read.
+
+    Args:
+        partition: families of domains; None: every domain by itself.
+
+    Raises:
+        ValueError: a domain is in no family.
+    """
+    if partition is None:
+        return DomainGroups(tuple(range(len(domains))), parts)
+    family_of = {name: family for family, names in enumerate(partition.values()) for name in names}
+    for domain in domains:
+        if domain not in family_of:
+            raise ValueError(
+                f"routing.router.partition has no group for the domain '{domain}'; add it to one of the groups, or "
+                f"give it one of its own"
+            )
+    # Families that have lost all their domains get no experts.
+    present = sorted({family_of[domain] for domain in domains})
+    return DomainGroups(tuple(present.index(family_of[domain]) for domain in domains), parts)
+
+
+def refuse_unknown_domains(domains: Sequence[str], partition: Partition) -> None:
+    """Guards a partition against misspelt names.
+
+    Raises:
+        ValueError: a name in the partition is no domain; the message gives the nearest one.
+    """
+    for family, names in partition.items():
+        for name in names:
+            if name not in domains:
+                near = difflib.get_close_matches(name, domains, n=1)
+                hint = f" Did you mean '{near[0]}'?" if near else ""
+                raise ValueError(
+                    f"routing.router.partition.{family} names '{name}', which is no domain of the mix.{hint} "
+                    f"Available: {', '.join(domains)}"
+                )
 
 
 def group_sizes(num_experts: int, shares: tuple[float, ...], smallest: int) -> list[int]:
@@ -19,9 +104,9 @@ def group_sizes(num_experts: int, shares: tuple[float, ...], smallest: int) -> l
     """
     if smallest * len(shares) > num_experts:
         raise ValueError(
-            f"{len(shares)} domains with at least {smallest} experts each need {smallest * len(shares)} experts, but "
-            f"model.moe.num_experts is {num_experts}; "
-            "use more experts, a smaller model.moe.top_k, or a mix with fewer domains"
+            f"{len(shares)} groups with at least {smallest} experts each need {smallest * len(shares)} experts, but "
+            f"there are {num_experts}; raise model.moe.num_experts, lower model.moe.top_k, or have fewer groups (a mix "
+            f"with fewer domains, or a coarser routing.router.partition)"
         )
     spare = num_experts - smallest * len(shares)
     total = sum(shares)
@@ -36,6 +121,6 @@ def group_sizes(num_experts: int, shares: tuple[float, ...], smallest: int) -> l
 
 
 def group_masks(sizes: list[int]) -> Tensor:
-    """Which experts belong to which group, bool [D, E]; groups are consecutive."""
+    """Which experts belong to which group, bool [G, E]; groups are consecutive."""
     owner_E = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))
     return owner_E[None, :] == torch.arange(len(sizes))[:, None]

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from moe_testbed.routing.records import RouterSetting, RoutingContext
 from moe_testbed.routing.router import Capability, Router, RouterConfig, Scores
-from moe_testbed.routing.score import LinearScore
+from moe_testbed.routing.score import LinearScore, Scorer
 from moe_testbed.routing.select import select_top_k
 
 
@@ -26,7 +26,12 @@ class LinearRouter(Router):
 
     Args:
         trainable: False leaves W as initialised.
+
+    Attributes:
+        scorer: makes z; a router that scores otherwise puts its own in place.
     """
+
+    scorer: Scorer
 
     def __init__(self, config: Any, setting: RouterSetting, trainable: bool = True) -> None:
         super().__init__(config, setting)

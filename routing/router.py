@@ -130,4 +130,4 @@ class Router(KeepsBufferDtype):
         """Called once per optimizer step, on all ranks: the place where state changes."""
 
 
-ROUTERS: Registry[Router] = Registry("router")
+ROUTERS: Registry[Router] = Registry("router", Router)

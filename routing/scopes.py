@@ -118,8 +118,7 @@ class TokenSets:
         return self.sum(values_TX) / self.sizes(valid_T, values_TX).clamp(min=1)[:, None]
 
     def sizes(self, valid_T: Tensor | None, like: Tensor) -> Tensor:
-        """Tokens of each set that are not padding, [G], in dtype and on the device of ``like``, whose rows are tokens.
-        """
+        """Tokens of each set that are not padding, [G], in dtype and on the device of ``like``, [T, ...]."""
         if valid_T is None and self.set_T is None:
             return like.new_full((self.number,), len(like) // self.number)
         ones_T = like.new_ones(len(like)) if valid_T is None else valid_T.to(like.dtype)
@@ -137,7 +136,8 @@ class TokenSets:
         width = num_experts + 1
         if self.set_T is None:
             columns_GA = columns_TK.reshape(self.number, -1)
-            counts_GE = columns_GA.new_zeros(self.number, width).scatter_add_(1, columns_GA, torch.ones_like(columns_GA))
+            zeros_GE = columns_GA.new_zeros(self.number, width)
+            counts_GE = zeros_GE.scatter_add_(1, columns_GA, torch.ones_like(columns_GA))
         else:
             cells = (self.set_T[:, None] * width + columns_TK).reshape(-1)
             counts_GE = cells.new_zeros(self.number * width).scatter_add_(0, cells, torch.ones_like(cells))

@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from moe_testbed.routing.balancer import BALANCERS, Balancer, CompletedStep, RoutedBatch, ScopedBalancerConfig
 from moe_testbed.routing.router import Capability
-from moe_testbed.routing.scopes import Scope, fractions
+from moe_testbed.routing.scopes import Estimator, Scope, fractions
 
 
 class LossFreeBiasConfig(ScopedBalancerConfig):
@@ -26,6 +26,15 @@ class LossFreeBiasConfig(ScopedBalancerConfig):
     def needs(self) -> frozenset[Capability]:
         """The bias enters the selection."""
         return frozenset({Capability.SCORES, Capability.SELECTION_BIAS})
+
+    @model_validator(mode="after")
+    def _no_estimate_is_needed(self) -> LossFreeBiasConfig:
+        if self.estimator is not Estimator.ONLINE:
+            raise ValueError(
+                f"estimator is {self.estimator.value}, but the bias moves once the step is complete and its counts are "
+                "known; leave estimator out"
+            )
+        return self
 
 
 def update_direction(fractions_GE: Tensor, update: str) -> Tensor:
@@ -54,8 +63,8 @@ class LossFreeBias(Balancer):
     config: LossFreeBiasConfig
     bias_YE: Tensor
 
-    def __init__(self, config: LossFreeBiasConfig, num_layers: int, num_experts: int) -> None:
-        super().__init__(config, num_layers, num_experts)
+    def __init__(self, config: LossFreeBiasConfig, num_layers: int, num_experts: int, top_k: int) -> None:
+        super().__init__(config, num_layers, num_experts, top_k)
         self.register_buffer("bias_YE", torch.zeros(num_layers, num_experts))
         self.register_buffer("_direction_YE", torch.zeros(num_layers, num_experts), persistent=False)
         self._observed = 0

@@ -6,7 +6,15 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from moe_testbed.routing.balancer import BALANCERS, Balancer, BalancerConfig, RoutedBatch, Schedule, mean_over_layers
+from moe_testbed.routing.balancer import (
+    BALANCERS,
+    Balancer,
+    BalancerConfig,
+    RoutedBatch,
+    Schedule,
+    carried,
+    mean_over_layers,
+)
 
 
 class ZLossConfig(BalancerConfig):
@@ -33,5 +41,5 @@ class ZLoss(Balancer):
     config: ZLossConfig
 
     def loss(self, batch: RoutedBatch) -> Tensor:
-        logits = [decision.logits_TE for decision in batch.decisions if decision.logits_TE is not None]
+        logits = carried(decision.logits_TE for decision in batch.decisions)
         return mean_over_layers([z_loss(logits_TE, batch.context.valid_T) for logits_TE in logits])

@@ -20,18 +20,19 @@ class PermutedReferenceConfig(ReferenceConfig):
 class PermutedReference(Reference):
     """``reference`` with the labels permuted among the sequences: the control of the reference's lead.
 
-    The tokens of one sequence that share a label share a group, as in ``reference``, but the group is drawn for each
-    (sequence, label) with the mix's weights instead of being the domain's own. The draw is a function of (seed,
-    sequence, label), the same in all layers.
+    The tokens of one sequence that share a group in ``reference`` share one here, but it is drawn for each (sequence,
+    reference's group) with the groups' shares of the mix. The draw is a function of (seed, sequence, reference's
+    group), the same in all layers.
     """
 
     Config = PermutedReferenceConfig
     config: PermutedReferenceConfig
-    thresholds_D: Tensor
+    thresholds_G: Tensor
 
     def __init__(self, config: PermutedReferenceConfig, setting: RouterSetting) -> None:
         super().__init__(config, setting)
-        self.register_buffer("thresholds_D", cumulative_thresholds(setting.domain_weights), persistent=False)
+        thresholds_G = cumulative_thresholds(self.groups.shares(setting.domain_weights))
+        self.register_buffer("thresholds_G", thresholds_G, persistent=False)
 
-    def domain_T(self, context: RoutingContext) -> Tensor:
-        return choice_from_keys(self.thresholds_D, self.setting.seed, context.sequence_T, context.domain_BL.reshape(-1))
+    def group_T(self, context: RoutingContext) -> Tensor:
+        return choice_from_keys(self.thresholds_G, self.setting.seed, context.sequence_T, self.own_group_T(context))

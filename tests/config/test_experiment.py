@@ -182,8 +182,8 @@ BAD_INPUT = [
     ),
     (
         ["routing.balance=none", "routing.router.name=reference", "model.moe.top_k=5"],
-        "2 domains with at least 5 experts each need 10 experts, but model.moe.num_experts is 8; use more experts, "
-        "a smaller model.moe.top_k, or a mix with fewer domains",
+        "2 groups with at least 5 experts each need 10 experts, but there are 8; raise model.moe.num_experts, lower "
+        "model.moe.top_k, or have fewer groups (a mix with fewer domains, or a coarser routing.router.partition)",
     ),
     (
         ["routing.balance=none", "routing.router.name=reference", "data.mix.domains.digits.labelled=false"],

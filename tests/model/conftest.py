@@ -42,8 +42,8 @@ def make_model() -> Callable[..., LanguageModel]:
 
         def setting(layer: int) -> RouterSetting:
             return RouterSetting(
-                config.moe.num_experts,
-                config.moe.top_k,
+                config.moe.num_routed_experts,
+                config.moe.choices,
                 config.hidden_size,
                 layer,
                 seed,

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from moe_testbed.model.config import ModelConfig, model_size
+from moe_testbed.model.config import ModelConfig, MoEConfig, model_size
 from moe_testbed.model.language_model import LanguageModel
 
 V, L = 37, 24
@@ -18,6 +18,8 @@ CONFIGS: list[dict[str, Any]] = [
     {"num_layers": 5, "moe": {"every": 2}},
     {"num_layers": 3, "dense_hidden_size": 40, "moe": {"every": 3, "num_shared_experts": 2}},
     {"moe": {"top_k": 1, "num_shared_experts": 1, "expert_hidden_size": 16}},
+    {"moe": {"split": 2, "expert_hidden_size": 32, "num_shared_experts": 1}},
+    {"moe": {"num_zero_experts": 1, "num_copy_experts": 1, "num_constant_experts": 3}},
     {"num_layers": 4, "dense_baseline": True, "dense_hidden_size": 8, "moe": {"every": 2, "num_shared_experts": 1}},
 ]
 
@@ -29,13 +31,17 @@ def unused_expert_parameters(model: LanguageModel) -> int:
     return of_experts * (moe.num_experts - moe.top_k) // moe.num_experts
 
 
+def router_parameters(model: LanguageModel) -> int:
+    return sum(p.numel() for name, p in model.named_parameters() if ".routing." in name)
+
+
 @pytest.mark.parametrize("options", CONFIGS)
-@pytest.mark.parametrize("router", ["top_k", "hash"])
+@pytest.mark.parametrize("router", ["top_k", "hash", "frozen"])
 def test_size_equals_the_parameters_built(
     options: dict[str, Any], router: str, make_model: Callable[..., LanguageModel]
 ) -> None:
     model = make_model({"router": {"name": router}}, **options)
-    size = model_size(model.config, V, L, routers_have_weights=router == "top_k")
+    size = model_size(model.config, V, L, router_parameters(model))
     built = sum(p.numel() for p in model.parameters())
     assert size.parameters == built
     assert size.active_parameters == built - unused_expert_parameters(model)
@@ -49,7 +55,7 @@ def test_flops_are_six_per_weight_multiplied_and_attention(
     matrices = sum(p.numel() for p in model.parameters() if p.ndim > 1) - unused_expert_parameters(model)
     # Scores and mixing: two products of width D over half of the L positions, each 2 FLOPs forward and 4 backward.
     attention = model.config.num_layers * 2 * 6 * model.config.hidden_size * L // 2
-    assert model_size(model.config, V, L).flops_per_token == 6 * matrices + attention
+    assert model_size(model.config, V, L, router_parameters(model)).flops_per_token == 6 * matrices + attention
 
 
 @pytest.mark.parametrize("options", CONFIGS[:-1])
@@ -57,10 +63,10 @@ def test_dense_baseline_has_equal_active_parameters(
     options: dict[str, Any], make_model: Callable[..., LanguageModel]
 ) -> None:
     model, dense = make_model(**options), make_model(**options, dense_baseline=True)
-    routers = sum(p.numel() for name, p in model.named_parameters() if ".router." in name)
+    constants = sum(p.numel() for name, p in model.named_parameters() if ".zero_computation." in name)
     active = sum(p.numel() for p in model.parameters()) - unused_expert_parameters(model)
-    assert sum(p.numel() for p in dense.parameters()) == active - routers
-    assert not any(".moe." in name or ".router." in name for name, _ in dense.named_parameters())
+    assert sum(p.numel() for p in dense.parameters()) == active - router_parameters(model) - constants
+    assert not any(".moe." in name or ".routing." in name for name, _ in dense.named_parameters())
 
 
 @pytest.mark.parametrize(
@@ -70,6 +76,11 @@ def test_dense_baseline_has_equal_active_parameters(
         ({"num_layers": 1, "moe": {"every": 2}}, r"model\.moe\.every is 2 but model\.num_layers is 1"),
         ({"moe": {"top_k": 7}}, r"model\.moe\.top_k is 7 but model\.moe\.num_experts is only 6"),
         ({"moe": {"expert_hidden_size": 12}}, "multiple of 8"),
+        (
+            {"moe": {"split": 2}},
+            r"model\.moe\.split is 2, which does not divide model\.moe\.expert_hidden_size = 8 into multiples of 8; "
+            r"make that a multiple of 16",
+        ),
         ({"hidden_size": 12}, "multiple of 8"),
     ],
 )
@@ -91,3 +102,11 @@ def test_layers_are_counted_from_one() -> None:
     )
     assert [config.is_moe_layer(layer) for layer in range(6)] == [False, False, True, False, False, True]
     assert config.num_moe_layers == 2
+
+
+def test_split_keeps_the_width_that_a_token_passes() -> None:
+    moe = {"num_experts": 4, "top_k": 2, "expert_hidden_size": 32, "num_shared_experts": 1}
+    whole, split = MoEConfig.model_validate(moe), MoEConfig.model_validate(moe | {"split": 4, "num_zero_experts": 3})
+    assert (split.num_ffn_experts, split.num_routed_experts, split.choices, split.expert_size) == (16, 19, 8, 8)
+    assert split.num_ffn_experts * split.expert_size == whole.num_ffn_experts * whole.expert_size
+    assert split.choices * split.expert_size == whole.choices * whole.expert_size

@@ -125,7 +125,7 @@ def test_initial_weights_do_not_depend_on_the_router(make_model: MakeModel) -> N
         return {
             name: value
             for name, value in model.state_dict().items()
-            if ".router." not in name and "balancing" not in name
+            if ".routing." not in name and "balancing" not in name
         }
 
     reference = shared(make_model({"router": {"name": "top_k"}}))
@@ -155,10 +155,10 @@ def test_shared_experts_are_added_outside_the_routing(make_model: MakeModel, mak
     context, _ = make_batch()
     block = model.blocks[0]
     x_BLD = torch.randn(3, 12, 16)
-    with_shared, routing = block(x_BLD, model.positions, context)
+    with_shared, routing = block(x_BLD, model.positions, context, None)
     shared, block.shared = block.shared, None
     assert shared is not None and shared.up.weight.shape == (16, 16)
-    without, other_routing = block(x_BLD, model.positions, context)
+    without, other_routing = block(x_BLD, model.positions, context, None)
     assert torch.equal(routing.decision.expert_ids_TK, other_routing.decision.expert_ids_TK)
     attended = x_BLD + block.attention(block.attention_norm(x_BLD), model.positions)
     torch.testing.assert_close(with_shared, without + shared(block.feed_forward_norm(attended)))
@@ -173,8 +173,8 @@ def test_moe_layers_are_every_nth(make_model: MakeModel, make_batch: MakeBatch) 
 def test_names_that_checkpoints_would_lose_are_refused(make_model: MakeModel) -> None:
     model = make_model()
     refuse_expert_names(model)
-    model.blocks[0].router.register_parameter("expert_scale", nn.Parameter(torch.ones(3)))
-    with pytest.raises(ValueError, match=r"'blocks\.0\.router\.expert_scale' has 'expert' in its name.*rename"):
+    model.blocks[0].routing.router.register_parameter("expert_scale", nn.Parameter(torch.ones(3)))
+    with pytest.raises(ValueError, match=r"'blocks\.0\.routing\.router\.expert_scale' has 'expert' in its name.*rename"):
         refuse_expert_names(model)
 
 

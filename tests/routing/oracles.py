@@ -211,22 +211,56 @@ def largest_remainder(num_experts: int, parts: tuple[float, ...], smallest: int)
     return sizes
 
 
-def experts_of_domain(domain: int, problem: Problem) -> list[int]:
-    equal = (1.0,) * len(problem.domain_weights)
-    parts = problem.domain_weights if problem.options.get("groups") == "proportional" else equal
+DOMAIN_NAMES = ("prose", "code", "law", "music")
+
+
+def families(problem: Problem) -> list[list[int]]:
+    """The domains of every family; without a partition each domain is one."""
+    partition = problem.options.get("partition") or {name: [name] for name in DOMAIN_NAMES}
+    return [[DOMAIN_NAMES.index(name) for name in names] for names in partition.values()]
+
+
+def group_of(token: Token, problem: Problem) -> int:
+    """The group of the token's domain and document."""
+    parts = problem.options.get("document_parts", 1)
+    part = split_mix(problem.seed, token.document) * parts >> 64 if parts > 1 else 0
+    return next(f for f, domains in enumerate(families(problem)) if token.domain in domains) * parts + part
+
+
+def group_shares(problem: Problem) -> list[float]:
+    """Share of the mix that every group serves."""
+    parts = problem.options.get("document_parts", 1)
+    of_families = [math.fsum(problem.domain_weights[d] for d in domains) for domains in families(problem)]
+    return [share / parts for share in of_families for _ in range(parts)]
+
+
+def experts_of_group(group: int, problem: Problem) -> list[int]:
+    shares_of_mix = group_shares(problem)
+    parts = tuple(shares_of_mix) if problem.options.get("groups") == "proportional" else (1.0,) * len(shares_of_mix)
     sizes = largest_remainder(problem.num_experts, parts, problem.top_k)
-    return list(range(sum(sizes[:domain]), sum(sizes[: domain + 1])))
+    return list(range(sum(sizes[:group]), sum(sizes[: group + 1])))
 
 
-def route_inside(domain: int, token: Token, problem: Problem) -> Route:
-    """The routing of a token that belongs to ``domain``."""
-    group, inside = experts_of_domain(domain, problem), problem.options.get("inside", "learned")
+def frequencies_in_group(group: int, problem: Problem) -> list[float]:
+    """Of every token id among the group's domains in the mix's proportions; of a single domain its counts."""
+    domains = families(problem)[group // problem.options.get("document_parts", 1)]
+    factors = [problem.domain_weights[d] / sum(problem.token_counts[d]) for d in domains]
+    columns = zip(*(problem.token_counts[d] for d in domains), strict=True)
+    return [
+        math.fsum(factor / max(factors) * count for factor, count in zip(factors, counts, strict=True))
+        for counts in columns
+    ]
+
+
+def route_inside(group_number: int, token: Token, problem: Problem) -> Route:
+    """The routing of a token that a group serves."""
+    group, inside = experts_of_group(group_number, problem), problem.options.get("inside", "learned")
     if inside == "all":
         return Route(group, one_over_k(problem.top_k))
     if inside == "hash":
-        seed = (problem.seed * 1_000 + problem.layer) * 1_000 + domain
-        frequencies = [float(count) for count in problem.token_counts[domain]]
-        return Route(greedy_table(frequencies, group, problem.top_k, seed)[token.token_id], one_over_k(problem.top_k))
+        seed = (problem.seed * 1_000 + problem.layer) * 1_000 + group_number
+        table = greedy_table(frequencies_in_group(group_number, problem), group, problem.top_k, seed)
+        return Route(table[token.token_id], one_over_k(problem.top_k))
     logits = linear(problem.parameters["scorer.weight"], token.x)
     p_group = dict(zip(group, softmax([logits[e] for e in group]), strict=True))
     zero, minus_infinity = torch.zeros((), dtype=torch.float64), torch.tensor(-math.inf, dtype=torch.float64)
@@ -243,19 +277,21 @@ REFERENCE_OPTIONS: tuple[dict[str, Any], ...] = (
     {"inside": "hash"},
     {"inside": "hash", "groups": "proportional"},
     {"inside": "all"},
+    {"partition": {"language": ["law", "prose"], "code": ["code"], "music": ["music"]}},
+    {"partition": {"even": ["prose", "law"], "odd": ["code", "music"]}, "groups": "proportional", "document_parts": 2},
+    {"partition": {"first": ["prose", "code"], "others": ["law", "music"]}, "inside": "hash", "document_parts": 2},
 )
 
 
 @oracle("reference", *REFERENCE_OPTIONS)
 def route_reference(token: Token, problem: Problem) -> Route:
-    return route_inside(token.domain, token, problem)
+    return route_inside(group_of(token, problem), token, problem)
 
 
 @oracle("permuted_reference", *REFERENCE_OPTIONS)
 def route_permuted_reference(token: Token, problem: Problem) -> Route:
-    draw = (split_mix(problem.seed, token.sequence, token.domain) >> 40) / 2**24
-    domain, end = 0, problem.domain_weights[0]
-    while draw >= end:
-        domain += 1
-        end += problem.domain_weights[domain]
-    return route_inside(domain, token, problem)
+    draw = (split_mix(problem.seed, token.sequence, group_of(token, problem)) >> 40) / 2**24
+    group, ends = 0, group_shares(problem)
+    while draw >= math.fsum(ends[: group + 1]):
+        group += 1
+    return route_inside(group, token, problem)

@@ -243,11 +243,11 @@ def test_reference_sends_gradients_into_the_domains_own_rows_only():
 
 
 def test_reference_needs_enough_experts():
-    with pytest.raises(ValueError, match=r"4 domains with at least 3 experts each need 12 .*num_experts is 10; use"):
+    with pytest.raises(ValueError, match=r"4 groups with at least 3 experts each need 12 .*there are 10; raise"):
         make_router(("reference", {}), top_k=3, num_experts=10)
 
 
 def test_reference_uses_all_experts_of_a_group_only_if_each_group_has_top_k():
-    message = r"inside: all .* groups have 6 to 6 experts and model.moe.top_k is 2; set model.moe.num_experts to 8 or"
+    message = r"inside: all .* groups have 6 to 6 experts and a token uses 2; change .* so that there are 8, or"
     with pytest.raises(ValueError, match=message):
         make_router(("reference", {"inside": "all"}), top_k=2, num_experts=24)

@@ -1,0 +1,99 @@
+"""Top-k inside the best groups of experts.
+
+Shape legend: T tokens, E experts, K chosen experts per token, N groups, S = E / N experts of a group.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from moe_testbed.routing.linear_router import LinearRouter, LinearRouterConfig
+from moe_testbed.routing.records import RouterSetting, RoutingContext
+from moe_testbed.routing.router import ROUTERS, Scores
+from moe_testbed.routing.select import select_top_k
+from moe_testbed.routing.weight import gathered, normalises
+
+
+class GroupLimitedConfig(LinearRouterConfig):
+    """Options of ``group_limited``."""
+
+    name: str = "group_limited"
+    groups: int = Field(4, gt=0, description="N, groups of equally many consecutive experts")
+    groups_kept: int = Field(2, gt=0, description="M, groups that a token may use")
+    group_score: Literal["max", "top_sum"] = Field(
+        "top_sum",
+        description="a group is worth its best affinity (max), or the sum of its K / groups_kept best (top_sum)",
+    )
+    affinity: Literal["softmax", "sigmoid"] = Field("sigmoid", description="what affinities are made of logits by")
+    normalise: bool | None = Field(
+        None, description="divide the weights of the chosen experts by their sum; default: where top_k is more than 1"
+    )
+    route_scale: float = Field(1.0, gt=0, description="factor of all weights")
+
+
+@ROUTERS.register("group_limited")
+class GroupLimited(LinearRouter):
+    """The M groups of highest score, then ``S = topk(a + b)`` inside them, ``g_i = route_scale * a_i``, divided by
+    ``sum_S a`` if ``normalise``, with a the affinities and b the selection bias, which enters the groups' scores too.
+
+    ``affinity: softmax, group_score: max, normalise: false`` is DeepSeek-V2 (arXiv 2405.04434, section 2.2.2), where a
+    group is what lies on one device; the defaults are DeepSeek-V3 (arXiv 2412.19437, section 2.1.2 and equations
+    12-16). Where K / M is not whole, the sum is of the next larger number.
+
+    Raises:
+        ValueError: the experts cannot be divided into the groups, or the groups kept have fewer than K experts.
+    """
+
+    Config = GroupLimitedConfig
+    config: GroupLimitedConfig
+
+    def __init__(self, config: GroupLimitedConfig, setting: RouterSetting) -> None:
+        super().__init__(config, setting)
+        self.normalise = normalises(config.normalise, setting.top_k)
+        E, K, N, M = setting.num_experts, setting.top_k, config.groups, config.groups_kept
+        if E % N:
+            raise ValueError(
+                f"routing.router.groups is {N}, but model.moe.num_experts is {E}, which {N} does not divide; choose a "
+                f"divisor of {E}"
+            )
+        if M > N:
+            raise ValueError(
+                f"routing.router.groups_kept is {M}, but there are {N} groups (routing.router.groups); keep at most {N}"
+            )
+        if M * (E // N) < K:
+            raise ValueError(
+                f"routing.router.groups_kept is {M}, but {M} groups of {E // N} experts are fewer than model.moe.top_k "
+                f"{K}; keep at least {-(-K * N // E)} groups, or lower routing.router.groups"
+            )
+
+    def score(self, x_TD: Tensor, context: RoutingContext) -> Scores:
+        logits_TE = self.scorer(x_TD)
+        if self.config.affinity == "softmax":
+            probabilities_TE = logits_TE.softmax(-1)
+            return Scores(logits_TE, probabilities_TE, probabilities_TE)
+        affinity_TE = logits_TE.sigmoid()
+        return Scores(logits_TE, affinity_TE, affinity_TE / affinity_TE.sum(-1, keepdim=True))
+
+    @torch.no_grad()
+    def select(self, scores: Scores, context: RoutingContext) -> Tensor:
+        affinity_TE = scores.affinity_TE
+        biased_TE = affinity_TE if context.bias_E is None else affinity_TE + context.bias_E
+        biased_TNS = biased_TE.unflatten(-1, (self.config.groups, -1))
+        kept_TM = select_top_k(self._group_scores_TN(biased_TNS), self.config.groups_kept)
+        barred_TN = torch.ones_like(biased_TNS[..., 0], dtype=torch.bool).scatter(-1, kept_TM, False)
+        return select_top_k(
+            biased_TNS.masked_fill(barred_TN[..., None], float("-inf")).flatten(-2), self.setting.top_k
+        )
+
+    def _group_scores_TN(self, biased_TNS: Tensor) -> Tensor:
+        if self.config.group_score == "max":
+            return biased_TNS.amax(-1)
+        summed = -(-self.setting.top_k // self.config.groups_kept)
+        return biased_TNS.topk(summed, dim=-1).values.sum(-1)
+
+    def weigh(self, scores: Scores, expert_ids_TK: Tensor) -> Tensor:
+        return self.config.route_scale * gathered(scores.affinity_TE, expert_ids_TK, self.normalise)
