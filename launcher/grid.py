@@ -21,9 +21,9 @@ def expand_grid(suite: Node) -> Node:
         ConfigError: the grid has another form, or an axis has no labels.
     """
     grid = lookup(suite, (GRID,))
-    if grid is None or not isinstance(suite.value, dict):
+    if grid is None or grid.value == {} or not isinstance(suite.value, dict):
         return suite
-    axes = []
+    names, axes = list(_mapping(grid, GRID)), []
     for name, axis in _mapping(grid, GRID).items():
         options = _mapping(axis, f"{GRID}.{name}")
         axes.append([(label, _mapping_node(node, f"{GRID}.{name}.{label}")) for label, node in options.items()])
@@ -32,7 +32,10 @@ def expand_grid(suite: Node) -> Node:
         overrides = Node({}, grid.origin)
         for _, option in combination:
             overrides = merge(overrides, split_dotted(option, RULES), RULES)
-        combined["-".join(label for label, _ in combination)] = Node({"overrides": overrides}, grid.origin)
+        labels = [label for label, _ in combination]
+        described = ", ".join(f"{axis} {label}" for axis, label in zip(names, labels, strict=True)).replace("_", " ")
+        run = {"description": Node(described, grid.origin), "overrides": overrides}
+        combined["-".join(labels)] = Node(run, grid.origin)
     rest = {key: node for key, node in suite.value.items() if key != GRID}
     own = rest.get(RUNS, Node({}, grid.origin))
     return Node({**rest, RUNS: merge(Node(combined, grid.origin), own, Rules())}, suite.origin)

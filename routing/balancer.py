@@ -66,8 +66,8 @@ class RoutedBatch:
         loads: the load of every layer in the scope that a balancer's config asks for.
         sets: the balance sets of a scope.
         mean_over_ranks: mean of a tensor over the data-parallel ranks, without gradient.
-        outputs_TKD: of every layer what each token's experts returned, weighted, zeros where there is no expert; empty
-            if no balancer needs it.
+        outputs_TKD: of every MoE layer, deciding or not, what each token's experts returned, weighted, zeros where
+            there is none; empty if no balancer needs it.
     """
 
     decisions: list[RoutingDecision]

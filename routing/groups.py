@@ -12,7 +12,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-
 Partition = Mapping[str, Sequence[str]]
 """Group -> its domains."""
 

@@ -92,8 +92,9 @@ DEFINITIONS = (
         "Dropped",
         "dropped assignments / assignments",
         "0 to 1",
-        "Assignments that found no place in their expert's buffer; 0 under dropless dispatch. All routing metrics "
-        "here count assignments before dropping; results.json has them after dropping too, as top_k_kept.",
+        "Assignments that found no place in their expert's buffer; 0 under dropless dispatch. Domains count the same; "
+        "results.json has each domain's rate as drop_rate_by_domain. All routing metrics here count assignments before "
+        "dropping unless they say otherwise; results.json has them after dropping too, as top_k_kept.",
     ),
     Definition(
         "tokens_per_second",

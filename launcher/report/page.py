@@ -13,7 +13,7 @@ import yaml
 from moe_testbed.launcher.report.definitions import DEFINITIONS
 from moe_testbed.launcher.report.records import Suite
 from moe_testbed.launcher.report.results import ranked
-from moe_testbed.launcher.report.table import COLUMNS, LEGEND, Cell, status
+from moe_testbed.launcher.report.table import COLUMNS, DROPPING, LEGEND, Cell, drop_cells, status
 from moe_testbed.launcher.report.words import NOTHING, failures, headlines, number, verdict
 
 if TYPE_CHECKING:
@@ -47,6 +47,8 @@ def render(suite: Suite, results: dict[str, Any], pictures: list[Picture]) -> st
             for run in runs
             if run["loss"]["mean"] is not None
         ],
+        drop_columns=(*results["domains"], *DROPPING),
+        drop_rows=[{"run": run, "cells": drop_cells(run)} for run in runs if run["drop_rate"]["mean"]],
         figures={
             section: [(picture, _source(picture)) for picture in pictures if picture.section == section]
             for section in ("overview", "curves", "domains", "layers", "routing")

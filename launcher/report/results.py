@@ -14,6 +14,7 @@ import json
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -129,6 +130,9 @@ def _run(suite: Suite, label: str, best: str | None, domains: Sequence[str]) -> 
         **_recovered(suite, label, best, domains),
         "routing": _routing(evaluations),
         "drop_rate": _layered(evaluations, _drop_rates),
+        "drop_rate_by_domain": {
+            domain: _layered(evaluations, partial(_drop_rates, domain=d)) for d, domain in enumerate(domains)
+        },
         **{name: _stat([float(summary.get(name, math.nan)) for summary in summaries]) for name in _SUMMARY},
     }
 
@@ -243,8 +247,10 @@ def _above_shuffled(evaluation: Evaluation) -> list[float]:
     return [metrics.above_shuffled(counts_DE, shuffled_DE) for counts_DE, shuffled_DE in tables]
 
 
-def _drop_rates(evaluation: Evaluation) -> list[float]:
-    tables = zip(evaluation.counts_top_k_YDE, evaluation.dropped_YDE, strict=True)
+def _drop_rates(evaluation: Evaluation, domain: int | None = None) -> list[float]:
+    """Of each layer; over domains of equal weight, or of one."""
+    chosen = slice(None) if domain is None else slice(domain, domain + 1)
+    tables = zip(evaluation.counts_top_k_YDE[:, chosen], evaluation.dropped_YDE[:, chosen], strict=True)
     return [metrics.drop_rate(counts_DE, dropped_DE) for counts_DE, dropped_DE in tables]
 
 
@@ -280,10 +286,10 @@ def _csv_rows(run: Results) -> Iterator[tuple[Any, ...]]:
     def row(quantity: str, stat: Results, form: str = "", layer: object = "", domain: str = "") -> tuple[Any, ...]:
         return (*head, quantity, form, layer, domain, stat["mean"], stat["spread"], stat["seeds"])
 
-    def layered(quantity: str, stat: Results, form: str) -> Iterator[tuple[Any, ...]]:
-        yield row(quantity, stat, form, "mean")
+    def layered(quantity: str, stat: Results, form: str, domain: str = "") -> Iterator[tuple[Any, ...]]:
+        yield row(quantity, stat, form, "mean", domain)
         for layer, layer_stat in enumerate(stat["layers"]):
-            yield row(quantity, layer_stat, form, layer)
+            yield row(quantity, layer_stat, form, layer, domain)
 
     for quantity in ("loss", "perplexity", *_SUMMARY):
         yield row(quantity, run[quantity])
@@ -293,6 +299,8 @@ def _csv_rows(run: Results) -> Iterator[tuple[Any, ...]]:
         for quantity, bound in (("recovered", "value"), ("recovered_low", "low"), ("recovered_high", "high")):
             yield (*head, quantity, "", "", domain, share[bound], None, run["loss"]["seeds"])
     yield from layered("drop_rate", run["drop_rate"], "top_k")
+    for domain, stat in run["drop_rate_by_domain"].items():
+        yield from layered("drop_rate", stat, "top_k", domain)
     for form, quantities in run["routing"].items():
         for quantity, stat in quantities.items():
             yield from layered(quantity, stat, form)

@@ -58,6 +58,17 @@ def _recovered(run: dict[str, Any]) -> Cell:
     return Cell(percent(share["value"]), bounds, share["value"])
 
 
+DROPPING = ("Domain information before", "and after dropping")
+"""Columns behind those of the domains in the table of what was dropped."""
+
+
+def drop_cells(run: dict[str, Any]) -> list[Cell]:
+    """What a capacity took from each domain, and what that did to specialization, in a run that dropped something."""
+    rates = [_stat_cell(stat, 1, in_percent=True) for stat in run["drop_rate_by_domain"].values()]
+    forms = [run["routing"][form]["domain_information"] for form in ("top_k", "top_k_kept")]
+    return rates + [_stat_cell(stat, 2, in_percent=False) for stat in forms]
+
+
 def _parameters(run: dict[str, Any]) -> Cell:
     total, active = run["parameters"]["mean"], run["active_parameters"]["mean"]
     if total is None:

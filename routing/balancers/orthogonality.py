@@ -10,14 +10,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from moe_testbed.routing.balancer import (
-    BALANCERS,
-    Balancer,
-    BalancerConfig,
-    RoutedBatch,
-    Schedule,
-    mean_over_layers,
-)
+from moe_testbed.routing.balancer import BALANCERS, Balancer, BalancerConfig, RoutedBatch, Schedule, mean_over_layers
 from moe_testbed.routing.records import NO_EXPERT
 from moe_testbed.routing.router import Capability
 from moe_testbed.routing.scopes import TokenSets
@@ -86,9 +79,11 @@ class Orthogonality(Balancer):
             )
 
     def loss(self, batch: RoutedBatch) -> Tensor:
+        # With one decision for all layers every layer's outputs are those of the same choice.
+        decisions = batch.decisions * (len(batch.outputs_TKD) // len(batch.decisions))
         return mean_over_layers(
             [
                 orthogonality(outputs_TKD, decision.expert_ids_TK, batch.context.valid_T)
-                for outputs_TKD, decision in zip(batch.outputs_TKD, batch.decisions, strict=True)
+                for outputs_TKD, decision in zip(batch.outputs_TKD, decisions, strict=True)
             ]
         )

@@ -1,14 +1,45 @@
 """All routers. A new one is a file here and a line below."""
 
 from moe_testbed.routing.routers import (
+    base,
+    cosine,
+    expert_choice,
+    expert_threshold,
     frozen,
+    group_limited,
     hash,
+    mlp,
+    noisy_top_k,
     permuted_reference,
+    quantile,
     random,
     reference,
+    relu,
     sigmoid,
+    sinkhorn,
     top_k,
     top_k_softmax,
+    top_p,
 )
 
-__all__ = ["frozen", "hash", "permuted_reference", "random", "reference", "sigmoid", "top_k", "top_k_softmax"]
+__all__ = [
+    "base",
+    "cosine",
+    "expert_choice",
+    "expert_threshold",
+    "frozen",
+    "group_limited",
+    "hash",
+    "mlp",
+    "noisy_top_k",
+    "permuted_reference",
+    "quantile",
+    "random",
+    "reference",
+    "relu",
+    "sigmoid",
+    "sinkhorn",
+    "top_k",
+    "top_k_softmax",
+    "top_p",
+]

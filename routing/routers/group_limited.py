@@ -22,8 +22,8 @@ class GroupLimitedConfig(LinearRouterConfig):
     """Options of ``group_limited``."""
 
     name: str = "group_limited"
-    groups: int = Field(4, gt=0, description="N, groups of equally many consecutive experts")
-    groups_kept: int = Field(2, gt=0, description="M, groups that a token may use")
+    groups: int = Field(2, gt=0, description="N, groups of equally many consecutive experts")
+    groups_kept: int = Field(1, gt=0, description="M, groups that a token may use")
     group_score: Literal["max", "top_sum"] = Field(
         "top_sum",
         description="a group is worth its best affinity (max), or the sum of its K / groups_kept best (top_sum)",
@@ -41,8 +41,9 @@ class GroupLimited(LinearRouter):
     ``sum_S a`` if ``normalise``, with a the affinities and b the selection bias, which enters the groups' scores too.
 
     ``affinity: softmax, group_score: max, normalise: false`` is DeepSeek-V2 (arXiv 2405.04434, section 2.2.2), where a
-    group is what lies on one device; the defaults are DeepSeek-V3 (arXiv 2412.19437, section 2.1.2 and equations
-    12-16). Where K / M is not whole, the sum is of the next larger number.
+    group is what lies on one device; ``affinity: sigmoid, group_score: top_sum, groups: 8, groups_kept: 4, route_scale:
+    2.5`` is DeepSeek-V3 (arXiv 2412.19437, section 2.1.2 and equations 12-16). Where K / M is not whole, the sum is of
+    the next larger number.
 
     Raises:
         ValueError: the experts cannot be divided into the groups, or the groups kept have fewer than K experts.
@@ -85,9 +86,7 @@ class GroupLimited(LinearRouter):
         biased_TNS = biased_TE.unflatten(-1, (self.config.groups, -1))
         kept_TM = select_top_k(self._group_scores_TN(biased_TNS), self.config.groups_kept)
         barred_TN = torch.ones_like(biased_TNS[..., 0], dtype=torch.bool).scatter(-1, kept_TM, False)
-        return select_top_k(
-            biased_TNS.masked_fill(barred_TN[..., None], float("-inf")).flatten(-2), self.setting.top_k
-        )
+        return select_top_k(biased_TNS.masked_fill(barred_TN[..., None], float("-inf")).flatten(-2), self.setting.top_k)
 
     def _group_scores_TN(self, biased_TNS: Tensor) -> Tensor:
         if self.config.group_score == "max":

@@ -46,6 +46,7 @@ def test_layers(experiment: Path) -> None:
         "name": "load_balancing_loss",
         "scope": "global_batch",
         "estimator": "online",
+        "window_steps": 16,
         "coefficient": 0.02,
     }
 
@@ -106,7 +107,7 @@ BAD_INPUT = [
     (
         ["routing.balance.load_balancing_loss.scop=token"],
         "unknown key 'routing.balance.load_balancing_loss.scop'. Did you mean 'scope'? Allowed in "
-        "routing.balance.load_balancing_loss: coefficient, estimator, name, scope",
+        "routing.balance.load_balancing_loss: coefficient, estimator, name, scope, window_steps",
     ),
     (
         ["data.mix.domains.letters.sources=[{kind: files, glob: x, reader: {kind: jsonl, feild: t}}]"],
@@ -118,7 +119,7 @@ BAD_INPUT = [
     ),
     (
         ["routing.balance.even={}"],
-        "command line: routing.balance.even: Unknown balancer 'even'. Available: load_balancing_loss, ",
+        "command line: routing.balance.even: Unknown balancer 'even'. Available: entropy, ",
     ),
     (
         ["data.mix.domains.digits.sources=[{kind: fils}]"],
@@ -148,7 +149,7 @@ BAD_INPUT = [
     ),
     (
         ["routing.balance.load_balancing_loss.estimator=previous"],
-        "routing.balance.load_balancing_loss: estimator is previous with scope sequence, whose counts are exact; "
+        "routing.balance.load_balancing_loss: estimator is previous with scope sequence, which needs none; "
         "leave estimator out or set scope to global_batch",
     ),
     (["seed=2147483648"], "command line: seed is 2147483648: input should be less than or equal to 2147483647"),
@@ -186,11 +187,34 @@ BAD_INPUT = [
         "model.moe.top_k, or have fewer groups (a mix with fewer domains, or a coarser routing.router.partition)",
     ),
     (
+        ["routing.balance=none", "routing.router.name=reference", "routing.router.document_parts=3"],
+        "6 groups with at least 2 experts each need 12 experts, but there are 8; raise model.moe.num_experts",
+    ),
+    (
+        ["routing.balance=none", "routing.router={name: reference, partition: {all: [digit, letters]}}"],
+        "routing.router.partition.all names 'digit', which is no domain of the mix. Did you mean 'digits'?",
+    ),
+    (
+        ["routing.balance=none", "routing.router={name: reference, partition: {all: [digits]}}"],
+        "routing.router.partition has no group for the domain 'letters'; add it to one of the groups",
+    ),
+    (
+        ["routing.balance=none", "routing.router.name=reference", "model.moe.num_copy_experts=1"],
+        "routing.router.name is reference, whose groups would hold the zero-computation experts of model.moe unevenly",
+    ),
+    (
+        ["parallel.expert_parallel_size=3", "model.moe={split: 2, expert_hidden_size: 16}"],
+        "parallel.expert_parallel_size is 3, which does not divide model.moe.num_experts times model.moe.split = 16; ",
+    ),
+    (
         ["routing.balance=none", "routing.router.name=reference", "data.mix.domains.digits.labelled=false"],
         "command line: routing.router.name is reference, which needs a label for every token, but data.mix.domains."
         "digits is not labelled; set its `labelled` to true, leave it out, or choose another router",
     ),
-    (["routing.router.name=hash"], "the router 'hash' has no scores that load_balancing_loss could balance"),
+    (
+        ["routing.router.name=hash"],
+        "routing.balance.load_balancing_loss (load_balancing_loss) needs scores of all experts, which the router 'hash'",
+    ),
     (["data.mix=nowhere.yaml"], "command line: there is no file 'nowhere.yaml', neither in . nor embedded."),
 ]
 

@@ -5,6 +5,7 @@ Shape suffixes: R ranks, M micro-batches of a step, S steps, T tokens of a micro
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -36,7 +37,7 @@ def route(x_TH: Tensor, weight_EH: Tensor) -> RoutingDecision:
     return RoutingDecision(ids_TK, probabilities_TE.gather(1, ids_TK), probabilities_TE, logits_TE)
 
 
-def context(num_sequences: int = SEQUENCES) -> RoutingContext:
+def context(num_sequences: int) -> RoutingContext:
     zeros = torch.zeros(num_sequences, LENGTH, dtype=torch.int64)
     return RoutingContext(zeros, zeros, zeros, zeros, torch.arange(num_sequences))
 
@@ -45,11 +46,14 @@ def balance(options: dict[str, Any], x_SRMTH: Tensor, weight_EH: Tensor) -> list
     """This rank's losses, gradient of their mean over micro-batches, and biases, step by step."""
     configs = RoutingConfig.model_validate({"router": {"name": "top_k"}, "balance": options}).balance
     group = dist.group.WORLD if dist.get_world_size() > 1 else None
-    balancing = Balancing(configs, num_layers=1, num_experts=E, data_parallel_group=group)
+    balancing = Balancing(configs, num_layers=1, num_experts=E, top_k=K, data_parallel_group=group)
     steps = []
     for x_MTH in x_SRMTH[:, dist.get_rank()]:
         weight = weight_EH.clone().requires_grad_()
-        terms = [balancing([route(x_TH, weight)], context()) for x_TH in x_MTH]
+        decisions = [[route(x_TH, weight)] for x_TH in x_MTH]
+        if balancing.reads_counts_ahead and len(decisions) > 1:
+            balancing.begin_step([(layers, None) for layers in decisions])
+        terms = [balancing(layers, context(len(x_MTH[0]) // LENGTH)) for layers in decisions]
         loss = torch.stack([term.loss for term in terms]).mean()
         gradient = torch.autograd.grad(loss, weight)[0] if loss.requires_grad else torch.zeros_like(weight)
         balancing.finish_step()
@@ -57,6 +61,7 @@ def balance(options: dict[str, Any], x_SRMTH: Tensor, weight_EH: Tensor) -> list
         steps.append(
             {
                 "losses": [term.loss.detach() for term in terms],
+                "loss": loss.detach(),
                 "gradient": gradient,
                 "bias": None if bias_YE is None else bias_YE.clone(),
                 "counts": balancing.previous_counts_YE.clone(),
@@ -99,6 +104,89 @@ def test_data_parallel_scope_gives_the_gradient_of_the_concatenated_batch(
         balance, 2, {"load_balancing_loss": {"coefficient": 1.0, "scope": "micro_batch"}}, *inputs(1, 2, 1)
     )
     assert not torch.allclose(mean_of(alone, 0, "gradient"), mean_of(ranks, 0, "gradient"), rtol=1e-3)
+
+
+def entropy_loss(decision: RoutingDecision) -> Tensor:
+    def entropy(p_XE: Tensor) -> Tensor:
+        return -(p_XE * p_XE.log()).sum(-1) / math.log(E)
+
+    assert decision.probabilities_TE is not None
+    return entropy(decision.probabilities_TE).mean() - entropy(decision.probabilities_TE.mean(0))
+
+
+def variance_loss(decision: RoutingDecision) -> Tensor:
+    assert decision.probabilities_TE is not None
+    return -decision.probabilities_TE.var(0, correction=0).sum() * E / (E - 1)
+
+
+def importance_loss(decision: RoutingDecision) -> Tensor:
+    chosen_TKE = torch.nn.functional.one_hot(decision.expert_ids_TK, E)
+    importance_E = (decision.weights_TK[..., None] * chosen_TKE).sum((0, 1))
+    return importance_E.var(correction=0) / importance_E.mean() ** 2
+
+
+NOT_LINEAR = {"entropy": entropy_loss, "variance": variance_loss, "importance": importance_loss}
+
+
+@pytest.mark.parametrize("name", NOT_LINEAR)
+def test_a_loss_that_is_not_linear_is_that_of_the_concatenated_batch(
+    name: str, run_on_ranks: Callable[..., list[Any]]
+) -> None:
+    x_SRMTH, weight_EH = inputs(1, 2, 2)
+    options = {name: {"coefficient": 1.0, "scope": "data_parallel"}}
+    ranks = run_on_ranks(balance, 2, options, x_SRMTH, weight_EH)
+    weight = weight_EH.clone().requires_grad_()
+    oracles = [NOT_LINEAR[name](route(x_SRMTH[0, :, micro].reshape(2 * T, H), weight)) for micro in range(2)]
+    for rank in ranks:
+        for loss, oracle in zip(rank[0]["losses"], oracles, strict=True):
+            torch.testing.assert_close(loss, oracle.detach(), rtol=1e-5, atol=1e-7)
+    gradient_EH = torch.autograd.grad(torch.stack(oracles).mean(), weight)[0]
+    torch.testing.assert_close(mean_of(ranks, 0, "gradient"), gradient_EH, rtol=1e-4, atol=1e-7)
+    # The mean of the ranks' own losses is another.
+    options[name]["scope"] = "micro_batch"
+    alone = run_on_ranks(balance, 2, options, x_SRMTH, weight_EH)
+    assert (mean_of(alone, 0, "gradient") - gradient_EH).norm() > 1e-3 * gradient_EH.norm()
+
+
+def test_exact_is_the_same_for_every_way_to_split_the_batch(run_on_ranks: Callable[..., list[Any]]) -> None:
+    """Loss and gradient, over two steps."""
+    x_SNMTH, weight_EH = inputs(2, 4, 1)
+    x_SNTH = x_SNMTH.squeeze(2)
+    options = {"load_balancing_loss": {"coefficient": 1.0, "scope": "global_batch", "estimator": "exact"}}
+    for num_ranks, micro_batches in ((1, 1), (1, 4), (2, 1), (2, 2), (4, 1)):
+        x_SRMTH = x_SNTH.reshape(2, num_ranks, micro_batches, -1, H)
+        ranks = run_on_ranks(balance, num_ranks, options, x_SRMTH, weight_EH)
+        for step, x_NTH in enumerate(x_SNTH):
+            weight = weight_EH.clone().requires_grad_()
+            decision = route(x_NTH.reshape(-1, H), weight)
+            oracle = balancing_loss(count([decision]), decision)
+            gradient_EH = torch.autograd.grad(oracle, weight)[0]
+            loss = mean_of(ranks, step, "loss")
+            assert (loss - oracle).abs() <= 1e-6 * oracle, (num_ranks, micro_batches)
+            error = (mean_of(ranks, step, "gradient") - gradient_EH).norm()
+            assert error <= 1e-6 * gradient_EH.norm(), (num_ranks, micro_batches)
+
+
+def test_window_scope_averages_the_steps_of_all_ranks(run_on_ranks: Callable[..., list[Any]]) -> None:
+    x_SRMTH, weight_EH = inputs(4, 2, 2)
+    options: dict[str, Any] = {
+        "load_balancing_loss": {"coefficient": 1.0, "scope": "window", "window_steps": 3},
+        "loss_free_bias": {"update_rate": 0.1, "scope": "window", "window_steps": 3, "update": "proportional"},
+    }
+    ranks = run_on_ranks(balance, 2, options, x_SRMTH, weight_EH)
+    window_E, bias_E = None, torch.zeros(E)
+    for step, x_RMTH in enumerate(x_SRMTH):
+        decisions_RM = [[route(x_TH, weight_EH) for x_TH in x_MTH] for x_MTH in x_RMTH]
+        for micro in range(2):
+            so_far_E = count([row[m] for row in decisions_RM for m in range(micro + 1)])
+            for rank in range(2):
+                loss = balancing_loss(so_far_E if window_E is None else window_E, decisions_RM[rank][micro])
+                torch.testing.assert_close(ranks[rank][step]["losses"][micro], loss)
+        counts_E = count([decision for row in decisions_RM for decision in row])
+        window_E = counts_E if window_E is None else window_E * 2 / 3 + counts_E / 3
+        bias_E = bias_E + 0.1 * (1 - window_E / window_E.mean())
+        for rank in range(2):
+            torch.testing.assert_close(ranks[rank][step]["bias"][0], bias_E)
 
 
 @pytest.mark.parametrize("estimator", ["online", "previous"])

@@ -48,6 +48,7 @@ def test_every_combination_is_a_run(tmp_path: Path):
     }
     assert list(suite.config.runs) == list(seen)
     assert suite.config.grid == {}
+    assert suite.config.runs["top1-fixed"].description == "choices top1, router fixed"
 
 
 def test_a_later_axis_wins_and_a_listed_run_changes_its_combination(tmp_path: Path):

@@ -20,7 +20,7 @@ MODEL = {
     "num_layers": 2,
     "hidden_size": 16,
     "num_heads": 2,
-    "moe": {"num_experts": 6, "top_k": 2, "expert_hidden_size": 8},
+    "moe": {"num_experts": 12, "top_k": 2, "expert_hidden_size": 8},
 }
 
 

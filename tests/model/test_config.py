@@ -74,7 +74,7 @@ def test_dense_baseline_has_equal_active_parameters(
     [
         ({"hidden_size": 24, "num_heads": 8}, r"model\.hidden_size is 24.*no multiple of 2 \* model\.num_heads = 16"),
         ({"num_layers": 1, "moe": {"every": 2}}, r"model\.moe\.every is 2 but model\.num_layers is 1"),
-        ({"moe": {"top_k": 7}}, r"model\.moe\.top_k is 7 but model\.moe\.num_experts is only 6"),
+        ({"moe": {"top_k": 13}}, r"model\.moe\.top_k is 13 but model\.moe\.num_experts is only 12"),
         ({"moe": {"expert_hidden_size": 12}}, "multiple of 8"),
         (
             {"moe": {"split": 2}},

@@ -92,7 +92,7 @@ def test_loss_is_cross_entropy_plus_coefficient_times_terms(make_model: MakeMode
     torch.testing.assert_close(output.loss, expected)
     fraction_YE = model.balancing.step_counts_YE / 72  # type: ignore[union-attr]
     by_hand = [
-        6 * (fraction_E * layer.decision.probabilities_TE.mean(0)).sum()
+        model.config.moe.num_experts * (fraction_E * layer.decision.probabilities_TE.mean(0)).sum()
         for fraction_E, layer in zip(fraction_YE, output.layers, strict=True)
     ]
     torch.testing.assert_close(balance, torch.stack(by_hand).mean())
@@ -174,7 +174,9 @@ def test_names_that_checkpoints_would_lose_are_refused(make_model: MakeModel) ->
     model = make_model()
     refuse_expert_names(model)
     model.blocks[0].routing.router.register_parameter("expert_scale", nn.Parameter(torch.ones(3)))
-    with pytest.raises(ValueError, match=r"'blocks\.0\.routing\.router\.expert_scale' has 'expert' in its name.*rename"):
+    with pytest.raises(
+        ValueError, match=r"'blocks\.0\.routing\.router\.expert_scale' has 'expert' in its name.*rename"
+    ):
         refuse_expert_names(model)
 
 

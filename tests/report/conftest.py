@@ -18,7 +18,10 @@ DIFFICULTY = np.array([2.9, 3.4, 3.1, 3.6, 2.6, 2.4, 3.9, 2.2])
 
 @dataclass(frozen=True)
 class FakeRun:
-    """What to construct: the final loss above the domains' difficulty, and how the experts are used."""
+    """What to construct: the final loss above the domains' difficulty, and how the experts are used.
+
+    ``drops`` is the share of assignments dropped, ``drops_first`` that of the first domain where it differs.
+    """
 
     router: str
     gap: float
@@ -27,6 +30,7 @@ class FakeRun:
     state: str = "finished"
     reason: str | None = None
     drops: float = 0.0
+    drops_first: float | None = None
     causal: bool = True
     learned: bool = True
     dense: bool = False
@@ -146,6 +150,9 @@ def write_evaluation(
     """Write the last evaluation; 4,096 tokens a domain, two choices a token."""
     num_layers, num_domains, num_experts = (0, *shape[1:]) if run.dense else shape
     tokens = 4096
+    drops_D1 = np.full((num_domains, 1), run.drops)
+    if run.drops_first is not None:
+        drops_D1[0] = run.drops_first
     sequence_domain = np.repeat(np.arange(num_domains), sequences_per_domain)
     shared = np.random.default_rng(7).normal(0, 0.3, (num_domains, sequences_per_domain))
     deviation = shared + 0.02 * rng.standard_normal(shared.shape)
@@ -172,7 +179,7 @@ def write_evaluation(
         sequence_domain_N=sequence_domain,
         counts_top_1_YDE=counts // 2,
         counts_top_k_YDE=counts,
-        dropped_YDE=(counts * run.drops).astype(np.int64),
+        dropped_YDE=(counts * drops_D1).astype(np.int64),
         shuffled_counts_top_k_YDE=shuffled,
     )
 
@@ -183,7 +190,9 @@ DEMO = {
     "permuted_reference": FakeRun("permuted_reference", 0.38, 0.0, 0.1, description="reference, labels permuted"),
     "top_k_global": FakeRun("top_k", 0.06, 0.55, 0.25, description="top-2, global-batch balance"),
     "top_k_sequence": FakeRun("top_k", 0.12, 0.14, 0.1, description="top-2, sequence balance"),
-    "sigmoid_bias": FakeRun("sigmoid", 0.08, 0.48, 0.5, drops=0.03, description="sigmoid, loss-free bias"),
+    "sigmoid_bias": FakeRun(
+        "sigmoid", 0.08, 0.48, 0.5, drops=0.03, drops_first=0.4, description="sigmoid, loss-free bias"
+    ),
     "hash": FakeRun("hash", 0.01, 0.1, 0.2, learned=False, description="token-id hash"),
     "random": FakeRun("random", 0.45, 0.0, 0.0, learned=False, description="random experts"),
     "expert_choice": FakeRun("expert_choice", 0.05, 0.6, 0.0, causal=False, description="experts choose; not causal"),

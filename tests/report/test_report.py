@@ -82,6 +82,21 @@ def test_page_files_and_figures(small: Path) -> None:
     assert {"scatter", "loss_evaluation", "loss_train", "loss_by_domain", "layers", "routing_top_k_global"} <= names
 
 
+def test_a_table_tells_what_was_dropped_where_something_was(make_suite: MakeSuite) -> None:
+    labels = ("reference", "permuted_reference", "dense", "sigmoid_bias")
+    paths = write_report(make_suite(labels=labels, num_layers=1))
+    html, results = paths.report_html.read_text(), json.loads(paths.results_json.read_text())
+    section = Page(html.partition('<section id="dropped">')[2].partition("</section>")[0])
+    (run,) = [run for run in results["runs"] if run["label"] == "sigmoid_bias"]
+    shown = list(run["drop_rate_by_domain"].values())
+    shown += [run["routing"][form]["domain_information"] for form in ("top_k", "top_k_kept")]
+    assert {str(stat["mean"]) for stat in shown} <= set(section.values)
+    assert [value for value in section.values if value in labels] == ["sigmoid_bias"]
+
+    without = write_report(make_suite("dropless", labels=labels[:3], num_layers=1)).report_html.read_text()
+    assert "Dropped by domain" not in without
+
+
 def test_the_same_folder_gives_the_same_page(make_suite: MakeSuite) -> None:
     suite = make_suite(labels=("reference", "permuted_reference", "dense"), num_layers=1)
     pages = [write_report(suite).report_html.read_bytes() for _ in range(2)]

@@ -75,10 +75,23 @@ def test_routing_metrics_are_per_layer_and_averaged(make_suite: MakeSuite) -> No
 
 def test_dropped_assignments_have_a_form_of_their_own(make_suite: MakeSuite) -> None:
     runs = by_label(read_results(make_suite()))
-    assert runs["sigmoid_bias"]["drop_rate"]["mean"] == pytest.approx(0.03, abs=0.005)
+    assert runs["sigmoid_bias"]["drop_rate"]["mean"] == pytest.approx((0.4 + 7 * 0.03) / 8, abs=0.005)
     assert "top_k_kept" in runs["sigmoid_bias"]["routing"]
     assert runs["reference"]["drop_rate"]["mean"] == 0
     assert "top_k_kept" not in runs["reference"]["routing"]
+
+
+def test_drop_rates_are_told_by_domain(make_suite: MakeSuite) -> None:
+    runs = by_label(read_results(make_suite()))
+    by_domain = runs["sigmoid_bias"]["drop_rate_by_domain"]
+    assert by_domain["legal_english"]["mean"] == pytest.approx(0.4, abs=0.005)
+    others = [stat["mean"] for domain, stat in by_domain.items() if domain != "legal_english"]
+    assert others == pytest.approx([0.03] * 7, abs=0.005)
+    assert len(by_domain["music"]["layers"]) == 2
+    overall = np.mean([stat["mean"] for stat in by_domain.values()])
+    assert runs["sigmoid_bias"]["drop_rate"]["mean"] == pytest.approx(overall)
+    assert {stat["mean"] for stat in runs["reference"]["drop_rate_by_domain"].values()} == {0}
+    assert runs["dense"]["drop_rate_by_domain"]["music"]["mean"] is None
 
 
 def test_spread_over_seeds(make_suite: MakeSuite) -> None:

@@ -7,11 +7,14 @@ import torch
 from torch import Tensor
 
 from moe_testbed.routing import routers
-from moe_testbed.routing.records import RouterSetting, RoutingContext, RoutingDecision
+from moe_testbed.routing.records import LayerStep, RouterSetting, RoutingContext, RoutingDecision
 from moe_testbed.routing.router import ROUTERS, Router
+from moe_testbed.routing.scopes import count_assignments
+from tests.routing import oracles_learned, oracles_pool
 from tests.routing.oracles import ORACLES
 
-assert routers.__all__
+# Importing them registers routers and oracles.
+assert routers.__all__ and oracles_learned and oracles_pool
 
 DOMAINS = ("prose", "code", "law", "music")
 DOMAIN_WEIGHTS = (0.4, 0.3, 0.2, 0.1)
@@ -91,6 +94,33 @@ def single_domain_context(sequences: int, length: int = 2) -> RoutingContext:
     return replace(context, domain_BL=domain_B[:, None].expand(sequences, length), sequence_B=torch.arange(sequences))
 
 
+def run_step(router: Router, micro_batches: list[tuple[Tensor, RoutingContext]]) -> LayerStep:
+    """One optimizer step of a router in training, in one process."""
+    counts_E, tokens = torch.zeros(router.setting.num_experts, dtype=torch.int64), torch.tensor(0)
+    for x_TD, context in micro_batches:
+        decision = router(x_TD, context)
+        router.observe(decision, context)
+        counts_E += count_assignments(decision.expert_ids_TK, len(counts_E), context.valid_T)
+        tokens += len(x_TD) if context.valid_T is None else context.valid_T.sum()
+    step = LayerStep(counts_E, tokens, lambda values: values)
+    router.finish_step(step)
+    return step
+
+
+def run_steps(router: Router, steps: int, sequences: int = 8, length: int = 8) -> list[LayerStep]:
+    """Optimizer steps of two micro-batches each, of random tokens; the router is left in the mode it was in."""
+    training = router.training
+    router.train()
+    done = []
+    for step in range(steps):
+        contexts = [make_context(sequences, length, seed=100 * step + part) for part in range(2)]
+        done.append(
+            run_step(router, [(hidden_states(c, seed=100 * step + part), c) for part, c in enumerate(contexts)])
+        )
+    router.train(training)
+    return done
+
+
 def rows(context: RoutingContext, chosen: slice) -> RoutingContext:
     """The context of some of the sequences."""
     return replace(
@@ -106,6 +136,12 @@ def rows(context: RoutingContext, chosen: slice) -> RoutingContext:
 def hidden_states(context: RoutingContext, dtype: torch.dtype = torch.float32, seed: int = 11) -> Tensor:
     T = context.token_ids_BL.numel()
     return torch.randn(T, HIDDEN, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+
+
+def same_decision(actual: RoutingDecision, expected: RoutingDecision) -> bool:
+    """The same experts and weights, bit for bit."""
+    same_experts = torch.equal(actual.expert_ids_TK, expected.expert_ids_TK)
+    return same_experts and torch.equal(actual.weights_TK, expected.weights_TK)
 
 
 def assert_same_decision(actual: RoutingDecision, expected: RoutingDecision) -> None:

@@ -1,6 +1,6 @@
 """Balance sets and their losses by loops over tokens, from the definitions alone. Nothing here calls the package."""
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -9,22 +9,26 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class NaiveLayer:
-    """One layer's routing of a micro-batch: per token its experts and its probabilities, and whether it is padding."""
+    """One layer's routing of a micro-batch: per token its experts, its probabilities, whether it is no padding, and the
+    number of its document."""
 
     experts: list[list[int]]
     probabilities_TE: Tensor
     valid: list[bool]
+    documents: list[int] | None = None
 
 
-def sequence_of(length: int) -> Callable[[int], int]:
-    return lambda t: t // length
-
-
-SET_OF_TOKEN: dict[str, Callable[[int], Callable[[int], int]]] = {
-    "token": lambda length: lambda t: t,
-    "sequence": sequence_of,
-    "micro_batch": lambda length: lambda t: 0,
-}
+def set_of_token(scope: str, token: int, length: int, documents: list[int] | None) -> tuple[int, ...]:
+    """What the tokens of one balance set have in common."""
+    if scope == "token":
+        return (token,)
+    if scope == "sequence":
+        return (token // length,)
+    if scope == "document":
+        assert documents is not None
+        return token // length, documents[token]
+    assert scope == "micro_batch"
+    return ()
 
 
 def count(layers: list[NaiveLayer], num_experts: int) -> list[int]:
@@ -40,15 +44,14 @@ def count(layers: list[NaiveLayer], num_experts: int) -> list[int]:
 
 def sets_of(layer: NaiveLayer, scope: str, length: int) -> list[list[int]]:
     """Tokens of every balance set that holds a token."""
-    set_of = SET_OF_TOKEN[scope](length)
-    sets: dict[int, list[int]] = {}
+    sets: dict[tuple[int, ...], list[int]] = {}
     for token, valid in enumerate(layer.valid):
         if valid:
-            sets.setdefault(set_of(token), []).append(token)
+            sets.setdefault(set_of_token(scope, token, length, layer.documents), []).append(token)
     return list(sets.values())
 
 
-def loss_of_set(tokens: list[int], layer: NaiveLayer, counts: list[int]) -> Tensor:
+def loss_of_set(tokens: list[int], layer: NaiveLayer, counts: Sequence[float]) -> Tensor:
     """``E * sum_i f_i P_i`` of one set."""
     E = layer.probabilities_TE.shape[1]
     total = torch.zeros((), dtype=layer.probabilities_TE.dtype)
@@ -58,27 +61,44 @@ def loss_of_set(tokens: list[int], layer: NaiveLayer, counts: list[int]) -> Tens
     return total
 
 
-def naive_loss(layer: NaiveLayer, scope: str, length: int, wider_counts: list[int] | None = None) -> Tensor:
+def naive_loss(layer: NaiveLayer, scope: str, length: int, wider_counts: Sequence[float] | None = None) -> Tensor:
     """Mean over tokens of the loss of the set that they belong to."""
     E, total = layer.probabilities_TE.shape[1], torch.zeros((), dtype=layer.probabilities_TE.dtype)
     for tokens in sets_of(layer, scope, length):
         own = NaiveLayer([layer.experts[t] for t in tokens], layer.probabilities_TE, [True] * len(tokens))
-        counts = count([own], E) if wider_counts is None else wider_counts
+        counts = wider_counts or count([own], E)
         total = total + len(tokens) * loss_of_set(tokens, layer, counts)
     return total / sum(layer.valid)
 
 
-def naive_direction(layer: NaiveLayer, scope: str, length: int) -> list[float]:
-    """Mean over tokens of the sign of (mean count - count) in the set that they belong to."""
+def naive_direction(layer: NaiveLayer, scope: str, length: int, update: str = "sign") -> list[float]:
+    """Mean over tokens of the update in the set that they belong to."""
     E = layer.probabilities_TE.shape[1]
     direction = [0.0] * E
     for tokens in sets_of(layer, scope, length):
         own = NaiveLayer([layer.experts[t] for t in tokens], layer.probabilities_TE, [True] * len(tokens))
-        for i, sign in enumerate(signs(count([own], E))):
-            direction[i] += len(tokens) / sum(layer.valid) * sign
+        for i, step in enumerate(UPDATES[update](count([own], E))):
+            direction[i] += len(tokens) / sum(layer.valid) * step
     return direction
 
 
-def signs(counts: list[int]) -> list[int]:
-    """sign(mean(C) - C_i), in integers."""
-    return [(sum(counts) > c * len(counts)) - (sum(counts) < c * len(counts)) for c in counts]
+def signs(counts: Sequence[float]) -> list[float]:
+    """sign(mean(C) - C_i), without rounding."""
+    return [float((sum(counts) > c * len(counts)) - (sum(counts) < c * len(counts))) for c in counts]
+
+
+def distances(counts: Sequence[float]) -> list[float]:
+    """(mean(C) - C_i) / mean(C)."""
+    mean = sum(counts) / len(counts)
+    return [(mean - c) / mean for c in counts]
+
+
+UPDATES = {"sign": signs, "proportional": distances}
+
+
+def naive_window(steps: list[list[int]], n: int) -> list[float]:
+    """Moving average of the counts of some steps: the newest weighs 1 / n, the first stands for all before it."""
+    average = [float(c) for c in steps[0]]
+    for counts in steps[1:]:
+        average = [(1 - 1 / n) * a + 1 / n * c for a, c in zip(average, counts, strict=True)]
+    return average

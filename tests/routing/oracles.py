@@ -15,7 +15,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Problem:
-    """What a router is built from, in plain Python, with its parameters (float64) and buffers, and whether it trains."""
+    """What a router is built from, in plain Python: its parameters (float64) and buffers, and whether it trains."""
 
     num_experts: int
     top_k: int

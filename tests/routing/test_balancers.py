@@ -12,10 +12,12 @@ from moe_testbed.routing.balancers.loss_free_bias import LossFreeBiasConfig
 from moe_testbed.routing.balancers.z_loss import z_loss
 from moe_testbed.routing.balancing import Balancing
 from moe_testbed.routing.records import RoutingContext, RoutingDecision
+from moe_testbed.routing.scopes import Scope
 from tests.routing.cases import hidden_states, make_context, make_router
-from tests.routing.naive_balance import NaiveLayer, count, naive_direction, signs
+from tests.routing.naive_balance import UPDATES, NaiveLayer, count, naive_direction, naive_window
 
-E, LENGTH = 6, 4
+E, LENGTH, WINDOW = 6, 4, 3
+SCOPES = [scope.value for scope in Scope]
 
 
 def test_z_loss_is_the_mean_of_squared_log_sum_exps():
@@ -63,14 +65,19 @@ def run(balancing: Balancing, steps: list[list[list[RoutingDecision]]], context:
     return biases
 
 
-def bias_balancing(scope: str = "global_batch", rate: float = 0.01, num_layers: int = 2) -> Balancing:
-    return Balancing({"loss_free_bias": LossFreeBiasConfig(scope=scope, update_rate=rate)}, num_layers, E)
+def bias_balancing(
+    scope: str = "global_batch", rate: float = 0.01, num_layers: int = 2, update: str = "sign"
+) -> Balancing:
+    options = {"scope": scope, "update_rate": rate, "update": update}
+    if scope == "window":
+        options["window_steps"] = WINDOW
+    return Balancing({"loss_free_bias": LossFreeBiasConfig.model_validate(options)}, num_layers, E, 2)
 
 
 @pytest.mark.parametrize("name", ["top_k", "top_k_softmax", "sigmoid", "reference"])
 def test_a_zero_bias_is_no_bias(name: str):
     router, context = make_router((name, {})), make_context()
-    zero_YE = Balancing({"loss_free_bias": LossFreeBiasConfig()}, 2, 24).selection_bias_YE()
+    zero_YE = Balancing({"loss_free_bias": LossFreeBiasConfig()}, 2, 24, 2).selection_bias_YE()
     assert zero_YE is not None and zero_YE.dtype == torch.float32
     x_TD = hidden_states(context)
     biased = router(x_TD, replace(context, selection_bias_YE=zero_YE))
@@ -80,13 +87,14 @@ def test_a_zero_bias_is_no_bias(name: str):
 
 
 def test_without_a_bias_balancer_there_is_no_bias():
-    assert Balancing({"load_balancing_loss": LoadBalancingLossConfig()}, 2, E).selection_bias_YE() is None
+    assert Balancing({"load_balancing_loss": LoadBalancingLossConfig()}, 2, E, 2).selection_bias_YE() is None
 
 
-@pytest.mark.parametrize("scope", ["token", "sequence", "micro_batch", "data_parallel", "global_batch"])
-def test_the_overloaded_experts_bias_falls_and_the_mean_stays_zero(scope: str):
+@pytest.mark.parametrize("update", ["sign", "proportional"])
+@pytest.mark.parametrize("scope", [scope for scope in SCOPES if scope != "window"])
+def test_the_overloaded_experts_bias_falls_and_the_mean_stays_zero(scope: str, update: str):
     overloaded = decision_of([[0, 1 + t % 5] for t in range(2 * LENGTH)])
-    balancing = bias_balancing(scope, num_layers=1)
+    balancing = bias_balancing(scope, num_layers=1, update=update)
     (bias_YE,) = run(balancing, [[[overloaded]]], make_context(2, LENGTH))
     assert bias_YE[0].argmin() == 0 and bias_YE[0, 0] < 0 < bias_YE[0, 1:].max()
     assert abs(bias_YE[0].mean()) < 1e-8
@@ -100,7 +108,7 @@ def test_the_overloaded_experts_bias_falls_and_the_mean_stays_zero(scope: str):
 def test_an_even_load_moves_no_bias():
     """Whatever E: the mean count is compared without rounding."""
     for num_experts in (3, 6, 7, 49):
-        balancing = Balancing({"loss_free_bias": LossFreeBiasConfig(scope="micro_batch")}, 1, num_experts)
+        balancing = Balancing({"loss_free_bias": LossFreeBiasConfig(scope="micro_batch")}, 1, num_experts, 3)
         expert_ids_TK = (torch.arange(2 * num_experts)[:, None] + torch.arange(3)) % num_experts
         probabilities_TE = torch.full((2 * num_experts, num_experts), 1 / num_experts)
         even = RoutingDecision(expert_ids_TK, torch.ones(expert_ids_TK.shape), probabilities_TE)
@@ -108,31 +116,41 @@ def test_an_even_load_moves_no_bias():
         assert (bias_YE == 0).all()
 
 
-@pytest.mark.parametrize("scope", ["token", "sequence", "micro_batch", "data_parallel", "global_batch"])
-def test_bias_against_a_loop_over_steps_and_micro_batches(scope: str):
-    context, rate = make_context(2, LENGTH), 0.01
+@pytest.mark.parametrize("update", ["sign", "proportional"])
+@pytest.mark.parametrize("scope", SCOPES)
+def test_bias_against_a_loop_over_steps_and_micro_batches(scope: str, update: str):
+    document_BL = torch.tensor([[0, 0, 1, 0], [1, 1, 1, 2]])
+    context, rate = replace(make_context(2, LENGTH), document_BL=document_BL), 0.01
     steps = [[[random_decision() for _ in range(2)] for _ in range(3)] for _ in range(4)]
-    actual = run(bias_balancing(scope, rate), steps, context)
+    actual = run(bias_balancing(scope, rate, update=update), steps, context)
 
     bias = [[0.0] * E for _ in range(2)]
+    history: list[list[list[int]]] = [[], []]
     for step, micro_batches in enumerate(steps):
         for layer in range(2):
-            naive = [
-                NaiveLayer(layers[layer].expert_ids_TK.tolist(), torch.zeros(2 * LENGTH, E), [True] * 2 * LENGTH)
-                for layers in micro_batches
-            ]
+            documents = document_BL.flatten().tolist()
+            experts = [layers[layer].expert_ids_TK.tolist() for layers in micro_batches]
+            naive = [NaiveLayer(ids, torch.zeros(2 * LENGTH, E), [True] * 2 * LENGTH, documents) for ids in experts]
+            history[layer].append(count(naive, E))
             if scope == "global_batch":
-                direction = [float(sign) for sign in signs(count(naive, E))]
+                direction = UPDATES[update](history[layer][-1])
+            elif scope == "window":
+                direction = UPDATES[update](naive_window(history[layer], WINDOW))
             else:
                 narrow = "micro_batch" if scope == "data_parallel" else scope
-                directions = [naive_direction(one, narrow, LENGTH) for one in naive]
+                directions = [naive_direction(one, narrow, LENGTH, update) for one in naive]
                 direction = [sum(column) / len(naive) for column in zip(*directions, strict=True)]
             mean = sum(direction) / E
             bias[layer] = [b + rate * (d - mean) for b, d in zip(bias[layer], direction, strict=True)]
         torch.testing.assert_close(actual[step], torch.tensor(bias), rtol=1e-5, atol=1e-7)
 
 
-@pytest.mark.parametrize("scope", ["sequence", "global_batch"])
+def test_an_estimator_that_the_bias_would_ignore_is_refused():
+    with pytest.raises(ValueError, match="estimator is exact, but the bias moves once the step is complete"):
+        LossFreeBiasConfig.model_validate({"estimator": "exact"})
+
+
+@pytest.mark.parametrize("scope", ["sequence", "global_batch", "window"])
 def test_a_resumed_run_continues_the_bias_bit_for_bit(scope: str):
     context = make_context(2, LENGTH)
     steps = [[[random_decision() for _ in range(2)] for _ in range(2)] for _ in range(6)]

@@ -8,7 +8,17 @@ from torch import Tensor
 
 from moe_testbed.routing.records import NO_EXPERT, RoutingContext, RoutingDecision
 from moe_testbed.routing.router import Router
-from tests.routing.cases import Case, case_id, cases_by_top_k, hidden_states, make_context, make_router
+from tests.routing.cases import (
+    Case,
+    case_id,
+    cases,
+    cases_by_top_k,
+    hidden_states,
+    make_context,
+    make_router,
+    run_steps,
+    same_decision,
+)
 from tests.routing.oracles import ORACLES, Problem, Token
 
 TOLERANCES = {torch.float32: 1e-5, torch.float64: 1e-10}
@@ -90,15 +100,8 @@ def assert_close(name: str, actual: Tensor, expected: Tensor, tolerance: float) 
     assert error <= tolerance * expected[finite].abs().max().clamp(min=1e-3), f"{name} is off by {error:g}"
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
-@pytest.mark.parametrize("biased", [False, True], ids=["unbiased", "biased"])
-@pytest.mark.parametrize("case, top_k", cases_by_top_k(1, 2, 5), ids=case_id)
-def test_router_computes_its_formula(case: Case, top_k: int, biased: bool, dtype: torch.dtype):
-    router = make_router(case, top_k).to(dtype)
-    context = make_context()
-    if biased:
-        bias_YE = torch.randn(2, router.setting.num_experts, generator=torch.Generator().manual_seed(17))
-        context = replace(context, selection_bias_YE=bias_YE)
+def assert_matches_the_oracle(case: Case, router: Router, context: RoutingContext, dtype: torch.dtype) -> None:
+    """Experts, weights, probabilities, logits, and the gradients of input and parameters."""
     x_TD = hidden_states(context, dtype).requires_grad_()
     # `frozen` has parameters that take no gradient.
     learned = {name: p for name, p in router.named_parameters() if p.requires_grad}
@@ -121,6 +124,58 @@ def test_router_computes_its_formula(case: Case, top_k: int, biased: bool, dtype
     expected_gradients = gradients(expected, [naive_x_TD, *(naive_parameters[name] for name in learned)])
     for name, gradient, naive in zip(["x_TD", *learned], actual_gradients, expected_gradients, strict=True):
         assert_close(f"gradient of {name}", gradient, naive, TOLERANCES[dtype])
+
+
+def with_bias(context: RoutingContext, router: Router) -> RoutingContext:
+    bias_YE = torch.randn(2, router.setting.num_experts, generator=torch.Generator().manual_seed(17))
+    return replace(context, selection_bias_YE=bias_YE)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
+@pytest.mark.parametrize("biased", [False, True], ids=["unbiased", "biased"])
+@pytest.mark.parametrize("case, top_k", cases_by_top_k(1, 2, 5), ids=case_id)
+def test_router_computes_its_formula(case: Case, top_k: int, biased: bool, dtype: torch.dtype):
+    router, context = make_router(case, top_k).to(dtype), make_context()
+    if biased:
+        context = with_bias(context, router)
+    assert_matches_the_oracle(case, router, context, dtype)
+
+
+@pytest.mark.parametrize("biased", [False, True], ids=["unbiased", "biased"])
+@pytest.mark.parametrize("case, top_k", cases_by_top_k(1, 2), ids=case_id)
+def test_router_computes_its_formula_in_evaluation(case: Case, top_k: int, biased: bool):
+    router, context = make_router(case, top_k).double(), make_context()
+    if biased:
+        context = with_bias(context, router)
+    x_TD = hidden_states(context, torch.float64)
+    in_training = router(x_TD, context)
+    router.eval()
+    if not same_decision(router(x_TD, context), in_training):
+        assert_matches_the_oracle(case, router, context, torch.float64)
+
+
+STATEFUL = [(case, top_k) for case, top_k in cases_by_top_k(1, 2) if [*make_router(case, top_k).buffers()]]
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
+@pytest.mark.parametrize("case, top_k", STATEFUL, ids=case_id)
+def test_router_computes_its_formula_once_its_state_has_moved(case: Case, top_k: int, training: bool):
+    router = make_router(case, top_k).double()
+    before = {name: buffer.clone() for name, buffer in router.named_buffers()}
+    run_steps(router, 4)
+    if any(not torch.equal(buffer, before[name]) for name, buffer in router.named_buffers()):
+        assert_matches_the_oracle(case, router.train(training), make_context(), torch.float64)
+
+
+def test_states_do_move():
+    """Otherwise the test above would say nothing."""
+    for case in cases(["top_p", "expert_threshold"]):
+        router = make_router(case)
+        before = {name: value.clone() for name, value in router.state_dict().items()}
+        run_steps(router, 2)
+        assert all(
+            not torch.equal(value, before[name]) for name, value in router.state_dict().items() if "scorer" not in name
+        )
 
 
 def test_the_selection_bias_moves_choices_and_not_weights():

@@ -24,14 +24,21 @@ def refused(router: Any, balance: Any = None) -> str:
 
 def test_the_catalogue():
     assert set(ROUTERS.names()) >= {
+        "cosine",
+        "expert_threshold",
         "frozen",
+        "group_limited",
         "hash",
+        "mlp",
+        "noisy_top_k",
         "permuted_reference",
         "random",
         "reference",
+        "relu",
         "sigmoid",
         "top_k",
         "top_k_softmax",
+        "top_p",
     }
     assert set(BALANCERS.names()) >= {"load_balancing_loss", "loss_free_bias", "z_loss"}
 
@@ -45,7 +52,9 @@ def test_every_router_is_built_from_its_name_alone(name: str):
 
 @pytest.mark.parametrize("name", BALANCERS.names())
 def test_every_balancer_is_built_from_its_name_alone(name: str):
-    config = parse({"name": "top_k"}, {name: {}}).balance[name]
+    needs = BALANCERS.get(name).Config().needs
+    router = next(router for router in ROUTERS.names() if needs <= ROUTERS.get(router).Config().provides)
+    config = parse({"name": router}, {name: {}}).balance[name]
     assert type(config) is BALANCERS.get(name).Config
     assert config.name == name == type(config).model_validate({}).name
 
@@ -67,7 +76,7 @@ def test_an_unknown_router_names_the_nearest_and_all_others():
 
 
 def test_a_router_needs_a_name():
-    assert "a router needs a name: one of frozen, hash" in refused({"normalise": True})
+    assert f"a router needs a name: one of {', '.join(ROUTERS.names())}" in refused({"normalise": True})
     assert "Unknown router '['top_k']'" in refused({"name": ["top_k"]})
 
 
@@ -84,6 +93,15 @@ def test_an_unknown_option_is_named():
         ({"name": "sigmoid", "route_scale": 0}, "route_scale"),
         ({"name": "hash", "table": "even"}, "table"),
         ({"name": "reference", "groups": "none"}, "groups"),
+        ({"name": "group_limited", "groups": 0}, "groups"),
+        ({"name": "group_limited", "groups_kept": 0}, "groups_kept"),
+        ({"name": "group_limited", "group_score": "mean"}, "group_score"),
+        ({"name": "group_limited", "affinity": "relu"}, "affinity"),
+        ({"name": "mlp", "hidden_size": 0}, "hidden_size"),
+        ({"name": "cosine", "projection_size": 1}, "projection_size"),
+        ({"name": "cosine", "initial_scale": 101}, "initial_scale"),
+        ({"name": "top_p", "rate": -0.1}, "rate"),
+        ({"name": "expert_threshold", "decay": 1.0}, "decay"),
         ({"name": "permuted_reference", "inside": "random"}, "inside"),
     ],
 )
@@ -119,7 +137,7 @@ def test_an_unknown_balancer_names_the_nearest():
 
 def test_balance_must_be_a_mapping():
     message = refused({"name": "top_k"}, ["z_loss"])
-    assert "expected a mapping of balancers (load_balancing_loss" in message and "or none, got ['z_loss']" in message
+    assert f"expected a mapping of balancers ({', '.join(BALANCERS.names())}) or none, got ['z_loss']" in message
 
 
 @pytest.mark.parametrize(
@@ -136,6 +154,20 @@ def test_a_router_without_scores_cannot_be_balanced(router: dict[str, Any]):
     assert f"z_loss (z_loss) needs scores of all experts, which the router '{router['name']}' does not have" in message
     assert "or routing.balance: none" in message
     assert parse(router, "none").router.name == router["name"]
+
+
+@pytest.mark.parametrize(
+    ("router", "balancer", "missing"),
+    [
+        ("top_p", "loss_free_bias", "a selection that takes a bias"),
+        ("relu", "loss_free_bias", "a selection that takes a bias"),
+        ("expert_threshold", "loss_free_bias", "a selection that takes a bias"),
+        ("top_k", "load", "noise in its scores"),
+        ("top_k", "l1_sparsity", "gates that are the positive part of its scores"),
+    ],
+)
+def test_a_router_is_balanced_by_what_it_provides(router: str, balancer: str, missing: str):
+    assert f"needs {missing}, which the router '{router}' does not have" in refused({"name": router}, {balancer: {}})
 
 
 def test_configs_are_frozen():

@@ -8,11 +8,11 @@ from torch import Tensor
 
 from moe_testbed.routing.balancers.load_balancing_loss import load_balancing_loss
 from moe_testbed.routing.records import NO_EXPERT, RoutingContext, RoutingDecision
-from moe_testbed.routing.scopes import Scope, count_assignments, load_in_scope
+from moe_testbed.routing.scopes import Estimator, Scope, ScopeConfig, count_assignments, load_in_scope, token_sets
 from tests.routing.cases import DOMAINS, make_context, make_router
 from tests.routing.naive_balance import NaiveLayer, count, naive_loss
 
-NARROW = [Scope.TOKEN, Scope.SEQUENCE, Scope.MICRO_BATCH]
+NARROW = [Scope.TOKEN, Scope.SEQUENCE, Scope.DOCUMENT, Scope.MICRO_BATCH]
 SIZES = [(4, 1), (8, 2), (6, 3), (16, 5), (5, 5)]
 
 
@@ -22,6 +22,15 @@ def draw_experts(tokens: int, num_experts: int, top_k: int) -> Tensor:
     return expert_ids_TK.masked_fill(torch.rand(tokens, top_k) < 0.2, NO_EXPERT)
 
 
+class AsGiven(torch.nn.Module):
+    """In place of a router's scorer: what comes in is the logits."""
+
+    weight = torch.zeros(())
+
+    def forward(self, logits_TE: Tensor) -> Tensor:
+        return logits_TE
+
+
 def decision_of(expert_ids_TK: Tensor, probabilities_TE: Tensor) -> RoutingDecision:
     return RoutingDecision(expert_ids_TK, torch.ones(expert_ids_TK.shape), probabilities_TE)
 
@@ -29,7 +38,9 @@ def decision_of(expert_ids_TK: Tensor, probabilities_TE: Tensor) -> RoutingDecis
 def naive_layer(decision: RoutingDecision, context: RoutingContext) -> NaiveLayer:
     assert decision.probabilities_TE is not None
     valid = [True] * len(decision.expert_ids_TK) if context.valid_BL is None else context.valid_BL.flatten().tolist()
-    return NaiveLayer(decision.expert_ids_TK.tolist(), decision.probabilities_TE, valid)
+    assert context.document_BL is not None
+    documents = context.document_BL.flatten().tolist()
+    return NaiveLayer(decision.expert_ids_TK.tolist(), decision.probabilities_TE, valid, documents)
 
 
 def loss_and_gradient(
@@ -48,7 +59,8 @@ def loss_and_gradient(
 @pytest.mark.parametrize("padded", [False, True], ids=["whole", "padded"])
 @pytest.mark.parametrize("scope", list(Scope))
 def test_loss_and_gradient_are_those_of_the_loops(scope: Scope, padded: bool):
-    context, E = make_context(4, 6), 7
+    # Documents of uneven length, some in parts, some in several sequences.
+    context, E = replace(make_context(4, 6), document_BL=torch.randint(3, (4, 6))), 7
     if padded:
         # The last sequence is all padding, and so are some tokens elsewhere.
         valid_BL = torch.rand(4, 6) < 0.7
@@ -153,8 +165,8 @@ def test_counts_over_all_ranks_give_the_loss_and_gradient_of_the_concatenated_ba
 
 
 @pytest.mark.parametrize(("num_experts", "top_k"), [(16, 1), (16, 2), (24, 3)])
-def test_perfect_routing_by_domain_is_balanced_over_the_batch_and_not_over_a_sequence(num_experts: int, top_k: int):
-    """Single-domain sequences: each uses the E_d experts of its domain evenly, so its own loss is E / E_d."""
+def test_perfect_routing_by_domain_is_balanced_over_the_batch_and_over_nothing_smaller(num_experts: int, top_k: int):
+    """Single-domain sequences or documents use the E_d experts of their domain evenly: their own loss is E / E_d."""
     D, size = len(DOMAINS), num_experts // len(DOMAINS)
     router = make_router(("reference", {}), top_k, num_experts=num_experts)
     context = make_context(D, size)
@@ -162,7 +174,7 @@ def test_perfect_routing_by_domain_is_balanced_over_the_batch_and_not_over_a_seq
     # Scores that make token t of domain d choose the experts t, t + 1, ... of its group.
     wanted_TK = torch.tensor([[size * d + (t + j) % size for j in range(top_k)] for d in range(D) for t in range(size)])
     logits_TE = torch.zeros(D * size, num_experts).scatter_(1, wanted_TK, 2.0)
-    router.scorer = torch.nn.Identity()
+    router.scorer = AsGiven()
     decision = router(logits_TE, context)
     assert torch.equal(decision.expert_ids_TK.sort(-1).values, wanted_TK.sort(-1).values)
 
@@ -171,6 +183,48 @@ def test_perfect_routing_by_domain_is_balanced_over_the_batch_and_not_over_a_seq
     over_sequences = load_balancing_loss(load_in_scope(Scope.SEQUENCE, decision, context))
     assert over_sequences.item() == pytest.approx(num_experts / size, rel=1e-6)
 
+    # The same tokens, two documents of different domains to a sequence.
+    packed = replace(make_context(D // 2, 2 * size), document_BL=context.domain_BL.reshape(D // 2, 2 * size))
+    over_documents = load_balancing_loss(load_in_scope(Scope.DOCUMENT, decision, packed))
+    assert over_documents.item() == pytest.approx(num_experts / size, rel=1e-6)
+    over_sequences = load_balancing_loss(load_in_scope(Scope.SEQUENCE, decision, packed))
+    assert over_sequences.item() == pytest.approx(num_experts / size / 2, rel=1e-6)
+
 
 def test_scopes_are_named_as_configs_write_them():
-    assert {scope.value for scope in Scope} >= {"token", "sequence", "micro_batch", "data_parallel", "global_batch"}
+    scopes = ["token", "sequence", "document", "micro_batch", "data_parallel", "global_batch", "window"]
+    assert [scope.value for scope in Scope] == scopes
+
+
+def test_a_document_is_its_part_of_each_sequence():
+    """Whether it comes once or twice in the sequence; another sequence's part is another set."""
+    context = replace(make_context(2, 4), document_BL=torch.tensor([[5, 5, 7, 5], [5, 900, 900, 900]]))
+    sets = token_sets(Scope.DOCUMENT, context)
+    assert sets.number == 4 and sets.set_T is not None
+    tokens: dict[int, list[int]] = {}
+    for token, number in enumerate(sets.set_T.tolist()):
+        tokens.setdefault(number, []).append(token)
+    assert sorted(tokens.values()) == [[0, 1, 3], [2], [4], [5, 6, 7]]
+
+
+def test_one_document_per_sequence_is_scope_sequence():
+    context = replace(make_context(3, 4), document_BL=torch.tensor([[8], [2], [8]]).expand(3, 4))
+    logits_TE, expert_ids_TK = torch.randn(12, 5), draw_experts(12, 5, 2)
+    of_document = loss_and_gradient(Scope.DOCUMENT, logits_TE, expert_ids_TK, context)
+    of_sequence = loss_and_gradient(Scope.SEQUENCE, logits_TE, expert_ids_TK, context)
+    torch.testing.assert_close(of_document, of_sequence)
+
+
+def test_scope_document_needs_documents():
+    with pytest.raises(ValueError, match="scope document needs the number of every token's document, which this"):
+        token_sets(Scope.DOCUMENT, replace(make_context(), document_BL=None))
+
+
+def test_options_that_a_scope_would_ignore_are_refused():
+    for estimator in (Estimator.PREVIOUS, Estimator.EXACT):
+        assert ScopeConfig(estimator=estimator).estimator is estimator
+        with pytest.raises(ValueError, match=f"estimator is {estimator.value} with scope window"):
+            ScopeConfig(scope=Scope.WINDOW, estimator=estimator)
+    assert ScopeConfig(scope=Scope.WINDOW, window_steps=3).window_steps == 3
+    with pytest.raises(ValueError, match="window_steps is 3 with scope global_batch, which has no window"):
+        ScopeConfig(window_steps=3)

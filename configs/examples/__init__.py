@@ -1,0 +1,1 @@
+"""Routers from outside the package, as a researcher would write them; imported only when a config names them."""

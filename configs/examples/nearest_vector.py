@@ -1,0 +1,30 @@
+"""A router of your own: every expert has a vector, and a token goes to the experts with the nearest ones."""
+
+from pydantic import Field
+from torch import Tensor, cdist, nn, randn
+
+from moe_testbed.routing.records import RouterSetting, RoutingContext
+from moe_testbed.routing.router import Router, RouterConfig, Scores
+from moe_testbed.routing.weight import gathered
+
+
+class NearestVectorConfig(RouterConfig):  # its fields are the options under routing.router
+    sharpness: float = Field(1.0, gt=0, description="factor of the mean squared differences")
+
+
+class NearestVector(Router):
+    Config = NearestVectorConfig
+
+    def __init__(self, config: NearestVectorConfig, setting: RouterSetting) -> None:
+        super().__init__(config, setting)
+        self.vectors = nn.Parameter(randn(setting.num_experts, setting.hidden_size))
+
+    def score(self, x_TD: Tensor, context: RoutingContext) -> Scores:  # in float32, whatever the model's precision
+        logits_TE = -self.config.sharpness * cdist(x_TD.float(), self.vectors.float()).square() / x_TD.shape[1]
+        return Scores(logits_TE, logits_TE.softmax(-1), logits_TE.softmax(-1))
+
+    def select(self, scores: Scores, context: RoutingContext) -> Tensor:  # the top_k experts of every token
+        return scores.affinity_TE.topk(self.setting.top_k).indices
+
+    def weigh(self, scores: Scores, expert_ids_TK: Tensor) -> Tensor:  # factors of their outputs
+        return gathered(scores.affinity_TE, expert_ids_TK, normalise=False)

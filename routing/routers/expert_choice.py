@@ -1,0 +1,79 @@
+"""Experts choose tokens."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from moe_testbed.routing.linear_router import LinearRouter
+from moe_testbed.routing.pools import PoolRouterConfig, choose_in_pools
+from moe_testbed.routing.records import RoutingContext
+from moe_testbed.routing.router import ROUTERS, Scores
+from moe_testbed.routing.select import select_where
+from moe_testbed.routing.weight import gathered_where_chosen
+
+
+class ExpertChoiceConfig(PoolRouterConfig):
+    """Options of ``expert_choice``."""
+
+    name: str = "expert_choice"
+    capacity_factor: float = Field(
+        1.0, gt=0, allow_inf_nan=False, description="mean number of experts per token, in units of top_k"
+    )
+
+    @property
+    def causal(self) -> bool:
+        """Whether an expert takes a token depends on the tokens that come after it."""
+        return False
+
+    @property
+    def varying_top_k(self) -> bool:
+        """A token may be taken by many experts or by none."""
+        return True
+
+
+@ROUTERS.register("expert_choice")
+class ExpertChoice(LinearRouter):
+    """``p = softmax(W x)``; of every pool of n tokens each expert takes the ``c = ceil(capacity_factor * k * n / E)``
+    that give it the highest p_i (at least 1, at most n); ``g_i = p_i``.
+
+    Zhou et al., arXiv 2202.09368, section 3.2, where capacity_factor * k is called the capacity factor. The load is
+    even by construction; how many experts a token gets is not, and a token may get none.
+
+    It is not causal, in training or in evaluation, over whatever pool: a token's experts depend on later tokens, which
+    tell of the next token what a language model must not know. Its losses are no language model's.
+    """
+
+    Config = ExpertChoiceConfig
+    config: ExpertChoiceConfig
+
+    def score(self, x_TD: Tensor, context: RoutingContext) -> Scores:
+        logits_TE = self.scorer(x_TD)
+        probabilities_TE = logits_TE.softmax(-1)
+        return Scores(logits_TE, probabilities_TE, probabilities_TE)
+
+    def select(self, scores: Scores, context: RoutingContext) -> Tensor:
+        scores_TE = scores.affinity_TE
+        chosen_TE = choose_in_pools(
+            self._take,
+            scores_TE,
+            torch.zeros_like(scores_TE, dtype=torch.bool),
+            self.config.pool,
+            context,
+            self.setting.data_parallel_group,
+        )
+        return select_where(chosen_TE, scores_TE)
+
+    def _take(self, scores_NE: Tensor) -> Tensor:
+        """Which tokens of a pool each expert takes, bool [N, E]."""
+        N, E = scores_NE.shape
+        capacity = min(math.ceil(self.config.capacity_factor * self.setting.top_k * N / E), N)
+        # Along rows, topk is several times as fast.
+        taken_EC = scores_NE.t().contiguous().topk(capacity, dim=-1, sorted=False).indices
+        return torch.zeros_like(scores_NE, dtype=torch.bool).scatter_(0, taken_EC.t(), True)
+
+    def weigh(self, scores: Scores, expert_ids_TK: Tensor) -> Tensor:
+        return gathered_where_chosen(scores.affinity_TE, expert_ids_TK, normalise=False)

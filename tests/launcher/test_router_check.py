@@ -1,0 +1,433 @@
+"""`moe-testbed router check`: every property finds the router that violates it, and no built-in one does."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from moe_testbed.launcher.cli import main
+from moe_testbed.routing.hashing import uniform_from_keys
+from moe_testbed.routing.property_checks import PROPERTIES, Finding, check_router
+from moe_testbed.routing.records import LayerStep, RouterSetting, RoutingContext, RoutingDecision
+from moe_testbed.routing.router import ROUTERS, Capability, Router, RouterConfig, Scores
+from moe_testbed.routing.routers.top_k import TopK, TopKConfig
+from moe_testbed.routing.select import select_top_k
+
+Write = Callable[[str, str], Path]
+REPOSITORY = Path(__file__).parents[2]
+
+
+def broken(property: str, words: str) -> Callable[[type[Router]], type[Router]]:
+    """Registers a class below as one that violates a property, and what must be said of it."""
+
+    def add(cls: type[Router]) -> type[Router]:
+        BROKEN.append((cls, property, words))
+        return cls
+
+    return add
+
+
+BROKEN: list[tuple[type[Router], str, str]] = []
+
+
+class Plain(TopK):
+    """A good router, in the form that the broken ones change."""
+
+    def change(self, decision: RoutingDecision, x_TD: Tensor, context: RoutingContext) -> RoutingDecision:
+        return decision
+
+    def forward(self, x_TD: Tensor, context: RoutingContext) -> RoutingDecision:
+        return self.change(super().forward(x_TD, context), x_TD, context)
+
+
+@broken("builds", "cannot be built: ValueError: needs a prime number of experts")
+class NeedsPrimes(Plain):
+    def __init__(self, config: TopKConfig, setting: RouterSetting) -> None:
+        raise ValueError("needs a prime number of experts")
+
+
+@broken("decision", "returned expert 16")
+class OneTooFar(Plain):
+    def change(self, decision: RoutingDecision, x_TD: Tensor, context: RoutingContext) -> RoutingDecision:
+        return replace(decision, expert_ids_TK=decision.expert_ids_TK + 1)
+
+
+@broken("decision", "raises KeyError: 'surprise'")
+class Raises(Plain):
+    def score(self, x_TD: Tensor, context: RoutingContext) -> Scores:
+        raise KeyError("surprise")
+
+
+@broken("experts", "uses an expert twice: [")
+class Twice(Plain):
+    def select(self, scores: Scores, context: RoutingContext) -> Tensor:
+        return select_top_k(scores.affinity_TE, 1, context.bias_E).expand(-1, 2)
+
+
+@broken("probabilities", "sum to 2, not 1")
+class SumsToTwo(Plain):
+    def change(self, decision: RoutingDecision, x_TD: Tensor, context: RoutingContext) -> RoutingDecision:
+        assert decision.probabilities_TE is not None
+        return replace(decision, probabilities_TE=2 * decision.probabilities_TE)
+
+
+@broken("provides", "vectors_ED() does not return one row for each")
+class WithoutVectors(Plain):
+    def vectors_ED(self) -> Tensor:
+        return self.scorer.weight[:3]
+
+
+@broken("provides", "context.bias_E changes nothing")
+class DeafToBias(Plain):
+    def select(self, scores: Scores, context: RoutingContext) -> Tensor:
+        return select_top_k(scores.affinity_TE, self.setting.top_k)
+
+
+class ClaimsNoise(TopKConfig):
+    @property
+    def provides(self) -> frozenset[Capability]:
+        return frozenset({Capability.SCORES, Capability.NOISE})
+
+
+@broken("provides", "carries no noise")
+class WithoutNoise(Plain):
+    Config = ClaimsNoise
+
+
+@broken("gradients", "neither weights nor scores carry a gradient")
+class Detached(Plain):
+    def score(self, x_TD: Tensor, context: RoutingContext) -> Scores:
+        with torch.no_grad():
+            return super().score(x_TD, context)
+
+
+@broken("gradients", "no gradient reaches 'spare'")
+class UnusedParameter(Plain):
+    def __init__(self, config: TopKConfig, setting: RouterSetting) -> None:
+        super().__init__(config, setting)
+        self.spare = torch.nn.Parameter(torch.zeros(3))
+
+
+@broken("gradients", "the weights carry no gradient, so that the model's loss")
+class DetachedWeights(Plain):
+    def weigh(self, scores: Scores, expert_ids_TK: Tensor) -> Tensor:
+        return super().weigh(scores, expert_ids_TK).detach()
+
+
+@broken("finite differences", "of its size from finite differences in torch.float64")
+class HalfTheGradient(Plain):
+    def weigh(self, scores: Scores, expert_ids_TK: Tensor) -> Tensor:
+        weights_TK = super().weigh(scores, expert_ids_TK)
+        return weights_TK * weights_TK.detach()
+
+
+@broken("recomputation", "its gradients are others")
+class CountsCalls(Plain):
+    calls = 0
+
+    def weigh(self, scores: Scores, expert_ids_TK: Tensor) -> Tensor:
+        self.calls += 1
+        return super().weigh(scores, expert_ids_TK) / self.calls
+
+
+@broken("causality", "when the tokens from position 1 on change, the experts of earlier tokens change")
+class SeesTheFuture(Plain):
+    def score(self, x_TD: Tensor, context: RoutingContext) -> Scores:
+        x_BLD = x_TD.view(*context.token_ids_BL.shape, -1)
+        return super().score((x_BLD - x_BLD.mean(1, keepdim=True)).flatten(0, 1), context)
+
+
+@broken("micro-batches", "when it is routed with 0 others instead of 3")
+class SeesOtherSequences(Plain):
+    def score(self, x_TD: Tensor, context: RoutingContext) -> Scores:
+        first_BD = x_TD.view(*context.token_ids_BL.shape, -1)[:, 0]
+        return super().score(x_TD + 5 * first_BD.mean(0), context)
+
+
+@broken("labels", "without domain labels its experts change in training")
+class ReadsLabels(Plain):
+    def select(self, scores: Scores, context: RoutingContext) -> Tensor:
+        shift_T1 = context.domain_BL.reshape(-1, 1)
+        return (super().select(scores, context) + shift_T1) % self.setting.num_experts
+
+
+@broken("determinism", "draws from torch's generator in training")
+class DrawsNoise(Plain):
+    def score(self, x_TD: Tensor, context: RoutingContext) -> Scores:
+        return super().score(x_TD + torch.rand_like(x_TD), context)
+
+
+class Counting(Plain):
+    """A good router with a buffer that the broken ones change at the wrong time."""
+
+    seen: Tensor
+
+    def __init__(self, config: TopKConfig, setting: RouterSetting) -> None:
+        super().__init__(config, setting)
+        self.register_buffer("seen", torch.zeros(setting.num_experts))
+
+    def score(self, x_TD: Tensor, context: RoutingContext) -> Scores:
+        scores = super().score(x_TD, context)
+        return replace(scores, affinity_TE=scores.affinity_TE / (1 + self.seen))
+
+
+@broken("determinism", "changes its buffer 'seen' while it decides in training")
+class CountsInForward(Counting):
+    def change(self, decision: RoutingDecision, x_TD: Tensor, context: RoutingContext) -> RoutingDecision:
+        self.seen += 1
+        return decision
+
+
+@broken("optimizer step", "after observe() the experts of the same tokens are others")
+class ChangesInObserve(Counting):
+    def observe(self, decision: RoutingDecision, context: RoutingContext) -> None:
+        self.seen += torch.bincount(decision.expert_ids_TK.reshape(-1), minlength=len(self.seen))
+
+
+@broken("state", "restored from its state_dict it chooses other experts")
+class KeepsStateOutside(Counting):
+    def finish_step(self, step: LayerStep) -> None:
+        self._buffers["seen"] = None
+        self.seen = step.counts_E.float()
+
+
+@broken("state", "trained for one more step it chooses other experts")
+class NeverForgets(Counting):
+    def __init__(self, config: TopKConfig, setting: RouterSetting) -> None:
+        super().__init__(config, setting)
+        self.register_buffer("gathered", torch.zeros(setting.num_experts), persistent=False)
+
+    def observe(self, decision: RoutingDecision, context: RoutingContext) -> None:
+        ids_TK = decision.expert_ids_TK if context.valid_T is None else decision.expert_ids_TK[context.valid_T]
+        self.gathered += torch.bincount(ids_TK.reshape(-1), minlength=len(self.gathered))
+
+    def finish_step(self, step: LayerStep) -> None:
+        self.seen.copy_(self.gathered)
+
+
+@broken("names", "'expert_vectors' has the word expert in its name")
+class UnsafeName(Plain):
+    def __init__(self, config: TopKConfig, setting: RouterSetting) -> None:
+        super().__init__(config, setting)
+        self.register_buffer("expert_vectors", torch.zeros(3))
+
+
+@broken("precision", "is torch.bfloat16")
+class RoundsItsScores(Plain):
+    def score(self, x_TD: Tensor, context: RoutingContext) -> Scores:
+        logits_TE = torch.nn.functional.linear(x_TD, self.scorer.weight.to(x_TD.dtype))
+        return Scores(logits_TE, logits_TE.softmax(-1), logits_TE.softmax(-1))
+
+
+@broken("device", "create tensors with device=x_TD.device")
+class StaysOnTheHost(Plain):
+    def score(self, x_TD: Tensor, context: RoutingContext) -> Scores:
+        scores = super().score(x_TD, context)
+        return replace(scores, affinity_TE=scores.affinity_TE + torch.zeros(self.setting.num_experts))
+
+
+@broken("padding", "its buffer 'seen' depends on what stands in the padding")
+class CountsPadding(Counting):
+    def __init__(self, config: TopKConfig, setting: RouterSetting) -> None:
+        super().__init__(config, setting)
+        self.register_buffer("gathered", torch.zeros(setting.num_experts), persistent=False)
+
+    def observe(self, decision: RoutingDecision, context: RoutingContext) -> None:
+        self.gathered += torch.bincount(decision.expert_ids_TK.reshape(-1), minlength=len(self.gathered))
+
+    def finish_step(self, step: LayerStep) -> None:
+        self.seen.copy_(self.gathered)
+        self.gathered.zero_()
+
+
+class StrangeConfig(TopKConfig):
+    def model_dump(self, **_: Any) -> dict[str, Any]:
+        return {"name": "another"}
+
+
+@broken("config", "written as JSON and read again, is another")
+class ForgetsItsConfig(Plain):
+    Config = StrangeConfig
+
+
+class SaysNotCausal(TopKConfig):
+    @property
+    def causal(self) -> bool:
+        return False
+
+
+class SaysNotLearned(RouterConfig):
+    @property
+    def learned(self) -> bool:
+        return False
+
+    @property
+    def provides(self) -> frozenset[Capability]:
+        return frozenset()
+
+
+class Draws(Router):
+    """Experts by a hash, without parameters."""
+
+    def forward(self, x_TD: Tensor, context: RoutingContext) -> RoutingDecision:
+        experts_E = torch.arange(self.setting.num_experts, device=x_TD.device)
+        draws_TE = uniform_from_keys(1, context.sequence_T[:, None], context.position_BL.reshape(-1, 1), experts_E)
+        expert_ids_TK = select_top_k(draws_TE, self.setting.top_k)
+        return RoutingDecision(expert_ids_TK, torch.ones_like(expert_ids_TK, dtype=torch.float32))
+
+
+def findings_of(cls: type[Router]) -> dict[str, Finding]:
+    return {finding.property: finding for finding in check_router(cls, cls.Config(name="tried"))}
+
+
+def violations(findings: dict[str, Finding]) -> list[str]:
+    return [name for name, finding in findings.items() if not finding.ok]
+
+
+@pytest.mark.parametrize(("cls", "property", "words"), BROKEN, ids=lambda value: getattr(value, "__name__", None))
+def test_a_violation_is_found_and_told(cls: type[Router], property: str, words: str) -> None:
+    findings = findings_of(cls)
+    assert not findings[property].ok
+    assert words in findings[property].text
+
+
+def test_every_property_has_a_router_that_violates_it() -> None:
+    assert {property for _, property, _ in BROKEN} == {"builds", *PROPERTIES}
+
+
+@pytest.mark.parametrize("cls", [Plain, Counting])
+def test_what_the_broken_ones_start_from_violates_nothing(cls: type[Router]) -> None:
+    findings = findings_of(cls)
+    assert violations(findings) == []
+    assert list(findings) == ["builds", *PROPERTIES]
+
+
+@pytest.mark.parametrize("name", ROUTERS.names())
+def test_built_in_routers_violate_nothing(name: str) -> None:
+    cls = ROUTERS.get(name)
+    assert violations({finding.property: finding for finding in check_router(cls, cls.Config(name=name))}) == []
+
+
+def test_a_router_without_a_decision_is_not_tried_further() -> None:
+    assert list(findings_of(OneTooFar)) == ["builds", "config", "decision"]
+    assert list(findings_of(NeedsPrimes)) == ["builds"]
+
+
+@pytest.mark.parametrize("source", [SeesTheFuture, SeesOtherSequences])
+def test_a_router_that_says_that_it_is_not_causal_may_be_so(source: type[Router]) -> None:
+    findings = findings_of(type("Open", (source,), {"Config": SaysNotCausal}))
+    assert violations(findings) == []
+    if source is SeesTheFuture:
+        assert findings["causality"].text.startswith("not causal, as it says: the experts of a token depend on later")
+    else:
+        assert (
+            findings["micro-batches"].text == "routes depend on the other sequences, as a router that is not causal may"
+        )
+
+
+def test_a_router_that_is_causal_may_say_that_it_is_not() -> None:
+    findings = findings_of(type("Careful", (Plain,), {"Config": SaysNotCausal}))
+    assert violations(findings) == []
+    assert findings["causality"].text == "says that it is not causal, though no dependence on later tokens was found"
+
+
+def test_a_router_without_parameters_must_say_that_it_does_not_learn() -> None:
+    findings = findings_of(type("Honest", (Draws,), {"Config": SaysNotLearned}))
+    assert violations(findings) == []
+    assert findings["gradients"].text == "none, as it says: it does not learn"
+    learns = type("Learns", (SaysNotLearned,), {"learned": True})
+    assert violations(findings_of(type("Boastful", (Draws,), {"Config": learns}))) == ["gradients"]
+
+
+def test_torch_s_generator_and_the_builder_s_draws_are_left_alone() -> None:
+    torch.manual_seed(3)
+    expected = torch.rand(3)
+    torch.manual_seed(3)
+    findings_of(Plain)
+    assert torch.equal(torch.rand(3), expected)
+
+
+GOOD = """
+    from moe_testbed.routing.routers.top_k import TopK
+
+    class Mine(TopK):
+        pass
+"""
+BAD = """
+    from moe_testbed.routing.routers.top_k import TopK
+
+    class Mine(TopK):
+        def select(self, scores, context):
+            return super().select(scores, context) + 1
+"""
+
+
+def test_the_command_prints_a_line_per_property(write: Write, capsys: pytest.CaptureFixture[str]) -> None:
+    write("good.py", GOOD)
+    assert main(["router", "check", "good.py:Mine", "top_k", "normalise=false"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "good.py:Mine"
+    assert [line.split("  ")[1] for line in lines[1 : len(PROPERTIES) + 2]] == ["ok"] * (len(PROPERTIES) + 1)
+    assert lines[-1] == "2 of 2 routers do all that they say"
+
+
+def test_a_violation_is_status_1(write: Write, capsys: pytest.CaptureFixture[str]) -> None:
+    write("bad.py", BAD)
+    assert main(["router", "check", "bad.py:Mine", "top_k"]) == 1
+    output = capsys.readouterr().out
+    assert (
+        "  VIOLATED  decision  in training: router 'bad.py:Mine' in MoE layer 1 at step 0 returned expert 16" in output
+    )
+    assert output.endswith("1 of 2 routers do all that they say\nviolated by bad.py:Mine: decision\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], "takes the names of routers and their options, or --all; give one of the two"),
+        (["--all", "top_k"], "takes the names of routers and their options, or --all; give one of the two"),
+        (["normalise=false"], "got options (normalise=false) but no name of a router; add one"),
+        (["topk"], "Unknown router 'topk'. Did you mean 'top_k'?"),
+        (["top_k", "normalize=true"], "unknown key 'router.normalize'. Did you mean 'normalise'?"),
+        (["nowhere.py:Mine"], "there is no file"),
+    ],
+)
+def test_wrong_names_and_options_are_one_line(
+    arguments: list[str], words: str, write: Write, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["router", "check", *arguments]) == 2
+    output = capsys.readouterr()
+    assert output.out == "" and output.err.count("\n") == 1
+    assert words in output.err
+
+
+def test_all_names_those_that_are_not_causal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from moe_testbed.launcher import router_check
+
+    monkeypatch.setattr(router_check, "check_router", lambda *_: [Finding("builds", True, "")])
+    assert main(["router", "check", "--all"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    names = ROUTERS.names()
+    assert f"{len(names)} of {len(names)} routers do all that they say" in lines
+    not_causal = [name for name in names if not ROUTERS.get(name).Config(name=name).causal]
+    assert lines[-1] == f"not causal, as they say: {', '.join(not_causal)}" or not not_causal
+
+
+@pytest.mark.parametrize("name", ["configs/examples/nearest_vector.py", "moe_testbed.configs.examples.nearest_vector"])
+def test_the_example_violates_nothing(name: str) -> None:
+    command = [sys.executable, "-m", "moe_testbed.launcher", "router", "check", f"{name}:NearestVector"]
+    done = subprocess.run(
+        [*command, "sharpness=4.0"], cwd=REPOSITORY, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert len((REPOSITORY / "configs/examples/nearest_vector.py").read_text().splitlines()) <= 30
