@@ -6,7 +6,7 @@ Shape legend: N sequences, B sequences of a batch, L positions, D domains, E exp
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -90,8 +90,11 @@ class Evaluator:
         engine.eval()
         for batch, rows_B, counted_B, first in self._shares():
             context, targets_BL = to_context(batch, rows_B, step, self.ranks.device)
-            output = engine(context, targets_BL)
             counted = torch.from_numpy(counted_B).to(self.ranks.device)
+            if not counted_B.all():
+                # A row that is run again must take no place in the pool of a router that chooses over one.
+                context = replace(context, valid_BL=counted[:, None].expand_as(targets_BL))
+            output = engine(context, targets_BL)
             domain = torch.from_numpy(self.domain_NL[first + rows_B]).to(self.ranks.device)
             shuffled = torch.from_numpy(self.shuffled_NL[first + rows_B]).to(self.ranks.device)
             self._add(tables, output.cross_entropy_BL.double(), output.layers, domain, shuffled, counted)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from typing import Any
 
 import torch.distributed as dist
 
@@ -36,5 +37,5 @@ def told_by_ranks() -> str | None:
     return None
 
 
-def _store() -> dist.Store:
+def _store() -> Any:
     return dist.distributed_c10d._get_default_store()

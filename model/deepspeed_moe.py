@@ -88,6 +88,20 @@ def refuse_expert_names(model: nn.Module) -> None:
             )
 
 
+def refuse_scalars(model: nn.Module) -> None:
+    """Guards against DeepSpeed's broadcast of the initial weights, which cannot send a parameter without dimensions.
+
+    Raises:
+        ValueError: there is one.
+    """
+    for name, parameter in model.named_parameters():
+        if parameter.dim() == 0:
+            raise ValueError(
+                f"the parameter '{name}' has no dimensions, and DeepSpeed cannot send it between ranks; give it the "
+                "shape [1]"
+            )
+
+
 class DecisionGate(nn.Module):
     """Stands where DeepSpeed's layer expects its gate, and turns a decision already made into what that layer reads.
     The decision must be free of zero-computation experts.

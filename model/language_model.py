@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from moe_testbed.model.config import ModelConfig
-from moe_testbed.model.deepspeed_moe import RoutedMoE, refuse_expert_names
+from moe_testbed.model.deepspeed_moe import RoutedMoE, refuse_expert_names, refuse_scalars
 from moe_testbed.model.experts import GroupedExperts
 from moe_testbed.model.transformer import Attention, FeedForward, RMSNorm, RotaryPositions
 from moe_testbed.routing.balancing import Balancing
@@ -160,7 +160,7 @@ class LanguageModel(nn.Module):
         activation_checkpointing: recompute each block in the backward pass instead of keeping its activations.
 
     Raises:
-        ValueError: the router cannot serve the setting, or a name collides with DeepSpeed's checkpoints.
+        ValueError: the router cannot serve the setting, or DeepSpeed cannot save or send one of its parameters.
     """
 
     def __init__(
@@ -203,6 +203,7 @@ class LanguageModel(nn.Module):
             )
         self._initialise(seed)
         refuse_expert_names(self)
+        refuse_scalars(self)
 
     @torch.no_grad()
     def _initialise(self, seed: int) -> None:

@@ -109,11 +109,12 @@ def _value_problem(decision: RoutingDecision, num_experts: int, config: RouterCo
     ids_TW, lowest = decision.expert_ids_TK, _lowest_id(config)
     outside = ids_TW[(ids_TW < lowest) | (ids_TW >= num_experts)]
     if outside.numel():
-        unused = f" ({NO_EXPERT} for none)" if config.varying_top_k else ""
+        more = f" and {outside.numel() - 1} more like it" if outside.numel() > 1 else ""
+        none = f", and {NO_EXPERT} for none," if config.varying_top_k else ""
         hint = "" if config.varying_top_k or outside[0] != NO_EXPERT else ", or let varying_top_k of its Config be True"
         return (
-            f"returned expert {int(outside[0])} (and {outside.numel() - 1} more like it); only 0 to {num_experts - 1} "
-            f"are allowed{unused}: choose among model.moe.num_experts = {num_experts}{hint}"
+            f"returned expert {int(outside[0])}{more}; only 0 to {num_experts - 1}{none} are allowed: choose among "
+            f"model.moe.num_experts = {num_experts}{hint}"
         )
     for name, values in (("weights_TK", decision.weights_TK), ("probabilities_TE", decision.probabilities_TE)):
         if values is not None and (count := int((~values.isfinite()).sum())):

@@ -10,6 +10,7 @@ from torch import nn
 
 from moe_testbed.routing import balancers, routers
 from moe_testbed.routing.balancer import BALANCERS, BalancerConfig
+from moe_testbed.routing.pools import PoolRouterConfig
 from moe_testbed.routing.router import ROUTERS, RouterConfig
 from moe_testbed.routing.unit import Input, Pool, Unit
 
@@ -90,6 +91,16 @@ class RoutingConfig(BaseModel, extra="forbid", frozen=True):
                     f"'{self.router.name}' does not have; take it out (routing.balance.{label}: null, or "
                     f"routing.balance: none), or choose another router"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _units_do_not_compete(self) -> RoutingConfig:
+        if self.unit is not Unit.TOKEN and isinstance(self.router, PoolRouterConfig):
+            raise ValueError(
+                f"routing.unit is {self.unit.value} with the router '{self.router.name}', in whose pools the tokens of "
+                "a unit would compete for the same places and be routed apart; set routing.unit to token, or choose "
+                "another router"
+            )
         return self
 
     @property

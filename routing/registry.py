@@ -128,7 +128,7 @@ class Registry(Generic[T]):
                 f"'{name}' has a Config that is no subclass of {wanted.__module__}.{wanted.__qualname__}; derive it "
                 "from that, or leave it out"
             )
-        return cls  # type: ignore[no-any-return]
+        return cls
 
     def _fits(self, value: Any) -> bool:
         return isinstance(value, type) and issubclass(value, self.base) and value is not self.base

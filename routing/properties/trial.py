@@ -114,9 +114,14 @@ def part_of(context: RoutingContext, sequences: slice) -> RoutingContext:
 
 def on_device(context: RoutingContext, device: torch.device) -> RoutingContext:
     """The context on a device."""
+    assert context.document_BL is not None
     return replace(
         context,
-        **{name: value.to(device) for name, value in vars(context).items() if isinstance(value, Tensor)},
+        token_ids_BL=context.token_ids_BL.to(device),
+        domain_BL=context.domain_BL.to(device),
+        document_BL=context.document_BL.to(device),
+        position_BL=context.position_BL.to(device),
+        sequence_B=context.sequence_B.to(device),
     )
 
 

@@ -46,7 +46,7 @@ class CosineScore(Scorer):
         super().__init__()
         self.projection = LinearScore(hidden_size, projection_size)
         self.weight = nn.Parameter(torch.randn(num_outputs, projection_size) * projection_size**-0.5)
-        self.log_scale = nn.Parameter(torch.tensor(math.log(initial_scale)))
+        self.log_scale = nn.Parameter(torch.tensor([math.log(initial_scale)]))
 
     def forward(self, x_TD: Tensor) -> Tensor:
         """Logits, float32 [T, E], within -tau and tau."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -122,7 +120,7 @@ class DetachedWeights(Plain):
         return super().weigh(scores, expert_ids_TK).detach()
 
 
-@broken("finite differences", "of its size from finite differences in torch.float64")
+@broken("finite differences", "of its size from finite differences")
 class HalfTheGradient(Plain):
     def weigh(self, scores: Scores, expert_ids_TK: Tensor) -> Tensor:
         weights_TK = super().weigh(scores, expert_ids_TK)
@@ -135,20 +133,23 @@ class CountsCalls(Plain):
 
     def weigh(self, scores: Scores, expert_ids_TK: Tensor) -> Tensor:
         self.calls += 1
-        return super().weigh(scores, expert_ids_TK) / self.calls
+        weights_TK = super().weigh(scores, expert_ids_TK) / self.calls
+        return weights_TK * weights_TK
 
 
 @broken("causality", "when the tokens from position 1 on change, the experts of earlier tokens change")
 class SeesTheFuture(Plain):
     def score(self, x_TD: Tensor, context: RoutingContext) -> Scores:
-        x_BLD = x_TD.view(*context.token_ids_BL.shape, -1)
+        x_BLD = x_TD.float().view(*context.token_ids_BL.shape, -1)
+        if context.valid_BL is not None:
+            x_BLD = x_BLD * context.valid_BL[..., None]
         return super().score((x_BLD - x_BLD.mean(1, keepdim=True)).flatten(0, 1), context)
 
 
 @broken("micro-batches", "when it is routed with 0 others instead of 3")
 class SeesOtherSequences(Plain):
     def score(self, x_TD: Tensor, context: RoutingContext) -> Scores:
-        first_BD = x_TD.view(*context.token_ids_BL.shape, -1)[:, 0]
+        first_BD = x_TD.float().view(*context.token_ids_BL.shape, -1)[:, 0]
         return super().score(x_TD + 5 * first_BD.mean(0), context)
 
 
@@ -193,10 +194,15 @@ class ChangesInObserve(Counting):
 
 
 @broken("state", "restored from its state_dict it chooses other experts")
-class KeepsStateOutside(Counting):
+class KeepsStateOutside(Plain):
+    counts_E: Tensor | None = None
+
+    def score(self, x_TD: Tensor, context: RoutingContext) -> Scores:
+        scores = super().score(x_TD, context)
+        return scores if self.counts_E is None else replace(scores, affinity_TE=scores.affinity_TE / self.counts_E)
+
     def finish_step(self, step: LayerStep) -> None:
-        self._buffers["seen"] = None
-        self.seen = step.counts_E.float()
+        self.counts_E = 1.0 + step.counts_E
 
 
 @broken("state", "trained for one more step it chooses other experts")
@@ -264,14 +270,16 @@ class SaysNotCausal(TopKConfig):
         return False
 
 
-class SaysNotLearned(RouterConfig):
-    @property
-    def learned(self) -> bool:
-        return False
-
+class SaysLearned(RouterConfig):
     @property
     def provides(self) -> frozenset[Capability]:
         return frozenset()
+
+
+class SaysNotLearned(SaysLearned):
+    @property
+    def learned(self) -> bool:
+        return False
 
 
 class Draws(Router):
@@ -328,9 +336,7 @@ def test_a_router_that_says_that_it_is_not_causal_may_be_so(source: type[Router]
     if source is SeesTheFuture:
         assert findings["causality"].text.startswith("not causal, as it says: the experts of a token depend on later")
     else:
-        assert (
-            findings["micro-batches"].text == "routes depend on the other sequences, as a router that is not causal may"
-        )
+        assert findings["micro-batches"].text.startswith("routes depend on the other sequences, as a router")
 
 
 def test_a_router_that_is_causal_may_say_that_it_is_not() -> None:
@@ -343,11 +349,10 @@ def test_a_router_without_parameters_must_say_that_it_does_not_learn() -> None:
     findings = findings_of(type("Honest", (Draws,), {"Config": SaysNotLearned}))
     assert violations(findings) == []
     assert findings["gradients"].text == "none, as it says: it does not learn"
-    learns = type("Learns", (SaysNotLearned,), {"learned": True})
-    assert violations(findings_of(type("Boastful", (Draws,), {"Config": learns}))) == ["gradients"]
+    assert violations(findings_of(type("Boastful", (Draws,), {"Config": SaysLearned}))) == ["gradients"]
 
 
-def test_torch_s_generator_and_the_builder_s_draws_are_left_alone() -> None:
+def test_torchs_generator_is_left_alone() -> None:
     torch.manual_seed(3)
     expected = torch.rand(3)
     torch.manual_seed(3)
@@ -366,7 +371,7 @@ BAD = """
 
     class Mine(TopK):
         def select(self, scores, context):
-            return super().select(scores, context) + 1
+            return super().select(scores, context)[:, :1]
 """
 
 
@@ -383,9 +388,7 @@ def test_a_violation_is_status_1(write: Write, capsys: pytest.CaptureFixture[str
     write("bad.py", BAD)
     assert main(["router", "check", "bad.py:Mine", "top_k"]) == 1
     output = capsys.readouterr().out
-    assert (
-        "  VIOLATED  decision  in training: router 'bad.py:Mine' in MoE layer 1 at step 0 returned expert 16" in output
-    )
+    assert "  VIOLATED  decision  in training: router 'bad.py:Mine' in MoE layer 1 at step 0 returned 1 exp" in output
     assert output.endswith("1 of 2 routers do all that they say\nviolated by bad.py:Mine: decision\n")
 
 
@@ -423,11 +426,15 @@ def test_all_names_those_that_are_not_causal(
     assert lines[-1] == f"not causal, as they say: {', '.join(not_causal)}" or not not_causal
 
 
-@pytest.mark.parametrize("name", ["configs/examples/nearest_vector.py", "moe_testbed.configs.examples.nearest_vector"])
-def test_the_example_violates_nothing(name: str) -> None:
-    command = [sys.executable, "-m", "moe_testbed.launcher", "router", "check", f"{name}:NearestVector"]
-    done = subprocess.run(
-        [*command, "sharpness=4.0"], cwd=REPOSITORY, capture_output=True, text=True, timeout=300, check=False
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+@pytest.mark.parametrize(
+    "module", ["configs/examples/nearest_vector.py", "moe_testbed.configs.examples.nearest_vector"]
+)
+def test_the_example_violates_nothing(
+    module: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(REPOSITORY)
+    assert main(["router", "check", f"{module}:NearestVector", "sharpness=4.0"]) == 0, capsys.readouterr().out
+
+
+def test_the_example_is_short() -> None:
     assert len((REPOSITORY / "configs/examples/nearest_vector.py").read_text().splitlines()) <= 30

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from moe_testbed.model.deepspeed_moe import refuse_expert_names
+from moe_testbed.model.deepspeed_moe import refuse_expert_names, refuse_scalars
 from moe_testbed.model.language_model import LanguageModel, ModelOutput
 from moe_testbed.routing.records import UNLABELLED, RoutingContext
 from moe_testbed.routing.router import ROUTERS
@@ -178,6 +178,14 @@ def test_names_that_checkpoints_would_lose_are_refused(make_model: MakeModel) ->
         ValueError, match=r"'blocks\.0\.routing\.router\.expert_scale' has 'expert' in its name.*rename"
     ):
         refuse_expert_names(model)
+
+
+def test_parameters_that_deepspeed_cannot_send_are_refused(make_model: MakeModel) -> None:
+    model = make_model()
+    refuse_scalars(model)
+    model.blocks[1].routing.router.register_parameter("scale", nn.Parameter(torch.tensor(1.0)))
+    with pytest.raises(ValueError, match=r"'blocks\.1\.routing\.router\.scale' has no dimensions.*shape \[1\]"):
+        refuse_scalars(model)
 
 
 def test_a_router_that_needs_labels_refuses_tokens_without(make_model: MakeModel, make_batch: MakeBatch) -> None:

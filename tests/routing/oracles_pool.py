@@ -1,10 +1,10 @@
 """The dumbest form of the routers that choose over a pool, and of `quantile`. Nothing here calls the package."""
 
+import itertools
 import math
 from collections.abc import Callable, Hashable
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from tests.routing.oracles import (
@@ -20,18 +20,11 @@ from tests.routing.oracles import (
     softmax,
 )
 
-POOLS: tuple[dict[str, Any], ...] = (
-    {},
-    {"pool": "sequence"},
-    {"pool": "document"},
-)
-
-# In one process the ranks' tokens are those of the micro-batch.
+POOLS: tuple[dict[str, Any], ...] = ({}, {"pool": "sequence"}, {"pool": "document"})
 KEYS: dict[str, Callable[[Token], Hashable]] = {
     "sequence": lambda token: token.sequence,
     "document": lambda token: (token.sequence, token.document),
     "micro_batch": lambda token: None,
-    "data_parallel": lambda token: None,
 }
 
 
@@ -79,7 +72,8 @@ def transport_plan(scores: list[list[float]]) -> list[list[float]]:
         plan = [[value / sum(row) / N for value in row] for row in plan]
         sums = [sum(row[e] for row in plan) for e in range(E)]
         plan = [[value / sums[e] / E for e, value in enumerate(row)] for row in plan]
-        if all(math.isclose(a, b, rel_tol=1e-12) for x, y in zip(before, plan, strict=True) for a, b in zip(x, y)):
+        pairs = zip(itertools.chain(*before), itertools.chain(*plan), strict=True)
+        if all(math.isclose(a, b, rel_tol=1e-12) for a, b in pairs):
             return plan
     raise AssertionError("the plan does not converge")
 
@@ -140,7 +134,7 @@ def best_assignment(
     connect(extra, sink, N, 0.0)
     for _ in range(N):
         path = cheapest_path(edges, source, sink)
-        for a, b in zip(path, path[1:]):
+        for a, b in itertools.pairwise(path):
             edges[a, b][0] -= 1
             edges[b, a][0] += 1
     return [next(e for e in range(E) if (N + e, t) in edges and edges[N + e, t][0] > 0) for t in range(N)]

@@ -193,7 +193,7 @@ CONTROLLED: list[Case] = [
 ]
 
 
-@pytest.mark.parametrize("scale", [0.02, 0.3, 1.0], ids=["flat", "clear", "peaked"])
+@pytest.mark.parametrize("scale", [0.02, 1.0], ids=["flat", "peaked"])
 @pytest.mark.parametrize("top_k", [2, 5])
 @pytest.mark.parametrize("case", CONTROLLED, ids=case_id)
 def test_tokens_use_top_k_experts_on_average(case: Case, top_k: int, scale: float):
