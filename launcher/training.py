@@ -12,7 +12,7 @@ from moe_testbed.data.build import build_store
 from moe_testbed.launcher.allocator import keep_freed_memory
 from moe_testbed.launcher.config import ExperimentConfig
 from moe_testbed.launcher.errors import MENDABLE, OtherRankError
-from moe_testbed.launcher.failure import reason_of, tell_ranks, told_by_ranks
+from moe_testbed.launcher.failure import Failure, reason_of
 from moe_testbed.launcher.ranks import choose_device, is_first_rank, join
 from moe_testbed.launcher.run_folder import RunFolder, is_finished
 from moe_testbed.launcher.tracking import Mirror
@@ -41,6 +41,8 @@ def train(config: ExperimentConfig, run_dir: Path) -> None:
             print(f"{run_dir} is finished already", file=sys.stderr)
         return
     ranks = join(device)
+    failure = Failure(ranks)
+    told: str | None = None
     mirror = Mirror(run_dir, config.tracking.experiment) if folder and config.tracking.mlflow else None
     try:
         if mirror:
@@ -49,8 +51,8 @@ def train(config: ExperimentConfig, run_dir: Path) -> None:
         if mirror:
             mirror.finish()
     except BaseException as error:
-        tell_ranks(error)
-        told = told_by_ranks()
+        failure.tell(error)
+        told = failure.told()
         # A rank that ends for its own reason writes it too: the launcher may kill rank 0 before it hears of it.
         if folder or isinstance(error, MENDABLE):
             status = folder or RunFolder(run_dir)
@@ -64,3 +66,5 @@ def train(config: ExperimentConfig, run_dir: Path) -> None:
         if folder:
             folder.release()
         dist.destroy_process_group()
+        if told:
+            failure.wait_until_heard()

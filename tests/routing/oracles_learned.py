@@ -56,7 +56,7 @@ def route_mlp(token: Token, problem: Problem) -> Route:
 @oracle("cosine", {}, {"projection_size": 3, "normalise": False}, {"initial_scale": 50.0})
 def route_cosine(token: Token, problem: Problem) -> Route:
     projected = torch.stack(linear(problem.parameters["scorer.projection.weight"], token.x))
-    scale = problem.parameters["scorer.log_scale"].exp()
+    scale = problem.parameters["scorer.log_scale"].squeeze().exp()
     if scale > 100:
         scale = torch.tensor(100.0, dtype=torch.float64)
     directions = problem.parameters["scorer.weight"]
