@@ -1,6 +1,7 @@
 """Losses per domain and routing counts on a held-out split.
 
-Shape legend: N sequences, B sequences of a batch, L positions, D domains, E experts, K choices, Y MoE layers.
+Shape legend: S scopes, G balance sets, N sequences, B sequences of a batch, L positions, D domains, E experts, K
+choices, Y MoE layers.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ from moe_testbed.launcher.config import ExperimentConfig
 from moe_testbed.launcher.ranks import Ranks
 from moe_testbed.model.language_model import LayerRouting
 from moe_testbed.routing import metrics
-from moe_testbed.routing.records import NO_EXPERT
+from moe_testbed.routing.records import NO_EXPERT, RoutingContext
+from moe_testbed.routing.scopes import Scope, fractions, token_sets, without_padding
 
 _TOLD = {
     "domain_information": metrics.domain_information,
@@ -30,6 +32,8 @@ _TOLD = {
     "dead_experts": metrics.dead_experts,
     "max_violation": metrics.max_violation,
 }
+
+_SCOPES = (Scope.SEQUENCE, Scope.DOCUMENT)
 
 
 @dataclass
@@ -43,6 +47,7 @@ class Tables:
     counts_top_k_YDE: Tensor
     dropped_YDE: Tensor
     shuffled_counts_top_k_YDE: Tensor
+    violation_sum_SY: Tensor
 
 
 class Evaluator:
@@ -85,7 +90,11 @@ class Evaluator:
             return torch.zeros(*shape, dtype=dtype, device=self.ranks.device)
 
         tables = Tables(
-            zeros(D), zeros(D, dtype=torch.float64), zeros(N, dtype=torch.float64), *(zeros(Y, D, E) for _ in range(4))
+            zeros(D),
+            zeros(D, dtype=torch.float64),
+            zeros(N, dtype=torch.float64),
+            *(zeros(Y, D, E) for _ in range(4)),
+            zeros(len(_SCOPES), Y, dtype=torch.float64),
         )
         engine.eval()
         for batch, rows_B, counted_B, first in self._shares():
@@ -98,6 +107,7 @@ class Evaluator:
             domain = torch.from_numpy(self.domain_NL[first + rows_B]).to(self.ranks.device)
             shuffled = torch.from_numpy(self.shuffled_NL[first + rows_B]).to(self.ranks.device)
             self._add(tables, output.cross_entropy_BL.double(), output.layers, domain, shuffled, counted)
+            self._add_violations(tables, output.layers, context)
             where = torch.from_numpy(first + rows_B).to(self.ranks.device)[counted]
             tables.sequence_loss_N[where] = output.cross_entropy_BL.double().mean(1)[counted]
         engine.train()
@@ -150,6 +160,15 @@ class Evaluator:
             tables.dropped_YDE[y] += count(ids_TK.masked_fill(kept_TK, NO_EXPERT), domain_T)
             tables.shuffled_counts_top_k_YDE[y] += count(ids_TK, shuffled_T)
 
+    def _add_violations(self, tables: Tables, layers: list[LayerRouting], context: RoutingContext) -> None:
+        for s, scope in enumerate(_SCOPES):
+            sets = token_sets(scope, context)
+            for y, layer in enumerate(layers):
+                ids_TK = without_padding(layer.decision.expert_ids_TK, context.valid_T)
+                violation_G = self.num_experts * fractions(sets.count(ids_TK, self.num_experts)).amax(-1) - 1
+                sizes_G = sets.sizes(context.valid_T, layer.decision.weights_TK)
+                tables.violation_sum_SY[s, y] += (sizes_G * violation_G).sum()
+
 
 def evaluation_line(arrays: dict[str, npt.NDArray[Any]], step: int, seconds: float) -> dict[str, Any]:
     """The line of metrics.jsonl for an evaluation: nats per token of every domain and their mean, and how the
@@ -167,4 +186,9 @@ def evaluation_line(arrays: dict[str, npt.NDArray[Any]], step: int, seconds: flo
         # Means over the layers; the report has each layer and every other metric.
         for name, metric in _TOLD.items():
             line[name] = float(np.mean([metric(counts_DE) for counts_DE in counts_YDE]))
+        # Within a sequence or document: mean over tokens of the violation of the set that they belong to.
+        violation_SY = arrays["violation_sum_SY"] / max(int(arrays["tokens_D"].sum()), 1)
+        line |= {
+            f"max_violation/{scope.value}": float(v_Y.mean()) for scope, v_Y in zip(_SCOPES, violation_SY, strict=True)
+        }
     return line

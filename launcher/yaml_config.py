@@ -291,6 +291,8 @@ def _construct(node: yaml.Node, file: Path | None, line: int | None = None) -> N
         children: dict[str, Node] = {}
         for key_node, value_node in node.value:
             key = _scalar(key_node)
+            # The steps of a schedule: {0: 0.1, 1000: 0.01}.
+            key = str(key) if type(key) is int else key
             key_origin = Origin(file, key_node.start_mark.line + 1) if file else COMMAND_LINE
             if not isinstance(key, str):
                 raise ConfigError(f"{key_origin}: the key {key!r} is no text; write it in quotes")

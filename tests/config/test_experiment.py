@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from moe_testbed.launcher.config import dump_config, explain_experiment, load_experiment
+from moe_testbed.launcher.config import ExperimentConfig, dump_config, explain_experiment, load_experiment
 from moe_testbed.launcher.errors import ConfigError
 from moe_testbed.launcher.yaml_config import embedded_configs
 
@@ -213,7 +213,8 @@ BAD_INPUT = [
     ),
     (
         ["routing.router.name=hash"],
-        "routing.balance.load_balancing_loss (load_balancing_loss) needs scores of all experts, which the router 'hash'",
+        "routing.balance.load_balancing_loss (load_balancing_loss) needs scores of all experts, which the router "
+        "'hash' does not have",
     ),
     (["data.mix=nowhere.yaml"], "command line: there is no file 'nowhere.yaml', neither in . nor embedded."),
 ]
@@ -257,3 +258,10 @@ def test_zero_stage_0_is_fine_where_it_is_right(experiment: Path) -> None:
     load_experiment(
         experiment, ["training.zero_stage=0", "parallel.expert_parallel_size=2", "training.gradient_clipping=0"]
     )
+
+
+def test_a_coefficient_may_be_a_schedule(experiment: Path) -> None:
+    override = "routing.balance.load_balancing_loss.coefficient={0: 0.1, 100: 0.01}"
+    config = load_experiment(experiment, [override])
+    assert config.routing.balance["load_balancing_loss"].coefficient == {0: 0.1, 100: 0.01}  # type: ignore[attr-defined]
+    assert ExperimentConfig.model_validate_json(config.model_dump_json(), strict=True) == config

@@ -108,7 +108,7 @@ def test_the_same_file_may_be_included_twice(write: Write) -> None:
         ("a: [1, 2\nb: 3", r"a\.yaml:2: is not valid YAML: "),
         ("a: 1\n\tb: 2", r"a\.yaml:2: is not valid YAML: "),
         ("- a\n- b", r"a\.yaml:1: expected a mapping of keys to values, got \['a', 'b'\]"),
-        ("1: a", r"a\.yaml:1: the key 1 is no text; write it in quotes"),
+        ("1.5: a", r"a\.yaml:1: the key 1.5 is no text; write it in quotes"),
         ("a: !!python/name:os.system", r"a\.yaml:1: is not valid YAML: could not determine a constructor"),
         ("include: 3", r"a\.yaml:1: include takes the path of a YAML file or a list of them, got 3"),
         ("include: none.yaml", r"a\.yaml:1: there is no file 'none\.yaml', neither in \. nor embedded"),

@@ -40,6 +40,7 @@ def evaluate_naively(config: dict[str, Any]) -> dict[str, Any]:
     model = build_model(experiment, store, Ranks(0, 1, torch.device("cpu"), None)).eval()
     evaluation, length = experiment.evaluation, experiment.data.sequence_length
     result: dict[str, Any] = {"sequence_loss": [], "domain": [], "top_1": Counter(), "top_k": Counter()}
+    result["violation"] = Counter()
     for batch in evaluation_batches(store, evaluation.split, length, evaluation.sequences_per_domain, batch_size=1):
         # By the text: whose tokens are these?
         start = int(store.document_starts[batch.document_BL[0, 0]])
@@ -50,7 +51,16 @@ def evaluate_naively(config: dict[str, Any]) -> dict[str, Any]:
         result["sequence_loss"].append(float(output.cross_entropy_BL.double().mean()))
         result["domain"].append(domain)
         for layer, routing in enumerate(output.layers):
-            for experts in routing.decision.expert_ids_TK.tolist():
+            chosen = routing.decision.expert_ids_TK.tolist()
+            # Largest over mean load, less 1, of the sequence and of each of its documents, weighted by tokens.
+            documents = batch.document_BL[0].tolist()
+            for scope, sets in (("sequence", [0] * length), ("document", documents)):
+                for one in set(sets):
+                    own = [experts for experts, number in zip(chosen, sets, strict=True) if number == one]
+                    loads = Counter(expert for experts in own for expert in experts)
+                    mean = sum(loads.values()) / experiment.model.moe.num_experts
+                    result["violation"][scope, layer] += len(own) * (max(loads.values()) / mean - 1)
+            for experts in chosen:
                 result["top_1"][layer, domain, experts[0]] += 1
                 result["top_k"].update((layer, domain, expert) for expert in experts)
     return result
@@ -98,6 +108,8 @@ def test_tables_equal_loops(
         assert as_counter(arrays["counts_top_1_YDE"]) == naive["top_1"]
         assert as_counter(arrays["counts_top_k_YDE"]) == naive["top_k"]
         assert not arrays["dropped_YDE"].any()
+        expected_SY = [[naive["violation"][scope, y] for y in range(2)] for scope in ("sequence", "document")]
+        np.testing.assert_allclose(arrays["violation_sum_SY"], expected_SY, rtol=1e-5)
         # Permuted labels: the same tokens of every label, the same load of every expert.
         shuffled_YDE, counts_YDE = arrays["shuffled_counts_top_k_YDE"], arrays["counts_top_k_YDE"]
         np.testing.assert_array_equal(shuffled_YDE.sum(1), counts_YDE.sum(1))
@@ -133,6 +145,8 @@ def test_the_line_is_the_mean_over_domains_of_equal_weight() -> None:
         "loss_sum_D": np.array([20.0, 30.0]),
         # Two layers: every domain has an expert of its own; both use both alike.
         "counts_top_k_YDE": np.array([[[10, 0], [0, 30]], [[5, 5], [15, 15]]]),
+        # Sequences and documents, by layer: summed over the 40 tokens.
+        "violation_sum_SY": np.array([[40.0, 0.0], [20.0, 60.0]]),
     }
     line = evaluation_line(arrays, step=7, seconds=1.5)
     assert line.pop("kind") == "evaluation"
@@ -147,6 +161,8 @@ def test_the_line_is_the_mean_over_domains_of_equal_weight() -> None:
             "normalised_effective_experts": 1.0,
             "dead_experts": 0.0,
             "max_violation": 0.0,
+            "max_violation/sequence": 0.5,
+            "max_violation/document": 1.0,
         }
     )
     without_experts = evaluation_line(arrays | {"counts_top_k_YDE": np.zeros((0, 2, 2))}, step=7, seconds=1.5)
