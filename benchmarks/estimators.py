@@ -1,6 +1,6 @@
 """Error of the estimators of the global batch's load against the exact counts, in the gradient of the balancing loss.
 
-    python benchmarks/estimators.py [EXPERIMENT] [OVERRIDE ...] [--micro-batches 4] [--steps 60]
+    python benchmarks/estimators.py [EXPERIMENT] [OVERRIDE ...] [--micro-batches 4] [--steps 40]
 
 A model is trained as the experiment says. At every step after the first ten, the gradient of the load-balancing loss
 with respect to all routers' weights is computed with each estimator from the same decisions. With d the difference
@@ -38,6 +38,7 @@ SCOPES = {
 def gradients(experiment: str, overrides: list[str], micro_batches: int, steps: int) -> dict[str, Tensor]:
     """Gradient of each scope's loss at every step but the first ones, [steps, numbers in the routers' weights]."""
     config = load_experiment(experiment, ["tracking.mlflow=false", *overrides])
+    torch.set_num_threads(1)
     ranks = join(choose_device("cpu"))
     from moe_testbed.launcher.batches import to_context
     from moe_testbed.launcher.building import build_model, build_sampler
@@ -90,7 +91,7 @@ def main() -> None:
     parser.add_argument("experiment", nargs="?", default="configs/experiments/study.yaml")
     parser.add_argument("overrides", nargs="*")
     parser.add_argument("--micro-batches", type=int, default=4)
-    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--steps", type=int, default=40)
     arguments = parser.parse_args()
     found = gradients(arguments.experiment, arguments.overrides, arguments.micro_batches, arguments.steps)
     exact = found["global_batch, exact"]

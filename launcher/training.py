@@ -41,8 +41,7 @@ def train(config: ExperimentConfig, run_dir: Path) -> None:
             print(f"{run_dir} is finished already", file=sys.stderr)
         return
     ranks = join(device)
-    failure = Failure(ranks)
-    told: str | None = None
+    failure = Failure(ranks, run_dir)
     mirror = Mirror(run_dir, config.tracking.experiment) if folder and config.tracking.mlflow else None
     try:
         if mirror:
@@ -66,5 +65,3 @@ def train(config: ExperimentConfig, run_dir: Path) -> None:
         if folder:
             folder.release()
         dist.destroy_process_group()
-        if told:
-            failure.wait_until_heard()
