@@ -90,11 +90,14 @@ class Evaluator:
             return torch.zeros(*shape, dtype=dtype, device=self.ranks.device)
 
         tables = Tables(
-            zeros(D),
-            zeros(D, dtype=torch.float64),
-            zeros(N, dtype=torch.float64),
-            *(zeros(Y, D, E) for _ in range(4)),
-            zeros(len(_SCOPES), Y, dtype=torch.float64),
+            tokens_D=zeros(D),
+            loss_sum_D=zeros(D, dtype=torch.float64),
+            sequence_loss_N=zeros(N, dtype=torch.float64),
+            counts_top_1_YDE=zeros(Y, D, E),
+            counts_top_k_YDE=zeros(Y, D, E),
+            dropped_YDE=zeros(Y, D, E),
+            shuffled_counts_top_k_YDE=zeros(Y, D, E),
+            violation_sum_SY=zeros(len(_SCOPES), Y, dtype=torch.float64),
         )
         engine.eval()
         for batch, rows_B, counted_B, first in self._shares():

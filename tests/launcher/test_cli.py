@@ -17,7 +17,20 @@ from moe_testbed.launcher.config import load_experiment, run_name
 from moe_testbed.launcher.errors import CheckpointError, ConfigError
 
 Write = Callable[[str, str], Path]
-COMMANDS = ["", "train", "compare", "report", "data", "data build", "data show", "data check", "config", "config show"]
+COMMANDS = [
+    "",
+    "train",
+    "compare",
+    "report",
+    "data",
+    "data build",
+    "data show",
+    "data check",
+    "router",
+    "router check",
+    "config",
+    "config show",
+]
 HEAVY = ["torch", "deepspeed", "datasets", "mlflow", "matplotlib", "sklearn", "scipy", "numpy", "pydantic", "yaml"]
 
 
@@ -28,7 +41,7 @@ def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]
     assert ended.value.code == 0
     text = capsys.readouterr().out
     assert text.startswith(f"usage: {' '.join(['moe-testbed', *command.split()])}")
-    assert "examples:" in text or command in ("data", "config")
+    assert "examples:" in text or command in ("data", "router", "config")
 
 
 def test_help_imports_nothing_heavy() -> None:
@@ -99,13 +112,14 @@ def test_trainings_under_other_overrides_get_other_folders(experiment: Path) -> 
 
 
 def test_the_examples_of_the_help_work(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    from moe_testbed.launcher import compare, data_commands, report, training
+    from moe_testbed.launcher import compare, data_commands, report, router_check, training
 
     done = []
     for module, name in ((training, "train"), (compare, "compare"), (report, "print_report")):
         monkeypatch.setattr(module, name, lambda *_, name=name: done.append(name))
     for name in ("build", "show", "check"):
         monkeypatch.setattr(data_commands, name, lambda *_, name=name: done.append(name))
+    monkeypatch.setattr(router_check, "check_routers", lambda *_: done.append("check_routers") or 0)
     for command in COMMANDS:
         with pytest.raises(SystemExit):
             main([*command.split(), "--help"])
@@ -114,7 +128,7 @@ def test_the_examples_of_the_help_work(capsys: pytest.CaptureFixture[str], monke
             arguments = shlex.split(example.split("   train")[0], comments=True)
             assert arguments.pop(0) == "moe-testbed"
             assert main(arguments) == 0, example
-    assert set(done) == {"train", "compare", "print_report", "build", "show", "check"}
+    assert set(done) == {"train", "compare", "print_report", "build", "show", "check", "check_routers"}
 
 
 @pytest.mark.parametrize(
