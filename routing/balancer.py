@@ -13,7 +13,7 @@ from torch import Tensor
 from moe_testbed.routing.records import RoutingContext, RoutingDecision
 from moe_testbed.routing.registry import Registry
 from moe_testbed.routing.router import Capability
-from moe_testbed.routing.scopes import Estimator, Load, Scope, ScopeConfig, TokenSets
+from moe_testbed.routing.scopes import Counts, Load, Scope, ScopeConfig, TokenSets
 from moe_testbed.routing.state import KeepsBufferDtype
 
 T = TypeVar("T")
@@ -121,14 +121,9 @@ class Balancer(KeepsBufferDtype):
         """Called once per optimizer step."""
 
     @property
-    def reads_wider_counts(self) -> bool:
-        """:meth:`loss` or :meth:`observe` read counts of other ranks or micro-batches while the step is running."""
-        return isinstance(self.config, ScopeConfig) and not self.config.scope.inside_micro_batch
-
-    @property
-    def reads_counts_ahead(self) -> bool:
-        """:meth:`loss` or :meth:`observe` read the counts of the whole step while it is running."""
-        return isinstance(self.config, ScopeConfig) and self.config.estimator is Estimator.EXACT
+    def reads_counts(self) -> Counts | None:
+        """Which counts of other ranks or micro-batches :meth:`loss` and :meth:`observe` read; None for none."""
+        return self.config.counts if isinstance(self.config, ScopeConfig) else None
 
     def coefficient(self, step: int) -> float:
         """Factor of the loss, which is summed over layers, in the step after ``step`` completed ones."""

@@ -19,6 +19,7 @@ from moe_testbed.routing.balancer import (
 )
 from moe_testbed.routing.records import RoutingContext, RoutingDecision
 from moe_testbed.routing.scopes import (
+    Counts,
     Estimator,
     Load,
     Scope,
@@ -104,13 +105,15 @@ class Balancing(KeepsBufferDtype):
         self._windows = sorted({c.window_steps for c in scoped if c.scope is Scope.WINDOW})
         for steps in self._windows:
             self.register_buffer(f"window_{steps}_counts_YE", counts_YE.double())
-        self._reduce_every_micro_batch = any(balancer.reads_wider_counts for _, balancer in self._labelled())
+        self._reads = {balancer.reads_counts for _, balancer in self._labelled()}
+        self._earlier_counts_are_known = False
         self._counts_ahead_are_known = False
+        self._step_is_reduced = False
 
     @property
     def reads_counts_ahead(self) -> bool:
         """A balancer reads the counts of the whole step: :meth:`begin_step` must tell them."""
-        return any(balancer.reads_counts_ahead for _, balancer in self._labelled())
+        return Counts.AHEAD in self._reads
 
     def begin_step(self, micro_batches: Iterable[tuple[list[RoutingDecision], Tensor | None]]) -> None:
         """Counts the step ahead.
@@ -137,7 +140,9 @@ class Balancing(KeepsBufferDtype):
         counts_YE = self._count(decisions, valid_T)
         tokens = torch.as_tensor(context.token_ids_BL.numel(), device=counts_YE.device)
         tokens = tokens if valid_T is None else valid_T.sum()
-        if self._reduce_every_micro_batch:
+        # All micro-batches of a step alike: what is known changes between steps.
+        self._step_is_reduced = self._other_ranks_are_needed()
+        if self._step_is_reduced:
             counts_YE, tokens = self._totals_over_ranks(counts_YE, tokens)
         self.step_counts_YE += counts_YE
         self.step_tokens += tokens
@@ -174,7 +179,7 @@ class Balancing(KeepsBufferDtype):
         """Closes an optimizer step: updates the balancers, and moves the step's counts to the previous ones and into
         the windows."""
         counts_YE, tokens = self.step_counts_YE, self.step_tokens
-        if not self._reduce_every_micro_batch:
+        if not self._step_is_reduced:
             counts_YE, tokens = self._totals_over_ranks(counts_YE, tokens)
         totals = StepTotals(counts_YE.clone(), tokens.clone())
         for steps in self._windows:
@@ -190,6 +195,7 @@ class Balancing(KeepsBufferDtype):
         self.step_counts_YE.zero_()
         self.step_tokens.zero_()
         self._counts_ahead_are_known = False
+        self._step_is_reduced = False
         return totals
 
     def selection_bias_YE(self) -> Tensor | None:
@@ -207,6 +213,18 @@ class Balancing(KeepsBufferDtype):
 
     def _window(self, steps: int) -> Tensor:
         return self.get_buffer(f"window_{steps}_counts_YE")
+
+    def _other_ranks_are_needed(self) -> bool:
+        """A balancer reads, in this micro-batch, the counts of what the other ranks are running."""
+        if Counts.NOW in self._reads:
+            return True
+        if Counts.AHEAD in self._reads and not self._counts_ahead_are_known:
+            return True
+        if Counts.EARLIER not in self._reads:
+            return False
+        # Asked until it is so: a GPU waits for the answer in the first step only.
+        self._earlier_counts_are_known = self._earlier_counts_are_known or bool(self.previous_counts_YE.any())
+        return not self._earlier_counts_are_known
 
     def _wider_counts(self, config: ScopeConfig, counts_YE: Tensor) -> Tensor | None:
         """Counts over the balance set where it is wider than a rank's micro-batch, [Y, E]."""

@@ -10,7 +10,7 @@ from pydantic import Field, field_validator
 from torch import Tensor
 
 from moe_testbed.routing.balancer import Balancer, RoutedBatch, ScopedBalancerConfig
-from moe_testbed.routing.scopes import Scope
+from moe_testbed.routing.scopes import Counts, Scope
 
 
 class MeansBalancerConfig(ScopedBalancerConfig):
@@ -46,9 +46,9 @@ class MeansBalancer(Balancer):
     config: MeansBalancerConfig
 
     @property
-    def reads_wider_counts(self) -> bool:
+    def reads_counts(self) -> Counts | None:
         """Means are read instead of counts."""
-        return False
+        return None
 
     def token_values(self, batch: RoutedBatch) -> list[Tensor]:
         """What is averaged, of every layer, [T, X] each, differentiable."""

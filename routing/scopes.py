@@ -60,6 +60,19 @@ class Estimator(str, Enum):
     EXACT = "exact"
 
 
+class Counts(str, Enum):
+    """Which counts a balance set that is wider than a rank's micro-batch is counted by.
+
+    - ``now``: of all ranks, up to the micro-batch that is running.
+    - ``earlier``: of completed steps; in the very first step ``now``.
+    - ``ahead``: of the whole step that is running; ``now`` where nobody has told them.
+    """
+
+    NOW = "now"
+    EARLIER = "earlier"
+    AHEAD = "ahead"
+
+
 class ScopeConfig(BaseModel, extra="forbid", frozen=True):
     """A balancing scope with all that defines it."""
 
@@ -86,6 +99,15 @@ class ScopeConfig(BaseModel, extra="forbid", frozen=True):
                 "leave window_steps out or set scope to window"
             )
         return self
+
+    @property
+    def counts(self) -> Counts | None:
+        """Which counts it takes; None inside a micro-batch, whose own are at hand."""
+        if self.scope.inside_micro_batch:
+            return None
+        if self.scope is Scope.WINDOW or self.estimator is Estimator.PREVIOUS:
+            return Counts.EARLIER
+        return Counts.AHEAD if self.estimator is Estimator.EXACT else Counts.NOW
 
     @property
     def key(self) -> tuple[Scope, Estimator, int]:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from moe_testbed.routing.balancer import BALANCERS, Balancer, CompletedStep, RoutedBatch, ScopedBalancerConfig
 from moe_testbed.routing.router import Capability
-from moe_testbed.routing.scopes import Estimator, Scope, fractions
+from moe_testbed.routing.scopes import Counts, Estimator, Scope, fractions
 
 
 class LossFreeBiasConfig(ScopedBalancerConfig):
@@ -71,14 +71,9 @@ class LossFreeBias(Balancer):
         self._direction_YE: Tensor
 
     @property
-    def reads_wider_counts(self) -> bool:
+    def reads_counts(self) -> Counts | None:
         """The wider scopes are read once the step is complete."""
-        return self.config.scope is Scope.DATA_PARALLEL
-
-    @property
-    def reads_counts_ahead(self) -> bool:
-        """The counts of the step are known when the bias moves."""
-        return False
+        return Counts.NOW if self.config.scope is Scope.DATA_PARALLEL else None
 
     @torch.no_grad()
     def observe(self, batch: RoutedBatch) -> None:

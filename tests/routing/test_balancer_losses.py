@@ -250,7 +250,7 @@ def test_means_of_all_layers_cross_the_ranks_together(name: str, monkeypatch: py
     config = configured(name, "data_parallel")
     balance(config, [draw_leaves() for _ in range(LAYERS)], draw_context(padded=True))
     assert [values.shape[:2] for values in asked] == [(LAYERS, 1)]
-    assert not BALANCERS.get(name)(config, LAYERS, E, K).reads_wider_counts
+    assert BALANCERS.get(name)(config, LAYERS, E, K).reads_counts is None
 
 
 def test_what_cannot_be_balanced_is_refused():
