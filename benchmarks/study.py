@@ -96,10 +96,16 @@ def sweep(runs: Runs) -> str:
 def routers(runs: Runs) -> str:
     """All routers by rising loss."""
     rows = [
-        [f"`{run['label']}`", "" if run["causal"] else "**not causal**", run["role"], *_columns(run)]
+        [
+            f"`{run['label']}`",
+            "" if run["causal"] else "**not causal**",
+            run["role"],
+            *_columns(run),
+            text(run["experts_per_token"], 1),
+        ]
         for run in sorted(runs.values(), key=lambda run: run["loss"]["mean"])
     ]
-    return table(["router", "", "kind", *HEAD], rows)
+    return table(["router", "", "kind", *HEAD, "experts per token"], rows)
 
 
 def choices(runs: Runs, of: Callable[[dict[str, Any]], Stat], digits: int) -> str:

@@ -48,6 +48,8 @@ def compare(suite: Suite, runs_dir: Path, jobs: int | None = None, command: Sequ
             quiet = run.config.model_copy(update={"tracking": TrackingConfig(mlflow=False)})
             RunFolder.prepare(run.run_dir, quiet)
         write_atomically(folder / "suite.yaml", dump_config(suite.config))
+        for label in dict.fromkeys(run.label for run in runs if not run.config.causal):
+            print(f"{label} is not causal: its loss cannot be compared; the report marks it", file=sys.stderr)
         missing = [run for run in runs if not is_finished(run.run_dir)]
         if len(missing) < len(runs):
             print(f"{len(runs) - len(missing)} of {len(runs)} runs are finished and skipped", file=sys.stderr)

@@ -176,6 +176,11 @@ class ExperimentConfig(BaseModel, extra="forbid", frozen=True):
     tracking: TrackingConfig = TrackingConfig()
     runtime: RuntimeConfig = RuntimeConfig()
 
+    @property
+    def causal(self) -> bool:
+        """No evaluation loss of a token depends on later tokens."""
+        return self.model.dense_baseline or self.routing.causal
+
     @model_validator(mode="after")
     def _experts_are_shared_evenly(self) -> ExperimentConfig:
         ranks, experts = self.parallel.expert_parallel_size, self.model.moe.num_ffn_experts

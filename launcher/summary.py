@@ -19,7 +19,7 @@ def announce(config: ExperimentConfig, size: ModelSize, first_step: int) -> None
         f"{size.active_parameters:,} active, {size.flops_per_token:,} FLOPs per token, {begin}",
         file=sys.stderr,
     )
-    if not config.routing.causal and not config.model.dense_baseline:
+    if not config.causal:
         print(
             "this routing is not causal: a token's route depends on later tokens, so that its losses cannot be "
             "compared with those of causal ones; the report marks it",
@@ -35,7 +35,7 @@ def summary(config: ExperimentConfig, size: ModelSize, ranks: Ranks, seconds: fl
         "seconds": seconds,
         "tokens_per_second": tokens / seconds,
         "learned": config.routing.router.learned and not config.model.dense_baseline,
-        "causal": config.routing.causal or config.model.dense_baseline,
+        "causal": config.causal,
         "ranks": ranks.size,
         "peak_memory_bytes": surroundings.peak_memory_bytes(),
         "versions": surroundings.versions(),

@@ -88,6 +88,13 @@ DEFINITIONS = (
         "What sets a step's time and memory when experts are spread over devices. Blind to all but the busiest expert.",
     ),
     Definition(
+        "experts_per_token",
+        "Experts per token",
+        "assignments / tokens",
+        "0 to E",
+        "top_k for most routers; where tokens choose how many, what a token costs. Before any dropping.",
+    ),
+    Definition(
         "drop_rate",
         "Dropped",
         "dropped assignments / assignments",

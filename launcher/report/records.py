@@ -24,6 +24,7 @@ class Evaluation:
 
     step: int
     domains: tuple[str, ...]
+    tokens: int
     loss_D: NDArray[np.float64]
     sequence_loss_N: NDArray[np.float64]
     sequence_domain_N: NDArray[np.int64]
@@ -162,6 +163,7 @@ def read_evaluation(folder: Path, last_step: int) -> Evaluation:
     return Evaluation(
         step=last_step,
         domains=tuple(map(str, content["domains"])),
+        tokens=int(tokens_D.sum()),
         loss_D=content["loss_sum_D"].astype(np.float64) / tokens_D,
         sequence_loss_N=content["sequence_loss_N"].astype(np.float64),
         **{name: content[name].astype(np.int64) for name in Evaluation.__dataclass_fields__ if name in _INTEGERS},

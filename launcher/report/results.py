@@ -129,6 +129,7 @@ def _run(suite: Suite, label: str, best: str | None, domains: Sequence[str]) -> 
         },
         **_recovered(suite, label, best, domains),
         "routing": _routing(evaluations),
+        "experts_per_token": _layered(evaluations, _experts_per_token),
         "drop_rate": _layered(evaluations, _drop_rates),
         "drop_rate_by_domain": {
             domain: _layered(evaluations, partial(_drop_rates, domain=d)) for d, domain in enumerate(domains)
@@ -247,6 +248,10 @@ def _above_shuffled(evaluation: Evaluation) -> list[float]:
     return [metrics.above_shuffled(counts_DE, shuffled_DE) for counts_DE, shuffled_DE in tables]
 
 
+def _experts_per_token(evaluation: Evaluation) -> list[float]:
+    return [float(counts_DE.sum() / evaluation.tokens) for counts_DE in evaluation.counts_top_k_YDE]
+
+
 def _drop_rates(evaluation: Evaluation, domain: int | None = None) -> list[float]:
     """Of each layer; over domains of equal weight, or of one."""
     chosen = slice(None) if domain is None else slice(domain, domain + 1)
@@ -298,6 +303,7 @@ def _csv_rows(run: Results) -> Iterator[tuple[Any, ...]]:
     for domain, share in (("", run["recovered"]), *run["recovered_by_domain"].items()):
         for quantity, bound in (("recovered", "value"), ("recovered_low", "low"), ("recovered_high", "high")):
             yield (*head, quantity, "", "", domain, share[bound], None, run["loss"]["seeds"])
+    yield from layered("experts_per_token", run["experts_per_token"], "top_k")
     yield from layered("drop_rate", run["drop_rate"], "top_k")
     for domain, stat in run["drop_rate_by_domain"].items():
         yield from layered("drop_rate", stat, "top_k", domain)

@@ -88,15 +88,16 @@ COLUMNS = (
     Column("Effective experts", "normalised_effective_experts", _routing("normalised_effective_experts")),
     Column("Dead experts", "dead_experts", _routing("dead_experts", 0, in_percent=True)),
     Column("Max violation", "max_violation", _routing("max_violation")),
+    Column("Experts per token", "experts_per_token", _stat("experts_per_token", 2)),
     Column("Dropped", "drop_rate", _stat("drop_rate", 1, in_percent=True), in_terminal=False),
     Column("Tokens/s", "tokens_per_second", _stat("tokens_per_second", 0)),
     Column("Parameters", "parameters", _parameters, in_terminal=False),
 )
 
 LEGEND = (
-    "Loss: validation, nats per token, mean over domains. Recovered: share of the reference's lead over its control "
-    "(95 % interval). Routing metrics: top-k choices, mean over layers; effective experts as a share of the maximum's "
-    "logarithm. ± is the standard deviation over seeds."
+    "Loss: nats per token of the evaluation split, mean over domains. Recovered: share of the reference's lead over "
+    "its control (95 % interval). Routing metrics: top-k choices, mean over layers; effective experts as a share of "
+    "the maximum's logarithm. ± is the standard deviation over seeds."
 )
 
 

@@ -81,6 +81,18 @@ def test_dropped_assignments_have_a_form_of_their_own(make_suite: MakeSuite) -> 
     assert "top_k_kept" not in runs["reference"]["routing"]
 
 
+def test_experts_per_token_are_assignments_over_tokens(make_suite: MakeSuite) -> None:
+    folder = make_suite()
+    (run,) = [run for run in read_results(folder)["runs"] if run["label"] == "reference"]
+    layers = []
+    for path in sorted(folder.glob("reference-seed*/evaluations/step_*400.npz")):
+        with np.load(path) as arrays:
+            layers.append([counts_DE.sum() / arrays["tokens_D"].sum() for counts_DE in arrays["counts_top_k_YDE"]])
+    expected = np.mean(layers, axis=0)
+    assert [stat["mean"] for stat in run["experts_per_token"]["layers"]] == pytest.approx(expected)
+    assert run["experts_per_token"]["mean"] == pytest.approx(expected.mean())
+
+
 def test_drop_rates_are_told_by_domain(make_suite: MakeSuite) -> None:
     runs = by_label(read_results(make_suite()))
     by_domain = runs["sigmoid_bias"]["drop_rate_by_domain"]
