@@ -53,13 +53,14 @@ def first_of_unit(sets: TokenSets, num_tokens: int, device: torch.device) -> Ten
     return first_G[sets.set_T]
 
 
-def pooled(x_TD: Tensor, sets: TokenSets, pool: Pool, first_tokens: int) -> Tensor:
+def pooled(x_TD: Tensor, sets: TokenSets, pool: Pool, first_tokens: int, valid_T: Tensor | None = None) -> Tensor:
     """What the router sees at each token, in float32 at least, [T, D], differentiable.
 
     Args:
         x_TD: hidden states.
-        sets: the units; the tokens of each are in order.
+        sets: the units; the tokens of each are in order, padding last.
         first_tokens: m of ``first_m``.
+        valid_T: False for padding, bool; no other token sees it.
     """
     x_TD = x_TD.to(torch.promote_types(x_TD.dtype, torch.float32))
     T = len(x_TD)
@@ -67,7 +68,7 @@ def pooled(x_TD: Tensor, sets: TokenSets, pool: Pool, first_tokens: int) -> Tens
     if set_T is None:
         set_T = torch.arange(sets.number, device=x_TD.device).repeat_interleave(T // sets.number)
     if pool is Pool.FULL_MEAN:
-        return sets.mean(x_TD)[set_T]
+        return sets.mean(x_TD, valid_T)[set_T]
     # Sorted by unit, so that the sum up to a token is a difference of running sums within rows of its unit.
     order_T = set_T.argsort(stable=True)
     sizes_G = torch.bincount(set_T, minlength=sets.number)
@@ -113,7 +114,7 @@ class RouterInput(nn.Module):
         if self.unit is not Unit.TOKEN:
             sets = token_sets(Scope(self.unit.value), context)
             if self.domain_embedding is None:
-                x_TD = pooled(x_TD, sets, self.pool, self.first_tokens)
+                x_TD = pooled(x_TD, sets, self.pool, self.first_tokens, context.valid_T)
             first_T = first_of_unit(sets, len(x_TD), x_TD.device)
             shape = context.token_ids_BL.shape
 

@@ -153,4 +153,4 @@ def test_terminal_table(small: Path) -> None:
     assert lines[2].startswith("reference ")
     assert all(len(line) <= len(lines[1]) for line in lines[2:15])
     assert "late, seed 1: missing: not started" in lines
-    assert lines[-1].startswith("Loss: validation, nats per token")
+    assert lines[-1].startswith("Loss: nats per token of the evaluation split")

@@ -107,3 +107,16 @@ def test_documents_are_needed_for_units_of_them():
     shown = RouterInput(Unit.DOCUMENT, Pool.FULL_MEAN, 1, Input.HIDDEN_STATES, HIDDEN, 4)
     with pytest.raises(ValueError, match="scope document needs the number of every token's document"):
         shown(torch.randn(B * L, HIDDEN), replace(packed_context(), document_BL=None))
+
+
+@pytest.mark.parametrize("pool", list(Pool))
+def test_what_padding_holds_is_seen_by_no_other_token(pool: Pool):
+    valid_BL = torch.arange(L) < torch.tensor([8, 5, 2])[:, None]
+    context, valid_T = replace(packed_context(), valid_BL=valid_BL), valid_BL.flatten()
+    shown = RouterInput(Unit.SEQUENCE, pool, 3, Input.HIDDEN_STATES, HIDDEN, 4)
+    x_TD = torch.randn(B * L, HIDDEN)
+    seen_TD, _ = shown(x_TD, context)
+    other_TD, _ = shown(torch.where(valid_T[:, None], x_TD, 9.0), context)
+    assert torch.equal(seen_TD[valid_T], other_TD[valid_T])
+    if pool is Pool.FULL_MEAN:
+        torch.testing.assert_close(seen_TD[L], x_TD[L : L + 5].mean(0))

@@ -106,7 +106,7 @@ def test_the_summary_tells_sizes_and_surroundings(trained: Path, make_experiment
     config = ExperimentConfig.model_validate(make_experiment())
     assert summary["tokens"] == 6 * 8 * 16
     assert {key: summary[key] for key in ("parameters", "active_parameters", "flops_per_token")} == model_size(
-        config.model, 512, 16
+        config.model, 512, 16, router_parameters=2 * 16 * 8
     ).model_dump()
     saved = read_weights(trained)
     assert summary["parameters"] == sum(w.numel() for name, w in saved.items() if not name.startswith("balancing."))
