@@ -72,6 +72,18 @@ class Scores:
     probabilities_TE: Tensor
     noise: Noise | None = None
 
+    @classmethod
+    def by_softmax(cls, logits_TE: Tensor, noise: Noise | None = None) -> Scores:
+        """Affinities and probabilities are ``softmax(z)``."""
+        probabilities_TE = logits_TE.softmax(-1)
+        return cls(logits_TE, probabilities_TE, probabilities_TE, noise)
+
+    @classmethod
+    def by_sigmoid(cls, logits_TE: Tensor) -> Scores:
+        """Affinities are ``s = sigmoid(z)``, probabilities ``s / sum(s)``."""
+        affinity_TE = logits_TE.sigmoid()
+        return cls(logits_TE, affinity_TE, affinity_TE / affinity_TE.sum(-1, keepdim=True))
+
 
 class Router(KeepsBufferDtype):
     """Base of all routers: three decisions, each a method that a router replaces without touching the others.

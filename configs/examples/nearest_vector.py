@@ -20,8 +20,8 @@ class NearestVector(Router):
         self.vectors = nn.Parameter(randn(setting.num_experts, setting.hidden_size))
 
     def score(self, x_TD: Tensor, context: RoutingContext) -> Scores:  # in float32, whatever the model's precision
-        logits_TE = -self.config.sharpness * cdist(x_TD.float(), self.vectors.float()).square() / x_TD.shape[1]
-        return Scores(logits_TE, logits_TE.softmax(-1), logits_TE.softmax(-1))
+        differences_TE = cdist(x_TD.float(), self.vectors.float()).square() / x_TD.shape[1]
+        return Scores.by_softmax(-self.config.sharpness * differences_TE)
 
     def select(self, scores: Scores, context: RoutingContext) -> Tensor:  # the top_k experts of every token
         return scores.affinity_TE.topk(self.setting.top_k).indices

@@ -35,9 +35,7 @@ class Base(LinearRouter):
     config: BaseConfig
 
     def score(self, x_TD: Tensor, context: RoutingContext) -> Scores:
-        logits_TE = self.scorer(x_TD)
-        affinity_TE = logits_TE.sigmoid()
-        return Scores(logits_TE, affinity_TE, affinity_TE / affinity_TE.sum(-1, keepdim=True))
+        return Scores.by_sigmoid(self.scorer(x_TD))
 
     def select(self, scores: Scores, context: RoutingContext) -> Tensor:
         logits_TE, top_k = scores.logits_TE, self.setting.top_k

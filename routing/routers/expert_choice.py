@@ -51,9 +51,7 @@ class ExpertChoice(LinearRouter):
     config: ExpertChoiceConfig
 
     def score(self, x_TD: Tensor, context: RoutingContext) -> Scores:
-        logits_TE = self.scorer(x_TD)
-        probabilities_TE = logits_TE.softmax(-1)
-        return Scores(logits_TE, probabilities_TE, probabilities_TE)
+        return Scores.by_softmax(self.scorer(x_TD))
 
     def select(self, scores: Scores, context: RoutingContext) -> Tensor:
         scores_TE = scores.affinity_TE

@@ -76,9 +76,7 @@ class ExpertThreshold(LinearRouter):
         self.register_buffer("tokens", torch.zeros((), dtype=torch.float64), persistent=False)
 
     def score(self, x_TD: Tensor, context: RoutingContext) -> Scores:
-        logits_TE = self.scorer(x_TD)
-        probabilities_TE = logits_TE.softmax(-1)
-        return Scores(logits_TE, probabilities_TE, probabilities_TE)
+        return Scores.by_softmax(self.scorer(x_TD))
 
     def select(self, scores: Scores, context: RoutingContext) -> Tensor:
         probabilities_TE = scores.probabilities_TE

@@ -74,10 +74,8 @@ class GroupLimited(LinearRouter):
     def score(self, x_TD: Tensor, context: RoutingContext) -> Scores:
         logits_TE = self.scorer(x_TD)
         if self.config.affinity == "softmax":
-            probabilities_TE = logits_TE.softmax(-1)
-            return Scores(logits_TE, probabilities_TE, probabilities_TE)
-        affinity_TE = logits_TE.sigmoid()
-        return Scores(logits_TE, affinity_TE, affinity_TE / affinity_TE.sum(-1, keepdim=True))
+            return Scores.by_softmax(logits_TE)
+        return Scores.by_sigmoid(logits_TE)
 
     @torch.no_grad()
     def select(self, scores: Scores, context: RoutingContext) -> Tensor:

@@ -56,8 +56,7 @@ class NoisyTopK(TopK):
         clean_TE = self.scorer(x_TD)
         noise = Noise(clean_TE, F.softplus(self.noise_scorer(x_TD)))
         logits_TE = clean_TE + self.draws_TE(context, clean_TE.dtype) * noise.scale_TE
-        probabilities_TE = logits_TE.softmax(-1)
-        return Scores(logits_TE, probabilities_TE, probabilities_TE, noise)
+        return Scores.by_softmax(logits_TE, noise)
 
     def draws_TE(self, context: RoutingContext, dtype: torch.dtype) -> Tensor:
         """eps, [T, E]."""

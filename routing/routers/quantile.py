@@ -82,9 +82,7 @@ class Quantile(LinearRouter):
         self.register_buffer("token_sum", torch.zeros((), dtype=torch.float64), persistent=False)
 
     def score(self, x_TD: Tensor, context: RoutingContext) -> Scores:
-        logits_TE = self.scorer(x_TD)
-        probabilities_TE = logits_TE.softmax(-1)
-        return Scores(logits_TE, probabilities_TE, probabilities_TE)
+        return Scores.by_softmax(self.scorer(x_TD))
 
     def select(self, scores: Scores, context: RoutingContext) -> Tensor:
         return select_top_k(scores.logits_TE, self.setting.top_k, -self.beta_E)

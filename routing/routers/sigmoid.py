@@ -36,9 +36,7 @@ class Sigmoid(LinearRouter):
         self.normalise = normalises(config.normalise, setting.top_k)
 
     def score(self, x_TD: Tensor, context: RoutingContext) -> Scores:
-        logits_TE = self.scorer(x_TD)
-        affinity_TE = logits_TE.sigmoid()
-        return Scores(logits_TE, affinity_TE, affinity_TE / affinity_TE.sum(-1, keepdim=True))
+        return Scores.by_sigmoid(self.scorer(x_TD))
 
     def weigh(self, scores: Scores, expert_ids_TK: Tensor) -> Tensor:
         return self.config.route_scale * gathered(scores.affinity_TE, expert_ids_TK, self.normalise)

@@ -40,10 +40,8 @@ class Sinkhorn(LinearRouter):
     def score(self, x_TD: Tensor, context: RoutingContext) -> Scores:
         logits_TE = self.scorer(x_TD)
         if self.setting.top_k == 1:
-            affinity_TE = logits_TE.sigmoid()
-            return Scores(logits_TE, affinity_TE, affinity_TE / affinity_TE.sum(-1, keepdim=True))
-        probabilities_TE = logits_TE.softmax(-1)
-        return Scores(logits_TE, probabilities_TE, probabilities_TE)
+            return Scores.by_sigmoid(logits_TE)
+        return Scores.by_softmax(logits_TE)
 
     def select(self, scores: Scores, context: RoutingContext) -> Tensor:
         logits_TE = scores.logits_TE

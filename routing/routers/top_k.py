@@ -36,9 +36,7 @@ class TopK(LinearRouter):
         self.normalise = normalises(config.normalise, setting.top_k)
 
     def score(self, x_TD: Tensor, context: RoutingContext) -> Scores:
-        logits_TE = self.scorer(x_TD)
-        probabilities_TE = logits_TE.softmax(-1)
-        return Scores(logits_TE, probabilities_TE, probabilities_TE)
+        return Scores.by_softmax(self.scorer(x_TD))
 
     def weigh(self, scores: Scores, expert_ids_TK: Tensor) -> Tensor:
         return gathered(scores.affinity_TE, expert_ids_TK, self.normalise)

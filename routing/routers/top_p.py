@@ -74,9 +74,7 @@ class TopP(LinearRouter):
         self.register_buffer("tau", tau.clamp(_LOWEST, _HIGHEST))
 
     def score(self, x_TD: Tensor, context: RoutingContext) -> Scores:
-        logits_TE = self.scorer(x_TD)
-        probabilities_TE = logits_TE.softmax(-1)
-        return Scores(logits_TE, probabilities_TE, probabilities_TE)
+        return Scores.by_softmax(self.scorer(x_TD))
 
     def select(self, scores: Scores, context: RoutingContext) -> Tensor:
         return select_top_p(scores.probabilities_TE, self.tau)
