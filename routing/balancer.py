@@ -19,8 +19,10 @@ from moe_testbed.routing.state import KeepsBufferDtype
 T = TypeVar("T")
 
 Coefficient = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Schedule = Coefficient | Annotated[dict[Annotated[int, Field(ge=0)], Coefficient], Field(min_length=1)]
-"""A factor, or its values at some steps: {0: 0.1, 1000: 0.01}."""
+Schedule = Annotated[
+    Coefficient | Annotated[dict[Annotated[int, Field(ge=0)], Coefficient], Field(min_length=1)],
+    Field(description="factor of the loss of each layer, or its values at some steps: {0: 0.1, 1000: 0.01}"),
+]
 
 
 def scheduled(schedule: float | Mapping[int, float], step: int) -> float:

@@ -228,19 +228,15 @@ class Balancing(KeepsBufferDtype):
 
     def _wider_counts(self, config: ScopeConfig, counts_YE: Tensor) -> Tensor | None:
         """Counts over the balance set where it is wider than a rank's micro-batch, [Y, E]."""
-        if config.scope.inside_micro_batch:
+        if config.counts is None:
             return None
         if config.scope is Scope.DATA_PARALLEL:
             return counts_YE
-        if config.estimator is Estimator.EXACT and self._counts_ahead_are_known:
+        if config.counts is Counts.AHEAD and self._counts_ahead_are_known:
             return self.counts_ahead_YE
-        earlier_YE = None
-        if config.scope is Scope.WINDOW:
-            earlier_YE = self._window(config.window_steps)
-        elif config.estimator is Estimator.PREVIOUS:
-            earlier_YE = self.previous_counts_YE
-        if earlier_YE is None:
+        if config.counts is not Counts.EARLIER:
             return self.step_counts_YE
+        earlier_YE = self._window(config.window_steps) if config.scope is Scope.WINDOW else self.previous_counts_YE
         # The first step has no earlier one. Asking Python for it would make a GPU wait.
         return torch.where(earlier_YE.any(), earlier_YE, self.step_counts_YE)
 

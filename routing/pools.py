@@ -88,7 +88,7 @@ def pool_tokens(pool: Scope, context: RoutingContext) -> list[Tensor]:
     empty."""
     sets = token_sets(pool, context)
     token_T = torch.arange(context.token_ids_BL.numel(), device=context.token_ids_BL.device)
-    set_T = token_T // (len(token_T) // sets.number) if sets.set_T is None else sets.set_T
+    set_T = sets.numbers(len(token_T), token_T.device)
     if context.valid_T is not None:
         token_T, set_T = token_T[context.valid_T], set_T[context.valid_T]
     sizes = torch.bincount(set_T, minlength=sets.number).tolist()

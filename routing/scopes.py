@@ -127,6 +127,12 @@ class TokenSets:
     number: int
     set_T: Tensor | None = None
 
+    def numbers(self, num_tokens: int, device: torch.device) -> Tensor:
+        """Number of the set that each token belongs to, int64 [T], also where the sets are runs."""
+        if self.set_T is not None:
+            return self.set_T
+        return torch.arange(num_tokens, device=device) // (num_tokens // self.number)
+
     def sum(self, values_TX: Tensor) -> Tensor:
         """Sums over each set, [G, X], differentiable."""
         if self.set_T is None:

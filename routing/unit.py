@@ -45,12 +45,9 @@ class Input(str, Enum):
 
 def first_of_unit(sets: TokenSets, num_tokens: int, device: torch.device) -> Tensor:
     """The first token of the unit that each token belongs to, int64 [T]."""
-    token_T = torch.arange(num_tokens, device=device)
-    if sets.set_T is None:
-        size = num_tokens // sets.number
-        return token_T // size * size
-    first_G = token_T.new_full((sets.number,), num_tokens).scatter_reduce_(0, sets.set_T, token_T, "amin")
-    return first_G[sets.set_T]
+    token_T, set_T = torch.arange(num_tokens, device=device), sets.numbers(num_tokens, device)
+    first_G = token_T.new_full((sets.number,), num_tokens).scatter_reduce_(0, set_T, token_T, "amin")
+    return first_G[set_T]
 
 
 def pooled(x_TD: Tensor, sets: TokenSets, pool: Pool, first_tokens: int, valid_T: Tensor | None = None) -> Tensor:
@@ -63,19 +60,16 @@ def pooled(x_TD: Tensor, sets: TokenSets, pool: Pool, first_tokens: int, valid_T
         valid_T: False for padding, bool; no other token sees it.
     """
     x_TD = x_TD.to(torch.promote_types(x_TD.dtype, torch.float32))
-    T = len(x_TD)
-    set_T = sets.set_T
-    if set_T is None:
-        set_T = torch.arange(sets.number, device=x_TD.device).repeat_interleave(T // sets.number)
+    set_T = sets.numbers(len(x_TD), x_TD.device)
     if pool is Pool.FULL_MEAN:
         return sets.mean(x_TD, valid_T)[set_T]
-    # Sorted by unit, so that the sum up to a token is a difference of running sums within rows of its unit.
+    # Place of every token within its unit.
     order_T = set_T.argsort(stable=True)
     sizes_G = torch.bincount(set_T, minlength=sets.number)
     start_G = sizes_G.cumsum(0) - sizes_G
     rank_T = torch.empty_like(order_T)
-    rank_T[order_T] = torch.arange(T, device=x_TD.device) - start_G[set_T[order_T]]
-    # A unit's tokens as one row, so that no unit's rounding touches another's.
+    rank_T[order_T] = torch.arange(len(x_TD), device=x_TD.device) - start_G[set_T[order_T]]
+    # A unit's tokens as one row of running sums, so that no unit's rounding touches another's.
     padded_GND = x_TD.new_zeros(sets.number, int(sizes_G.max()), x_TD.shape[1])
     padded_GND = padded_GND.index_put((set_T, rank_T), x_TD)
     counted_T = rank_T if pool is Pool.PREFIX_MEAN else rank_T.clamp(max=first_tokens - 1)

@@ -16,9 +16,7 @@ class EntropyConfig(MeansBalancerConfig):
     """Options of ``entropy``."""
 
     name: str = "entropy"
-    coefficient: Schedule = Field(
-        0.01, description="factor of the loss of each layer, or its values at some steps: {0: 0.1, 1000: 0.01}"
-    )
+    coefficient: Schedule = 0.01
     token_weight: float = Field(1.0, ge=0, description="a: weight of each token's entropy, which falls")
     batch_weight: float = Field(1.0, ge=0, description="b: weight of the balance set's entropy, which rises")
 

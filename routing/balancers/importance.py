@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from moe_testbed.routing.balancer import BALANCERS, RoutedBatch, Schedule
@@ -15,9 +14,7 @@ class ImportanceConfig(MeansBalancerConfig):
     """Options of ``importance``."""
 
     name: str = "importance"
-    coefficient: Schedule = Field(
-        0.1, description="factor of the loss of each layer, or its values at some steps: {0: 0.1, 1000: 0.01}"
-    )
+    coefficient: Schedule = 0.1
 
 
 def squared_variation(values_XE: Tensor) -> Tensor:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from moe_testbed.routing.balancer import BALANCERS, RoutedBatch, Schedule, carried
@@ -17,9 +16,7 @@ class LoadConfig(MeansBalancerConfig):
     """Options of ``load``."""
 
     name: str = "load"
-    coefficient: Schedule = Field(
-        0.1, description="factor of the loss of each layer, or its values at some steps: {0: 0.1, 1000: 0.01}"
-    )
+    coefficient: Schedule = 0.1
 
     @property
     def needs(self) -> frozenset[Capability]:

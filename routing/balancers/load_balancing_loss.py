@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pydantic import Field
 from torch import Tensor
 
 from moe_testbed.routing.balancer import (
@@ -20,9 +19,7 @@ class LoadBalancingLossConfig(ScopedBalancerConfig):
     """Options of ``load_balancing_loss``."""
 
     name: str = "load_balancing_loss"
-    coefficient: Schedule = Field(
-        0.01, description="factor of the loss of each layer, or its values at some steps: {0: 0.1, 1000: 0.01}"
-    )
+    coefficient: Schedule = 0.01
 
 
 def load_balancing_loss(load: Load) -> Tensor:

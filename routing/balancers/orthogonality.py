@@ -6,7 +6,6 @@ Shape legend: T tokens, K chosen experts per token, J the same a second time, D 
 from __future__ import annotations
 
 import torch
-from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -20,9 +19,7 @@ class OrthogonalityConfig(BalancerConfig):
     """Options of ``orthogonality``."""
 
     name: str = "orthogonality"
-    coefficient: Schedule = Field(
-        1e-3, description="factor of the loss of each layer, or its values at some steps: {0: 0.1, 1000: 0.01}"
-    )
+    coefficient: Schedule = 1e-3
 
     @property
     def needs(self) -> frozenset[Capability]:

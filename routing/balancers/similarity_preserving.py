@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from moe_testbed.routing.balancer import (
@@ -22,9 +21,7 @@ class SimilarityPreservingConfig(BalancerConfig):
     """Options of ``similarity_preserving``."""
 
     name: str = "similarity_preserving"
-    coefficient: Schedule = Field(
-        0.1, description="factor of the loss of each layer, or its values at some steps: {0: 0.1, 1000: 0.01}"
-    )
+    coefficient: Schedule = 0.1
 
     @property
     def needs(self) -> frozenset[Capability]:

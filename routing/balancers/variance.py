@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from moe_testbed.routing.balancer import BALANCERS, RoutedBatch, Schedule, carried
@@ -14,9 +13,7 @@ class VarianceConfig(MeansBalancerConfig):
     """Options of ``variance``."""
 
     name: str = "variance"
-    coefficient: Schedule = Field(
-        1e-3, description="factor of the loss of each layer, or its values at some steps: {0: 0.1, 1000: 0.01}"
-    )
+    coefficient: Schedule = 1e-3
 
 
 @BALANCERS.register("variance")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from moe_testbed.routing.balancer import (
@@ -21,7 +20,7 @@ class ZLossConfig(BalancerConfig):
     """Options of ``z_loss``."""
 
     name: str = "z_loss"
-    coefficient: Schedule = Field(1e-3, description="factor of the loss of each layer, or its values at some steps")
+    coefficient: Schedule = 1e-3
 
 
 def z_loss(logits_TE: Tensor, valid_T: Tensor | None = None) -> Tensor:
