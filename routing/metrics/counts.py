@@ -1,4 +1,4 @@
-"""Specialization and utilization of experts, as pure functions over counts of routed tokens.
+"""Specialization and utilization of experts, from counts of routed tokens.
 
 Shapes: D domains, E experts. `counts_DE[d, e]` is the number of assignments of tokens of domain d to expert e in
 one layer, either of first choices (top-1) or of all choices (top-k); a number means little without saying which.
@@ -22,32 +22,32 @@ DEAD_SHARE = 0.1
 """An expert is dead when its load is below this share of the even load 1/E."""
 
 
-def domain_weights(num_domains: int) -> FloatArray:
-    """Equal weights pi_d = 1/D, the default of every function here."""
-    return np.full(num_domains, 1.0 / num_domains)
-
-
 def conditional(counts_DE: ArrayLike) -> FloatArray:
     """P(e|d) [D, E]: the share of each domain's assignments that each expert gets (OLMoE's domain specialization).
 
     Each row sums to 1, in the top-k form too, so that the uniform line is 1/E in both forms. The row of a domain
-    without assignments is nan. Blind to how often a domain occurs. Source: OLMoE (arXiv 2409.02060), section 5.2.
+    without assignments is nan. Blind to how often a domain occurs. Source: OLMoE (arXiv 2409.02060).
     """
-    counts = _table(counts_DE)
+    counts = table(counts_DE)
     totals_D1 = counts.sum(axis=1, keepdims=True)
     return np.divide(counts, totals_D1, out=np.full_like(counts, np.nan), where=totals_D1 > 0)
 
 
+def present_weights(counts_DE: ArrayLike, weights_D: ArrayLike | None = None) -> FloatArray:
+    """pi_d [D], scaled to sum 1 over the domains that have both weight and assignments; 0 for the others.
+
+    All zero for a table in which no domain has both. Raises ValueError for weights that do not fit the table.
+    """
+    return _present_weights(table(counts_DE).sum(axis=1), weights_D)
+
+
 def joint(counts_DE: ArrayLike, weights_D: ArrayLike | None = None) -> FloatArray:
     """pi_d P(e|d) [D', E], over the D' domains that have both weight and assignments; sums to 1, or has no rows."""
-    conditional_DE = conditional(counts_DE)
-    num_domains = len(conditional_DE)
-    weights = domain_weights(num_domains) if weights_D is None else np.asarray(weights_D, dtype=np.float64)
-    if weights.shape != (num_domains,) or not np.all(np.isfinite(weights)) or np.any(weights < 0):
-        raise ValueError(f"weights_D must be {num_domains} finite numbers of at least 0, one a domain, got {weights}")
-    present_D = (weights > 0) & ~np.isnan(conditional_DE[:, 0])
-    weights = weights[present_D]
-    return conditional_DE[present_D] * (weights / weights.sum())[:, None] if present_D.any() else conditional_DE[:0]
+    counts = table(counts_DE)
+    totals_D = counts.sum(axis=1)
+    weights = _present_weights(totals_D, weights_D)
+    present_D = weights > 0
+    return counts[present_D] * (weights[present_D] / totals_D[present_D])[:, None]
 
 
 def load(counts_DE: ArrayLike, weights_D: ArrayLike | None = None) -> FloatArray:
@@ -65,12 +65,7 @@ def mutual_information(counts_DE: ArrayLike, weights_D: ArrayLike | None = None)
     How much one assignment tells about the domain. Biased upwards by small samples (see `above_shuffled`), and blind
     to whether few tokens say much or many say little.
     """
-    joint_DE = joint(counts_DE, weights_D)
-    if not len(joint_DE):
-        return float("nan")
-    independent_DE = joint_DE.sum(axis=1, keepdims=True) * joint_DE.sum(axis=0, keepdims=True)
-    seen_DE = joint_DE > 0
-    return max(0.0, float(np.sum(joint_DE[seen_DE] * np.log(joint_DE[seen_DE] / independent_DE[seen_DE]))))
+    return _information(joint(counts_DE, weights_D))
 
 
 def domain_information(counts_DE: ArrayLike, weights_D: ArrayLike | None = None) -> float:
@@ -84,7 +79,7 @@ def domain_information(counts_DE: ArrayLike, weights_D: ArrayLike | None = None)
     domain_entropy = entropy(joint_DE.sum(axis=1))
     if not domain_entropy > 0:
         return float("nan")
-    return min(1.0, mutual_information(counts_DE, weights_D) / domain_entropy)
+    return min(1.0, _information(joint_DE) / domain_entropy)
 
 
 def above_shuffled(counts_DE: ArrayLike, shuffled_DE: ArrayLike, weights_D: ArrayLike | None = None) -> float:
@@ -109,7 +104,7 @@ def nmi_geometric(counts_DE: ArrayLike, weights_D: ArrayLike | None = None) -> f
         return float("nan")
     if expert_entropy == 0:
         return 0.0
-    return min(1.0, mutual_information(counts_DE, weights_D) / float(np.sqrt(domain_entropy * expert_entropy)))
+    return min(1.0, _information(joint_DE) / float(np.sqrt(domain_entropy * expert_entropy)))
 
 
 def purity(counts_DE: ArrayLike, weights_D: ArrayLike | None = None) -> float:
@@ -119,22 +114,6 @@ def purity(counts_DE: ArrayLike, weights_D: ArrayLike | None = None) -> float:
     """
     joint_DE = joint(counts_DE, weights_D)
     return float(joint_DE.max(axis=0).sum()) if len(joint_DE) else float("nan")
-
-
-def matched_purity(counts_DE: ArrayLike, weights_D: ArrayLike | None = None) -> float:
-    """`purity` with no domain owning more than ceil(E/D) experts: the best such assignment of experts; 0 to 1.
-
-    The best assignment is found by the Hungarian method. It sees what `purity` does not, a domain that owns nearly
-    all experts; where each domain's fair share of experts is enough, the two agree.
-    """
-    from scipy.optimize import linear_sum_assignment
-
-    joint_DE = joint(counts_DE, weights_D)
-    if not len(joint_DE):
-        return float("nan")
-    places_per_domain = -(-joint_DE.shape[1] // len(joint_DE))
-    gain = np.repeat(joint_DE, places_per_domain, axis=0)
-    return float(gain[linear_sum_assignment(gain, maximize=True)].sum())
 
 
 # Utilization
@@ -206,26 +185,20 @@ def drop_rate(counts_DE: ArrayLike, dropped_DE: ArrayLike, weights_D: ArrayLike 
 
     `counts_DE` counts assignments before dropping. Blind to whether a token lost one of its choices or all.
     """
-    counts, dropped = _table(counts_DE), _table(dropped_DE)
+    counts, dropped = table(counts_DE), table(dropped_DE)
     if counts.shape != dropped.shape or np.any(dropped > counts):
         raise ValueError("dropped_DE must have the shape of counts_DE and nowhere exceed it: it is a part of it")
-    joint_DE = joint(counts, weights_D)
-    if not len(joint_DE):
-        return float("nan")
-    dropped_share_DE = np.divide(dropped, counts, out=np.zeros_like(counts), where=counts > 0)
-    present_D = counts.sum(axis=1) > 0
-    if weights_D is not None:
-        present_D &= np.asarray(weights_D) > 0
-    return float(np.sum(joint_DE * dropped_share_DE[present_D]))
+    rate_D = np.divide(dropped.sum(axis=1), counts.sum(axis=1), out=np.zeros(len(counts)), where=counts.any(axis=1))
+    return weighted_mean(rate_D, present_weights(counts, weights_D))
 
 
 def entropy(probabilities: ArrayLike) -> float:
     """-sum p ln p in nats, 0 ln 0 = 0; nan where a probability is nan or there are none."""
     p = np.asarray(probabilities, dtype=np.float64)
-    if p.size == 0 or np.isnan(p).any():
+    if p.size == 0 or np.isnan(p.sum()):
         return float("nan")
     p = p[p > 0]
-    return max(0.0, float(-np.sum(p * np.log(p))))
+    return max(0.0, -float(np.sum(p * np.log(p))))
 
 
 def owners(counts_DE: ArrayLike) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -238,10 +211,36 @@ def owners(counts_DE: ArrayLike) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     return owner_E, np.lexsort((-conditional_DE.max(axis=0), owner_E))
 
 
-def _table(counts_DE: ArrayLike) -> FloatArray:
+def weighted_mean(values_D: FloatArray, weights_D: FloatArray) -> float:
+    """sum_d pi_d x_d / sum_d pi_d over the domains that have weight, nan if none has; elsewhere x_d may be nan."""
+    present_D = weights_D > 0
+    return float(np.average(values_D[present_D], weights=weights_D[present_D])) if present_D.any() else float("nan")
+
+
+def table(counts_DE: ArrayLike) -> FloatArray:
+    """The counts [D, E] as float64. Raises ValueError where they are no table of counts."""
     counts = np.asarray(counts_DE, dtype=np.float64)
     if counts.ndim != 2 or 0 in counts.shape:
         raise ValueError(f"counts must be a table of domains x experts, both at least 1, got shape {counts.shape}")
-    if not np.all(np.isfinite(counts)) or np.any(counts < 0):
+    if not (counts.min() >= 0 and counts.max() < np.inf):
         raise ValueError("counts must be finite and at least 0")
     return counts
+
+
+def _present_weights(totals_D: FloatArray, weights_D: ArrayLike | None) -> FloatArray:
+    if weights_D is None:
+        weights = np.ones(len(totals_D))
+    else:
+        weights = np.asarray(weights_D, dtype=np.float64)
+        if weights.shape != totals_D.shape or not np.all(np.isfinite(weights)) or np.any(weights < 0):
+            raise ValueError(
+                f"weights_D must be {len(totals_D)} finite numbers of at least 0, one a domain, got {weights}"
+            )
+    weights = weights * (totals_D > 0)
+    return weights / (weights.sum() or 1.0)
+
+
+def _information(joint_DE: FloatArray) -> float:
+    """H(D) + H(E) - H(D, E) of a table that sums to 1; nan for one without rows."""
+    by_domain, by_expert = entropy(joint_DE.sum(axis=1)), entropy(joint_DE.sum(axis=0))
+    return max(0.0, by_domain + by_expert - entropy(joint_DE)) if len(joint_DE) else float("nan")

@@ -1,0 +1,110 @@
+"""The field's metrics of routing, side by side: pure functions over counts, scores, outputs and losses, without torch.
+
+`docs/metrics.md` explains each with its formula, range, blind spot and an example. Everything public is here:
+`from moe_testbed.routing import metrics`, then `metrics.domain_information(counts_DE)`.
+"""
+
+from moe_testbed.routing.metrics.activations import (
+    Pair,
+    cka_matrix,
+    coactivation,
+    effective_rank,
+    expert_cosine,
+    linear_cka,
+    mean_strongest_share,
+    strongest_pair,
+    weight_cosine,
+    weight_cosine_matrix,
+)
+from moe_testbed.routing.metrics.agreement import Agreement, matched_groups, matched_purity, reference_agreement
+from moe_testbed.routing.metrics.bootstrap import Interval, counts_interval, seeds_interval
+from moe_testbed.routing.metrics.causal import (
+    ablation_damage,
+    forced_matrix,
+    mean_specificity,
+    other_groups_loss,
+    own_group_loss,
+    specificity,
+)
+from moe_testbed.routing.metrics.change import fluctuation, saturation, settled_at
+from moe_testbed.routing.metrics.counts import (
+    above_shuffled,
+    coefficient_of_variation,
+    conditional,
+    dead_experts,
+    domain_information,
+    drop_rate,
+    effective_experts,
+    entropy,
+    gini,
+    inverse_simpson,
+    joint,
+    load,
+    max_violation,
+    mutual_information,
+    nmi_geometric,
+    normalised_effective_experts,
+    owners,
+    purity,
+)
+from moe_testbed.routing.metrics.gap import Recovered, lead, recovered, why_undefined
+from moe_testbed.routing.metrics.scores import entropy_of_mean, mean_absolute_cosine, mean_margin, mean_token_entropy
+from moe_testbed.routing.metrics.vocabulary import token_information, token_information_chance, vocabulary_share
+
+__all__ = [
+    "Agreement",
+    "Interval",
+    "Pair",
+    "Recovered",
+    "ablation_damage",
+    "above_shuffled",
+    "cka_matrix",
+    "coactivation",
+    "coefficient_of_variation",
+    "conditional",
+    "counts_interval",
+    "dead_experts",
+    "domain_information",
+    "drop_rate",
+    "effective_experts",
+    "effective_rank",
+    "entropy",
+    "entropy_of_mean",
+    "expert_cosine",
+    "fluctuation",
+    "forced_matrix",
+    "gini",
+    "inverse_simpson",
+    "joint",
+    "lead",
+    "linear_cka",
+    "load",
+    "matched_groups",
+    "matched_purity",
+    "max_violation",
+    "mean_absolute_cosine",
+    "mean_margin",
+    "mean_specificity",
+    "mean_strongest_share",
+    "mean_token_entropy",
+    "mutual_information",
+    "nmi_geometric",
+    "normalised_effective_experts",
+    "other_groups_loss",
+    "own_group_loss",
+    "owners",
+    "purity",
+    "recovered",
+    "reference_agreement",
+    "saturation",
+    "seeds_interval",
+    "settled_at",
+    "specificity",
+    "strongest_pair",
+    "token_information",
+    "token_information_chance",
+    "vocabulary_share",
+    "weight_cosine",
+    "weight_cosine_matrix",
+    "why_undefined",
+]

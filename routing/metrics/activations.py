@@ -1,0 +1,197 @@
+"""Redundancy: how often experts are used together, and how alike their outputs and weights are.
+
+Shapes: E experts, T tokens, D dimensions of an output, F neurons of an expert, X weights of a neuron.
+`outputs_ETD[e, t]` is what expert e returns for token t, whether or not t was routed to it: all experts see the same
+tokens. An expert whose outputs are nan has nan in every pair.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from moe_testbed.routing.metrics.counts import DEAD_SHARE, FloatArray, entropy
+
+
+@dataclass(frozen=True)
+class Pair:
+    """`share` of the tokens of `expert` that use `partner` too."""
+
+    expert: int
+    partner: int
+    share: float
+
+
+def coactivation(coactivation_EE: ArrayLike) -> FloatArray:
+    """N_ij / N_i [E, E]: of the tokens that use expert i, the share that uses j too; 0 to 1, the diagonal is nan.
+
+    coactivation_EE: N_ij tokens use both, N_ii use i. Rows of unused experts are nan. With k experts a token the mean
+    of a row is (k - 1) / (E - 1) whatever the router does: only the spread around it says something. Blind to triples.
+    Source: OLMoE (arXiv 2409.02060). Raises ValueError for what is no such matrix.
+    """
+    counts = np.asarray(coactivation_EE, dtype=np.float64)
+    if counts.ndim != 2 or counts.shape[0] != counts.shape[1]:
+        raise ValueError(f"coactivation_EE must be a square matrix, got shape {counts.shape}")
+    used_E1 = np.diag(counts)[:, None]
+    if not np.all(np.isfinite(counts)) or np.any(counts < 0) or np.any(counts > used_E1):
+        raise ValueError(
+            "coactivation_EE must be counts, none above its row's diagonal, the tokens that use the expert"
+        )
+    share_EE = np.divide(counts, used_E1, out=np.full_like(counts, np.nan), where=used_E1 > 0)
+    np.fill_diagonal(share_EE, np.nan)
+    return share_EE
+
+
+def strongest_pair(coactivation_EE: ArrayLike) -> Pair | None:
+    """The pair with the highest N_ij / N_i; None where no two experts are left.
+
+    Experts used by less than a tenth of the mean number of tokens are left out as i, since few tokens agree by chance.
+    """
+    share_EE = _live_shares(coactivation_EE)
+    if np.isnan(share_EE).all():
+        return None
+    expert, partner = np.unravel_index(np.nanargmax(share_EE), share_EE.shape)
+    return Pair(int(expert), int(partner), float(share_EE[expert, partner]))
+
+
+def mean_strongest_share(coactivation_EE: ArrayLike) -> float:
+    """Mean over experts i of max_j N_ij / N_i: how far experts work in fixed pairs; (k - 1) / (E - 1) to 1.
+
+    Experts are left out as in `strongest_pair`; nan where none remains. Experts of one domain meet more often than
+    others: pairs may be specialization as well as redundancy.
+    """
+    share_EE = _live_shares(coactivation_EE)
+    share_EE = share_EE[~np.isnan(share_EE).all(axis=1)]
+    return float(np.nanmax(share_EE, axis=1).mean()) if len(share_EE) else float("nan")
+
+
+def expert_cosine(outputs_ETD: ArrayLike) -> FloatArray:
+    """Mean over tokens of cos(f_i(x), f_j(x)) [E, E]; -1 to 1: 1 for experts that return the same up to scale.
+
+    Tokens for which one of the two returns zero are left out of that pair; nan if none remains. Blind to the lengths
+    of the outputs, and a direction that all outputs share counts as likeness; see `linear_cka`.
+    Source: pairwise expert similarity (PES) of outputs on the same tokens.
+    """
+    outputs = _outputs(outputs_ETD)
+    cosine_sum_EE, tokens_EE = np.zeros((2, len(outputs), len(outputs)))
+    for output_ED in _by_token(outputs):
+        length_E1 = np.linalg.norm(output_ED, axis=1, keepdims=True)
+        direction_ED = np.divide(output_ED, length_E1, out=np.zeros_like(output_ED), where=length_E1 != 0)
+        cosine_sum_EE += direction_ED @ direction_ED.T
+        tokens_EE += (length_E1 != 0) & (length_E1 != 0).T
+    return np.divide(cosine_sum_EE, tokens_EE, out=np.full_like(cosine_sum_EE, np.nan), where=tokens_EE > 0)
+
+
+def linear_cka(X_TD: ArrayLike, Y_TD: ArrayLike) -> float:
+    """||Y^T X||_F^2 / (||X^T X||_F ||Y^T Y||_F) with columns centred; 0 to 1.
+
+    How far the outputs of two experts have the same geometry over tokens; the same under rotation, shift and scaling
+    of either. X and Y may differ in D. nan where one of them does not vary. Biased upwards by few tokens: independent
+    Gaussian outputs have about D / (T + D), so that T should be several times D.
+    Source: Kornblith et al. (arXiv 1905.00414), section 3. Raises ValueError for different numbers of tokens.
+    """
+    X, Y = np.asarray(X_TD, dtype=np.float64), np.asarray(Y_TD, dtype=np.float64)
+    if X.ndim != 2 or Y.ndim != 2 or len(X) != len(Y):
+        raise ValueError(f"outputs must be tokens x dimensions of the same tokens, got {X.shape} and {Y.shape}")
+    X, Y = X - X.mean(axis=0), Y - Y.mean(axis=0)
+    return _ratio(np.sum((Y.T @ X) ** 2), float(np.linalg.norm(X.T @ X) * np.linalg.norm(Y.T @ Y)))
+
+
+def cka_matrix(outputs_ETD: ArrayLike) -> FloatArray:
+    """`linear_cka` of every pair of experts [E, E]; the diagonal is 1, or nan where an expert's outputs do not vary.
+
+    By the tokens' inner products, ||Y^T X||_F^2 = <X X^T, Y Y^T>: memory is 8 E T^2 bytes, whatever D is.
+    """
+    outputs = _outputs(outputs_ETD)
+    num_experts, num_tokens, _ = outputs.shape
+    products_EP = np.empty((num_experts, num_tokens * num_tokens))
+    for expert, output_TD in enumerate(outputs):
+        centred_TD = output_TD.astype(np.float64) - output_TD.mean(axis=0, dtype=np.float64)
+        products_EP[expert] = (centred_TD @ centred_TD.T).reshape(-1)
+    return _normalised_gram(products_EP)
+
+
+def effective_rank(outputs_ETD: ArrayLike) -> float:
+    """exp(H(s / sum s)) of the singular values s of the outputs stacked to [E, T D]; 1 (all alike) to E.
+
+    The number of experts that would be as diverse if they were orthogonal and of equal size. Experts with nan are left
+    out; nan where nothing is left or all is zero. An expert with small outputs hardly counts, however different it is.
+    Source: Roy and Vetterli, "The effective rank" (2007).
+    """
+    outputs = _outputs(outputs_ETD)
+    outputs = outputs[~np.isnan(outputs).any(axis=(1, 2))]
+    if not outputs.any():
+        return float("nan")
+    gram_EE = np.zeros((len(outputs), len(outputs)))
+    for output_ED in _by_token(outputs):
+        gram_EE += output_ED @ output_ED.T
+    # Squares of singular values below the rounding of the largest are zeros that rounding has moved.
+    squares = np.linalg.eigvalsh(gram_EE)
+    singular = np.sqrt(squares[squares > squares.max() * len(squares) * np.finfo(np.float64).eps])
+    return float(np.exp(entropy(singular / singular.sum())))
+
+
+def weight_cosine(one_FX: ArrayLike, other_FX: ArrayLike) -> float:
+    """Cosine between the weights of two experts after the best matching of their neurons; -1 to 1.
+
+    A neuron is a row: all weights that belong to it, those that read and those that write. The order of neurons means
+    nothing, so that the permutation with the highest cosine is taken (Hungarian method); independent experts are
+    therefore somewhat above 0, the more the larger F is to X. nan where one is all zero or has a nan. Blind to other
+    symmetries than order (signs, scales) and to what data they see. Raises ValueError for different shapes.
+    """
+    from scipy.optimize import linear_sum_assignment
+
+    one, other = np.asarray(one_FX, dtype=np.float64), np.asarray(other_FX, dtype=np.float64)
+    if one.ndim != 2 or one.shape != other.shape:
+        raise ValueError(f"weights must be neurons x weights of equal shape, got {one.shape} and {other.shape}")
+    product_FF = one @ other.T
+    if not np.isfinite(product_FF).all():
+        return float("nan")
+    matched = product_FF[linear_sum_assignment(product_FF, maximize=True)].sum()
+    return _ratio(matched, float(np.linalg.norm(one) * np.linalg.norm(other)))
+
+
+def weight_cosine_matrix(weights_EFX: ArrayLike) -> FloatArray:
+    """`weight_cosine` of every pair of experts [E, E]. One matching a pair: time grows with E^2 F^3."""
+    weights = np.asarray(weights_EFX, dtype=np.float64)
+    if weights.ndim != 3:
+        raise ValueError(f"weights_EFX must be experts x neurons x weights, got shape {weights.shape}")
+    cosine_EE = np.empty((len(weights), len(weights)))
+    for one in range(len(weights)):
+        for other in range(one + 1):
+            cosine_EE[one, other] = cosine_EE[other, one] = weight_cosine(weights[one], weights[other])
+    return cosine_EE
+
+
+def _outputs(outputs_ETD: ArrayLike) -> NDArray[np.floating]:
+    outputs = np.asarray(outputs_ETD)
+    if outputs.ndim != 3 or 0 in outputs.shape:
+        raise ValueError(f"outputs_ETD must be experts x tokens x dimensions, all at least 1, got {outputs.shape}")
+    return outputs
+
+
+def _by_token(outputs_ETD: NDArray[np.floating]) -> Iterator[FloatArray]:
+    """[E, D] of each token in double precision, which the whole would need much memory for."""
+    for output_ED in outputs_ETD.swapaxes(0, 1):
+        yield output_ED.astype(np.float64)
+
+
+def _live_shares(coactivation_EE: ArrayLike) -> FloatArray:
+    share_EE, used_E = coactivation(coactivation_EE), np.diag(np.asarray(coactivation_EE, dtype=np.float64))
+    share_EE[used_E < DEAD_SHARE * used_E.mean()] = np.nan
+    return share_EE
+
+
+def _normalised_gram(rows_EP: FloatArray) -> FloatArray:
+    """Cosines between rows; nan with a row that is zero or has a nan."""
+    gram_EE = rows_EP @ rows_EP.T
+    length_E = np.sqrt(np.diag(gram_EE))
+    scale_EE = length_E[:, None] * length_E
+    return np.divide(gram_EE, scale_EE, out=np.full_like(gram_EE, np.nan), where=scale_EE > 0)
+
+
+def _ratio(numerator: float, denominator: float) -> float:
+    return float(numerator / denominator) if denominator > 0 else float("nan")

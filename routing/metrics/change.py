@@ -1,0 +1,77 @@
+"""How routing changes over a training, from the choices that the same probe tokens make at several steps.
+
+Shapes: T probe tokens, W width of the widest choice. `ids_TW` are the chosen experts of one layer, first choice first,
+-1 where a token chose fewer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+BoolArray = NDArray[np.bool_]
+
+SETTLED_LEVEL = 0.9
+
+
+def saturation(ids_TW: ArrayLike, final_TW: ArrayLike) -> float:
+    """Mean over tokens of |S_t ∩ S_final| / |S_final|: how many of its final experts a token already has; 0 to 1.
+
+    Chance is k/E. Tokens without a final choice are left out; nan if none remains. Blind to the order of the choices,
+    and to when the router changes its mind and back. Raises ValueError for different numbers of tokens.
+    Source: router saturation, OLMoE (arXiv 2409.02060).
+    """
+    now, final = _same_tokens(ids_TW, final_TW)
+    num_experts = int(max(now.max(initial=-1), final.max(initial=-1))) + 1
+    now_TE, final_TE = _chosen(now, num_experts), _chosen(final, num_experts)
+    size_T = final_TE.sum(axis=1)
+    kept_T = (now_TE & final_TE).sum(axis=1)[size_T > 0] / size_T[size_T > 0]
+    return float(kept_T.mean()) if kept_T.size else float("nan")
+
+
+def fluctuation(ids_TW: ArrayLike, before_TW: ArrayLike) -> float:
+    """Share of tokens whose first choice is another than before; 0 (none) to 1 (all).
+
+    Chance for an even load is 1 - 1/E. To choose nothing counts as a choice. nan without tokens. Blind to the other
+    choices, and it grows with the steps between the two. Raises ValueError for different numbers of tokens.
+    Source: routing fluctuation, StableMoE (arXiv 2204.08396).
+    """
+    now, before = _same_tokens(ids_TW, before_TW)
+    return float(np.mean(now[:, 0] != before[:, 0])) if len(now) else float("nan")
+
+
+def settled_at(steps: Sequence[int], saturation_values: ArrayLike, level: float = SETTLED_LEVEL) -> int | None:
+    """The first of the steps from which on the saturation stays at or above the level; None if there is none.
+
+    The last value does not count by itself, since there the end is compared with itself: a layer that reaches the
+    level only there has not settled. A nan is below every level. Blind to what happens between the steps recorded.
+    Raises ValueError where the steps do not rise or are not as many as the values.
+    """
+    values = np.asarray(saturation_values, dtype=np.float64)
+    if values.shape != (len(steps),) or any(b <= a for a, b in pairwise(steps)):
+        raise ValueError(
+            f"there must be one value for each of rising steps, got {list(steps)} and values of shape {values.shape}"
+        )
+    settled: int | None = None
+    for step, value in zip(reversed(steps), values[::-1], strict=True):
+        if not value >= level:
+            break
+        settled = step
+    return None if settled is None or settled == steps[-1] else int(settled)
+
+
+def _same_tokens(ids_TW: ArrayLike, others_TW: ArrayLike) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    ids, others = np.asarray(ids_TW, dtype=np.int64), np.asarray(others_TW, dtype=np.int64)
+    if ids.ndim != 2 or others.ndim != 2 or len(ids) != len(others) or 0 in (ids.shape[1], others.shape[1]):
+        raise ValueError(f"both choices must be tokens x experts for the same tokens, got {ids.shape}, {others.shape}")
+    return ids, others
+
+
+def _chosen(ids_TW: NDArray[np.int64], num_experts: int) -> BoolArray:
+    """Which experts each token chose, [T, E]; the column that -1 falls into is cut off."""
+    chosen = np.zeros((len(ids_TW), num_experts + 1), dtype=bool)
+    np.put_along_axis(chosen, ids_TW, True, axis=1)
+    return chosen[:, :num_experts]

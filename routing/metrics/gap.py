@@ -1,0 +1,136 @@
+"""The gap to the reference router: how much of the reference's lead over its control a router recovers.
+
+    recovered = (L_control - L_router) / (L_control - L_reference)
+
+L is the validation loss in nats per token, the mean over domains of equal weight. The control has the reference's
+structure and none of its information, so the denominator is what knowing the domains is worth, and a router is asked
+how much of that it finds by itself: 0 is the control, 1 the reference, above 1 better than the reference.
+
+Noise is estimated by the percentile bootstrap, paired, since all runs see the same seeds and the same evaluation
+sequences: over seeds where there are at least two, else over documents within each domain (`cluster_N`: sequences that
+share a document), or over sequences where the documents are not known or a domain has one only. Over few seeds the
+interval is close to their range, not to its nominal level; over documents it leaves out the noise of training.
+
+Shapes: S seeds, N evaluation sequences, C clusters of one domain, R resamples, A runs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from moe_testbed.routing.metrics.bootstrap import RESAMPLES, Interval, draws, percentile_interval
+from moe_testbed.routing.metrics.counts import FloatArray
+
+
+@dataclass(frozen=True)
+class Recovered:
+    """`share` of the reference's `lead` over its control, or the reason why the share is undefined."""
+
+    share: Interval
+    lead: Interval
+    undefined: str | None
+
+
+def lead(
+    behind_SN: ArrayLike, ahead_SN: ArrayLike, domain_N: ArrayLike, cluster_N: ArrayLike | None = None
+) -> Interval:
+    """L_behind - L_ahead in nats per token, with its interval.
+
+    behind_SN, ahead_SN: mean loss of each evaluation sequence under each seed, paired in both dimensions.
+    domain_N: domain of each sequence, at least 0. cluster_N: its cluster, by document; used with a single seed.
+    The bounds are nan where a single seed has a domain with one sequence. Raises ValueError where shapes do not fit.
+    """
+    losses_ASN, domains, clusters = _paired(domain_N, cluster_N, behind_SN, ahead_SN)
+    means_A, resampled_RA, over = resampled_losses(losses_ASN, domains, clusters)
+    return percentile_interval(float(means_A[0] - means_A[1]), resampled_RA[:, 0] - resampled_RA[:, 1], over)
+
+
+def recovered(
+    control_SN: ArrayLike,
+    router_SN: ArrayLike,
+    reference_SN: ArrayLike,
+    domain_N: ArrayLike,
+    cluster_N: ArrayLike | None = None,
+) -> Recovered:
+    """The share of the reference's lead over the control that the router recovers; see the module's docstring.
+
+    Undefined (nan, with the reason) when the lower bound of the lead is not above 0: the denominator is then within
+    its noise, or the reference does not lead at all. Arguments as in `lead`.
+    """
+    losses_ASN, domains, clusters = _paired(domain_N, cluster_N, control_SN, router_SN, reference_SN)
+    means_A, resampled_RA, over = resampled_losses(losses_ASN, domains, clusters)
+    lead_R = resampled_RA[:, 0] - resampled_RA[:, 2]
+    reference_lead = percentile_interval(float(means_A[0] - means_A[2]), lead_R, over)
+    undefined = why_undefined(reference_lead) or (None if np.isfinite(means_A[1]) else "its loss is not finite")
+    if undefined:
+        return Recovered(Interval(float("nan"), float("nan"), float("nan"), over), reference_lead, undefined)
+    gain_R = resampled_RA[:, 0] - resampled_RA[:, 1]
+    # Resamples in which the reference does not lead lie beyond the interval's lower bound; they have no share.
+    share_R = gain_R[lead_R > 0] / lead_R[lead_R > 0]
+    share = float((means_A[0] - means_A[1]) / (means_A[0] - means_A[2]))
+    return Recovered(percentile_interval(share, share_R, over), reference_lead, None)
+
+
+def why_undefined(reference_lead: Interval) -> str | None:
+    """Why `recovered` has no denominator under this lead of the reference over its control, or None if it has one."""
+    if not np.isfinite(reference_lead.value):
+        return "the reference's or its control's loss is not finite"
+    if not np.isfinite(reference_lead.low):
+        return f"the noise of the reference's lead cannot be seen: a domain has one of its {reference_lead.over} only"
+    bounds = f"[{reference_lead.low:.4f}, {reference_lead.high:.4f}] over {reference_lead.over}"
+    if reference_lead.value <= 0:
+        return f"the reference does not lead its control ({reference_lead.value:+.4f} nats per token, {bounds})"
+    if not reference_lead.low > 0:
+        return f"the reference's lead of {reference_lead.value:.4f} nats per token is within its noise {bounds}"
+    return None
+
+
+def _paired(
+    domain_N: ArrayLike, cluster_N: ArrayLike | None, *losses_SN: ArrayLike
+) -> tuple[FloatArray, NDArray[np.int64], NDArray[np.int64] | None]:
+    runs = [np.atleast_2d(np.asarray(losses, dtype=np.float64)) for losses in losses_SN]
+    domains = np.asarray(domain_N, dtype=np.int64)
+    shapes = sorted({run.shape for run in runs})
+    if len(shapes) != 1 or shapes[0][1:] != domains.shape or not domains.size:
+        raise ValueError(
+            f"losses must be paired, seeds x sequences with one domain a sequence, got {shapes} and {domains.shape}"
+        )
+    clusters = None if cluster_N is None else np.asarray(cluster_N, dtype=np.int64)
+    if clusters is not None and clusters.shape != domains.shape:
+        raise ValueError(f"there must be one cluster a sequence, {domains.shape}, got {clusters.shape}")
+    return np.stack(runs), domains, clusters
+
+
+def resampled_losses(
+    losses_ASN: FloatArray, domain_N: NDArray[np.int64], cluster_N: NDArray[np.int64] | None
+) -> tuple[FloatArray, FloatArray, str]:
+    """The losses [A] of the runs, the same in R resamples [R, A], and over what they were resampled.
+
+    losses_ASN: mean loss of each sequence, domain_N and cluster_N as in `lead`. The draws are the same for every call
+    with the same domains and clusters, so that runs, and differences of runs, can be compared across calls.
+    """
+    rng = np.random.default_rng(0)
+    chosen_per_domain = [domain_N == domain for domain in np.unique(domain_N)]
+    loss_AS = np.mean([losses_ASN[:, :, chosen_N].mean(axis=2) for chosen_N in chosen_per_domain], axis=0)
+    num_seeds = loss_AS.shape[1]
+    if num_seeds > 1:
+        weights_RS = draws(rng, num_seeds, RESAMPLES)
+        return loss_AS.mean(axis=1), weights_RS @ loss_AS.T / num_seeds, "seeds"
+    over, unit_N = "documents", cluster_N
+    if unit_N is None or any(len(np.unique(unit_N[chosen_N])) < 2 for chosen_N in chosen_per_domain):
+        over, unit_N = "evaluation sequences", np.arange(len(domain_N))
+    resampled = [_domain_means(rng, losses_ASN[:, 0, chosen_N], unit_N[chosen_N]) for chosen_N in chosen_per_domain]
+    return loss_AS[:, 0], np.mean(resampled, axis=0), over
+
+
+def _domain_means(rng: np.random.Generator, losses_AN: FloatArray, unit_N: NDArray[np.int64]) -> FloatArray:
+    """The mean loss [R, A] of one domain when its units are drawn anew; nan for a single unit."""
+    _, unit_N, size_C = np.unique(unit_N, return_inverse=True, return_counts=True)
+    if len(size_C) == 1:
+        return np.full((RESAMPLES, len(losses_AN)), np.nan)
+    sum_AC = np.stack([np.bincount(unit_N, losses_N) for losses_N in losses_AN])
+    weights_RC = draws(rng, len(size_C), RESAMPLES)
+    return (weights_RC @ sum_AC.T) / (weights_RC @ size_C)[:, None]
