@@ -1,8 +1,9 @@
 """MLflow as a mirror of run folders. The folder is the truth: what a store missed is read from it and sent later.
 
-Nothing here may stop or slow training: MLflow is imported by the thread that needs it, a store that cannot be reached
-is told once on stderr and tried again at the next push, and what was sent is remembered in the folder's mlflow.json,
-so that a run continued by another process continues its own MLflow run and nothing is sent twice.
+Nothing here may stop or slow training: MLflow is imported and talked to by another thread, a store that cannot be
+reached is told once on stderr and tried again at the next push, the end of a training waits for it no longer than
+`FINISH_SECONDS`, and what was sent is remembered in the folder's mlflow.json, so that a run continued by another
+process continues its own MLflow run and nothing is sent twice.
 
 The store is MLFLOW_TRACKING_URI, or else sqlite:///mlflow.db in the working directory with artifacts in mlartifacts/
 beside it. Writers to a SQLite store take turns by a lock file, the creation of its tables included.
@@ -11,32 +12,39 @@ beside it. Writers to a SQLite store take turns by a lock file, the creation of 
 from __future__ import annotations
 
 import contextlib
-import csv
-import io
+import hashlib
+import json
 import logging
 import os
 import sys
-import tempfile
-import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any
 
-import yaml
 from filelock import FileLock
 
+from moe_testbed.launcher.background import Background
 from moe_testbed.launcher.files import read_json
-from moe_testbed.launcher.ledger import LEDGER_NAME, Ledger, flatten, new_points, read_ledger, write_ledger
+from moe_testbed.launcher.ledger import (
+    LEDGER_NAME,
+    MAX_KEYS_OF_A_KIND,
+    Ledger,
+    new_points,
+    read_ledger,
+    write_ledger,
+)
+from moe_testbed.launcher.tracking_content import PARENT, Content, DatasetCard, run_content, suite_content
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
 
 DEFAULT_STORE = "sqlite:///mlflow.db"
+FINISH_SECONDS = 60.0
+"""How long the end of a training waits for the store at most; the end of a suite so long for each of its runs."""
 MAX_BATCH_PARAMETERS = 100
-RUN_ARTIFACTS = ("config.yaml", "manifest.json", "summary.json", "status.json")
-SUITE_ARTIFACTS = ("suite.yaml", "report.html", "results.json", "results.csv")
 QUIET = {
     "MLFLOW_LOGGING_LEVEL": "ERROR",
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -51,75 +59,78 @@ class Mirror:
     """Mirrors one training's run folder; used by rank 0 only.
 
     run_dir: holds config.yaml and the growing metrics.jsonl. experiment: name of the MLflow experiment. parent: id
-    of the suite's MLflow run. interval: seconds between two pushes of the background thread.
+    of the suite's MLflow run, if the folder is one of a suite's. interval: seconds between two pushes of the
+    background thread. background: of the suite, whose failures are told together.
     """
 
-    def __init__(self, run_dir: Path, experiment: str, parent: str | None = None, interval: float = 20.0) -> None:
-        self._run_dir, self._experiment, self._parent = Path(run_dir), experiment, parent
-        self._thread = _Periodic(self.push, interval)
-        self._store = _Store(self._run_dir)
-        self._read_from_start = True
+    def __init__(
+        self,
+        run_dir: Path,
+        experiment: str,
+        parent: str | None = None,
+        interval: float = 20.0,
+        background: Background | None = None,
+    ) -> None:
+        self._run_dir, self._experiment, self._parent, self._interval = Path(run_dir), experiment, parent, interval
+        self._uri = _tracking_uri()
+        self._background = background or _background(self._run_dir)
+        self._read_file: int | None = None
 
     def start(self) -> None:
         """Push from a background thread from now on; the first time after one interval."""
-        self._thread.start()
+        self._background.start(self.push, self._interval)
 
     def push(self) -> bool:
         """Send the new lines of metrics.jsonl. False if the store cannot be reached; they are sent by a later push."""
-        return self._store.exchange(self._send_metrics) if self._has_news() else True
+        return not self._has_news() or self._background.attempt(self._send)
 
     def finish(self, status: str = "finished") -> bool:
-        """Send the remaining lines and the artifacts and end the MLflow run; False if the store cannot be reached.
+        """Send what remains, artifacts included, and end the MLflow run; False if the store does not take it in time.
 
         status: finished, failed or killed. May be called again, by another process too: it then sends what is new.
         """
-        self._thread.stop()
-        ended = self._store.ledger()
-        if ended.status == status and ended.parent == self._parent and not self._has_news():
-            return True
+        return self._background.end(lambda: self.settle(status), FINISH_SECONDS)
 
-        def end(client: MlflowClient, ledger: Ledger) -> Ledger:
-            ledger = self._send_metrics(client, ledger)
-            assert ledger.run_id is not None
-            with tempfile.TemporaryDirectory() as scratch:
-                _send_artifacts(client, ledger.run_id, self._run_dir, RUN_ARTIFACTS)
-                _send_evaluation(client, ledger.run_id, self._run_dir, Path(scratch))
-            client.set_terminated(ledger.run_id, status.upper())
-            return replace(ledger, status=status)
-
-        return self._store.exchange(end)
+    def settle(self, status: str) -> bool:
+        """`finish` without a bound on the time."""
+        return self._background.attempt(lambda: self._send(status))
 
     def _has_news(self) -> bool:
         path = self._run_dir / "metrics.jsonl"
-        return not path.exists() or path.stat().st_size != self._store.ledger().offset
+        return not path.exists() or path.stat().st_size != read_ledger(self._run_dir, self._uri).offset
 
-    def _send_metrics(self, client: MlflowClient, ledger: Ledger) -> Ledger:
+    def _send(self, status: str | None = None) -> None:
+        with _session(self._run_dir, self._uri, self._experiment) as session:
+            before = session.ledger.left_out
+            self._send_metrics(session)
+            if session.ledger.left_out and not before:
+                names = ", ".join(session.ledger.left_out)
+                print(
+                    f"{self._run_dir}: MLflow gets the first {MAX_KEYS_OF_A_KIND} metrics of a kind; the others are in "
+                    f"metrics.jsonl only, among them {names}",
+                    file=sys.stderr,
+                )
+            if status is not None or "tags" not in session.ledger.sent:
+                tags = {PARENT: self._parent or "", "metrics_left_out": ", ".join(session.ledger.left_out)}
+                content = run_content(self._run_dir, self._run_dir.parent if self._parent else None, tags)
+                session.tell(content, with_files=status is not None)
+            if status is not None:
+                session.end(status, self._run_dir / "status.json")
+
+    def _send_metrics(self, session: _Session) -> None:
         from mlflow.entities import Metric
 
-        ledger = self._ensure_run(client, ledger)
-        if self._read_from_start:  # a training that was continued may have cut the file and written on
-            ledger, self._read_from_start = replace(ledger, offset=0), False
-        for points, sent in new_points(self._run_dir / "metrics.jsonl", ledger):
+        path = self._run_dir / "metrics.jsonl"
+        file = path.stat().st_ino if path.exists() else None
+        # A training that goes back to a checkpoint replaces the file by a shorter one and writes on.
+        offset = session.ledger.offset if file == self._read_file else 0
+        for points, ledger in new_points(path, replace(session.ledger, offset=offset)):
             if points:
-                client.log_batch(sent.run_id, metrics=[Metric(*point) for point in points], synchronous=True)
-            ledger = sent
-            write_ledger(self._run_dir, ledger)
-        return ledger
-
-    def _ensure_run(self, client: MlflowClient, ledger: Ledger) -> Ledger:
-        ledger = self._store.ensure_run(client, ledger, self._experiment, self._run_dir.name)
-        assert ledger.run_id is not None
-        if not ledger.described:
-            _send_parameters(client, ledger.run_id, self._run_dir / "config.yaml")
-            ledger = replace(ledger, described=True)
-        if self._parent and ledger.parent != self._parent:
-            client.set_tag(ledger.run_id, "mlflow.parentRunId", self._parent)
-            ledger = replace(ledger, parent=self._parent)
-        if ledger.status is not None:
-            client.update_run(ledger.run_id, status="RUNNING")
-            ledger = replace(ledger, status=None)
-        write_ledger(self._run_dir, ledger)
-        return ledger
+                session.reopen()
+                metrics = [Metric(*point) for point in points]
+                session.client.log_batch(session.run_id, metrics=metrics, synchronous=True)
+            session.keep(replace(ledger, status=session.ledger.status))
+        self._read_file = file
 
 
 class SuiteMirror:
@@ -129,132 +140,192 @@ class SuiteMirror:
     """
 
     def __init__(self, suite_dir: Path, experiment: str, interval: float = 20.0) -> None:
-        self._suite_dir, self._experiment = Path(suite_dir), experiment
-        self._thread = _Periodic(self.push, interval)
-        self._store = _Store(self._suite_dir)
-        self._children: dict[Path, Mirror] = {}
+        self._suite_dir, self._experiment, self._interval = Path(suite_dir), experiment, interval
+        self._uri = _tracking_uri()
+        self._background = _background(self._suite_dir)
+        self._children: dict[tuple[Path, str], Mirror] = {}
+        self._settled: set[Path] = set()
 
     def start(self) -> None:
         """Push the suite and its runs from a background thread from now on; the first time after one interval."""
-        self._thread.start()
+        self._background.start(self.push, self._interval)
 
     def parent(self) -> str | None:
         """The id of the suite's MLflow run, made if it is not there yet; None while the store cannot be reached."""
-
-        def ensure(client: MlflowClient, ledger: Ledger) -> Ledger:
-            return self._store.ensure_run(client, ledger, self._experiment, self._suite_dir.name)
-
-        ledger = self._store.ledger()
-        if ledger.run_id is None and self._store.exchange(ensure):
-            ledger = self._store.ledger()
-        return ledger.run_id
+        ledger = read_ledger(self._suite_dir, self._uri)
+        if (ledger.run_id is None or ledger.status is not None) and not self._background.attempt(self._open):
+            return None
+        return read_ledger(self._suite_dir, self._uri).run_id
 
     def push(self) -> bool:
-        """Send what is new in every run folder. False if the store cannot be reached."""
+        """Send what is new in every run folder, and end the runs that have ended. False if the store is away."""
         parent = self.parent()
-        return parent is not None and all(self._child(folder, parent).push() for folder in self._folders())
+        return parent is not None and all(self._push(folder, parent) for folder in self._folders())
 
     def finish(self, status: str = "finished") -> bool:
         """End the children by their status.json, send the suite's results and report, and end the parent run."""
-        self._thread.stop()
+        return self._background.end(lambda: self._finish(status), FINISH_SECONDS * (1 + len(self._folders())))
+
+    def _open(self) -> None:
+        with _session(self._suite_dir, self._uri, self._experiment) as session:
+            session.reopen()
+            session.tell(suite_content(self._suite_dir), with_files=False)
+
+    def _push(self, folder: Path, parent: str) -> bool:
+        child, state = self._child(folder, parent), _state(folder)
+        if state is None:
+            self._settled.discard(folder)
+            return child.push()
+        if folder not in self._settled and child.settle(state):
+            self._settled.add(folder)
+        return folder in self._settled
+
+    def _finish(self, status: str) -> bool:
         parent = self.parent()
         if parent is None:
             return False
-        for folder in self._folders():
-            state = read_json(folder / "status.json").get("state")
-            if not self._child(folder, parent).finish(state if state in ("finished", "failed") else "killed"):
-                return False
+        # Once more, the settled ones too: the report has something to say of each.
+        settled = all(self._child(folder, parent).settle(_state(folder) or "killed") for folder in self._folders())
+        return settled and self._background.attempt(lambda: self._end(status))
 
-        def end(client: MlflowClient, ledger: Ledger) -> Ledger:
-            ledger = self._store.ensure_run(client, ledger, self._experiment, self._suite_dir.name)
-            assert ledger.run_id is not None
-            _send_artifacts(client, ledger.run_id, self._suite_dir, SUITE_ARTIFACTS)
-            client.set_terminated(ledger.run_id, status.upper())
-            return replace(ledger, status=status)
-
-        return self._store.exchange(end)
+    def _end(self, status: str) -> None:
+        with _session(self._suite_dir, self._uri, self._experiment) as session:
+            session.tell(suite_content(self._suite_dir), with_files=True)
+            session.end(status, self._suite_dir / "results.json")
 
     def _folders(self) -> list[Path]:
         """Of the runs that have begun; the others have a config and no status yet."""
         return sorted(path.parent for path in self._suite_dir.glob("*/status.json"))
 
     def _child(self, folder: Path, parent: str) -> Mirror:
-        return self._children.setdefault(folder, Mirror(folder, self._experiment, parent))
+        if (folder, parent) not in self._children:
+            self._children[folder, parent] = Mirror(folder, self._experiment, parent, background=self._background)
+        return self._children[folder, parent]
 
 
-class _Exchange(Protocol):
-    def __call__(self, client: MlflowClient, ledger: Ledger) -> Ledger: ...
+def _state(folder: Path) -> str | None:
+    """finished or failed; None for a run that goes on."""
+    state = read_json(folder / "status.json").get("state")
+    return state if state in ("finished", "failed") else None
 
 
-class _Store:
-    """The tracking store as seen from one folder, with the folder's ledger of what was sent to it."""
+def _background(folder: Path) -> Background:
+    return Background(
+        f"MLflow store not reached; training goes on, what the store misses is in {folder} and sent later"
+    )
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._uri = _tracking_uri()
-        self._told = False
 
-    def ledger(self) -> Ledger:
-        return read_ledger(self._folder, self._uri)
+class _Session:
+    """The store as one folder's process talks to it while it holds the folder's ledger: the run and what it gets."""
 
-    def exchange(self, send: _Exchange) -> bool:
-        """Run `send` with the client and the ledger, and write the ledger that it returns. False if that failed."""
-        try:
-            with FileLock(self._folder / ".mlflow.lock"), _connected(self._uri) as client:
-                ledger = self.ledger()
-                if ledger.run_id is not None and not _has_run(client, ledger.run_id):
-                    (self._folder / LEDGER_NAME).unlink()
-                    ledger = self.ledger()
-                write_ledger(self._folder, send(client, ledger))
-        except Exception as error:  # whatever a store's driver raises, training goes on
-            if not self._told:
-                reason = " ".join(str(error).split())[:200] or type(error).__name__
-                print(f"MLflow store not reached, will try again: {reason}", file=sys.stderr)
-            self._told = True
-            return False
-        self._told = False
-        return True
+    def __init__(self, client: MlflowClient, folder: Path, uri: str, experiment: str) -> None:
+        self.client, self._folder = client, folder
+        self.ledger = read_ledger(folder, uri)
+        if self.ledger.run_id is not None and not _has_run(client, self.ledger.run_id):
+            (folder / LEDGER_NAME).unlink()
+            self.ledger = read_ledger(folder, uri)
+        self.run_id: str = self.ledger.run_id or self._open(_experiment_id(client, experiment, uri))
 
-    def ensure_run(self, client: MlflowClient, ledger: Ledger, experiment: str, name: str) -> Ledger:
-        """The ledger with a run id. The key is written before the run is made, so that no run is ever made twice."""
-        if ledger.run_id is not None:
-            return ledger
-        write_ledger(self._folder, ledger)
-        experiment_id = _experiment_id(client, experiment, self._uri)
-        found = client.search_runs([experiment_id], f"tags.`moe_testbed.key` = '{ledger.key}'", max_results=1)
+    def keep(self, ledger: Ledger) -> None:
+        """Remember the ledger, in the folder too."""
+        if ledger != self.ledger:
+            write_ledger(self._folder, ledger)
+        self.ledger = ledger
+
+    def reopen(self) -> None:
+        """Let a run that was ended go on."""
+        if self.ledger.status is not None:
+            self.client.update_run(self.run_id, status="RUNNING")
+            self.keep(replace(self.ledger, status=None))
+
+    def end(self, status: str, last: Path) -> None:
+        """End the run, if it has not been ended so already, at the time when its last file was written."""
+        if self.ledger.status != status:
+            ended_ms = int(1000 * last.stat().st_mtime) if last.exists() else None
+            self.client.set_terminated(self.run_id, status.upper(), ended_ms)
+            self.keep(replace(self.ledger, status=status))
+
+    def tell(self, content: Content, with_files: bool) -> None:
+        """Send of this what the run does not have yet."""
+        self._once("parameters", "", lambda: self._log_parameters(content.parameters))
+        self._once("tags", json.dumps(content.tags, sort_keys=True), lambda: self._log_tags(content.tags))
+        if (dataset := content.dataset) is not None:
+            self._once("dataset", dataset.digest, lambda: self._log_dataset(dataset))
+        if with_files:
+            if content.results:
+                self._once("results", json.dumps(content.results), lambda: self._log_results(content.results))
+            for name, file in content.files.items():
+                self._log_file(name, file)
+
+    def _open(self, experiment_id: str) -> str:
+        """The id of the folder's run. Its key is written before the run is made, so that no run is ever made twice."""
+        write_ledger(self._folder, self.ledger)
+        key = {"moe_testbed.key": self.ledger.key}
+        found = self.client.search_runs([experiment_id], f"tags.`moe_testbed.key` = '{self.ledger.key}'", max_results=1)
+        tags = {**key, "mlflow.source.type": "LOCAL", "mlflow.source.name": "moe-testbed"}
         run = (
             found[0]
             if found
-            else client.create_run(
-                experiment_id, ledger.started_ms, {"moe_testbed.key": ledger.key, "mlflow.source.type": "LOCAL"}, name
-            )
+            else self.client.create_run(experiment_id, self.ledger.started_ms, tags, self._folder.name)
         )
-        ledger = replace(ledger, run_id=run.info.run_id)
-        write_ledger(self._folder, ledger)
-        return ledger
+        run_id = str(run.info.run_id)
+        self.keep(replace(self.ledger, run_id=run_id))
+        return run_id
+
+    def _once(self, name: str, content: str | bytes, send: Callable[[], Any]) -> None:
+        """Send what has changed since it was sent last; a failure leaves it for the next time."""
+        digest = hashlib.sha256(content.encode() if isinstance(content, str) else content).hexdigest()[:16]
+        if self.ledger.sent.get(name) != digest:
+            send()
+            self.keep(replace(self.ledger, sent={**self.ledger.sent, name: digest}))
+
+    def _log_parameters(self, parameters: dict[str, str]) -> None:
+        from mlflow.entities import Param
+
+        entities = [Param(key, value) for key, value in parameters.items()]
+        for start in range(0, len(entities), MAX_BATCH_PARAMETERS):
+            batch = entities[start : start + MAX_BATCH_PARAMETERS]
+            self.client.log_batch(self.run_id, params=batch, synchronous=True)
+
+    def _log_tags(self, tags: dict[str, str]) -> None:
+        from mlflow.entities import RunTag
+
+        entities = [RunTag(key, value) for key, value in tags.items()]
+        self.client.log_batch(self.run_id, tags=entities, synchronous=True)
+
+    def _log_results(self, results: dict[str, float]) -> None:
+        from mlflow.entities import Metric
+
+        now, step = int(time.time() * 1000), max(self.ledger.steps.values(), default=0)
+        metrics = [Metric(key, value, now, step) for key, value in results.items()]
+        self.client.log_batch(self.run_id, metrics=metrics, synchronous=True)
+
+    def _log_dataset(self, card: DatasetCard) -> None:
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        dataset = Dataset(
+            name=card.name,
+            digest=card.digest,
+            source_type="moe-testbed mix",
+            source=json.dumps({"manifest": "manifest.json, an artifact of this run"}),
+            profile=json.dumps({"training tokens": card.tokens}),
+        )
+        context = InputTag("mlflow.data.context", "training")
+        self.client.log_inputs(self.run_id, [DatasetInput(dataset, [context])])
+
+    def _log_file(self, name: str, file: Path | str) -> None:
+        folder = str(Path(name).parent) if "/" in name else None
+        if isinstance(file, str):
+            self._once(f"file {name}", file, lambda: self.client.log_text(self.run_id, file, name))
+        else:
+            content = file.read_bytes()
+            self._once(f"file {name}", content, lambda: self.client.log_artifact(self.run_id, str(file), folder))
 
 
-class _Periodic:
-    """Calls a function every `interval` seconds in a daemon thread until stopped."""
-
-    def __init__(self, call: Callable[[], object], interval: float) -> None:
-        self._call, self._interval = call, interval
-        self._stopped = threading.Event()
-        self._thread: threading.Thread | None = None
-
-    def start(self) -> None:
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name="mlflow-mirror", daemon=True)
-            self._thread.start()
-
-    def stop(self) -> None:
-        self._stopped.set()
-        if self._thread is not None:
-            self._thread.join()
-
-    def _run(self) -> None:
-        while not self._stopped.wait(self._interval):
-            self._call()
+@contextlib.contextmanager
+def _session(folder: Path, uri: str, experiment: str) -> Iterator[_Session]:
+    with FileLock(folder / ".mlflow.lock"), _connected(uri) as client:
+        yield _Session(client, folder, uri, experiment)
 
 
 def _tracking_uri() -> str:
@@ -326,41 +397,3 @@ def _has_run(client: MlflowClient, run_id: str) -> bool:
             return False
         raise
     return True
-
-
-def _send_parameters(client: MlflowClient, run_id: str, path: Path) -> None:
-    from mlflow.entities import Param
-
-    config = yaml.safe_load(path.read_text()) if path.exists() else {}
-    parameters = [Param(key, value) for key, value in flatten(config).items()]
-    for start in range(0, len(parameters), MAX_BATCH_PARAMETERS):
-        client.log_batch(run_id, params=parameters[start : start + MAX_BATCH_PARAMETERS], synchronous=True)
-
-
-def _send_artifacts(client: MlflowClient, run_id: str, folder: Path, names: tuple[str, ...]) -> None:
-    for name in names:
-        if (folder / name).exists():
-            client.log_artifact(run_id, str(folder / name))
-    if (folder / "figures").is_dir():
-        client.log_artifacts(run_id, str(folder / "figures"), "figures")
-
-
-def _send_evaluation(client: MlflowClient, run_id: str, run_dir: Path, scratch: Path) -> None:
-    """The last evaluation as it is, and its domain x expert counts as one CSV line per layer, domain and expert."""
-    import numpy as np
-
-    evaluations = sorted((run_dir / "evaluations").glob("step_*.npz"))
-    if not evaluations:
-        return
-    client.log_artifact(run_id, str(evaluations[-1]), "evaluations")
-    with np.load(evaluations[-1]) as arrays:
-        domains = [str(domain) for domain in arrays["domains"]]
-        tables = {name: arrays[name] for name in arrays.files if name.endswith("_YDE")}
-    for name, counts_YDE in tables.items():
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(("moe_layer", "domain", "expert", "assignments"))
-        for (layer, domain, expert), count in np.ndenumerate(counts_YDE):
-            writer.writerow((layer, domains[domain], expert, int(count)))
-        (scratch / f"{name.removesuffix('_YDE')}.csv").write_text(text.getvalue())
-    client.log_artifacts(run_id, str(scratch), "matrices")

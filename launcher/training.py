@@ -39,6 +39,9 @@ def train(config: ExperimentConfig, run_dir: Path) -> None:
         if folder:
             folder.release()
             print(f"{run_dir} is finished already", file=sys.stderr)
+            if config.tracking.mlflow:
+                # The store may have been away when it finished.
+                Mirror(run_dir, config.tracking.experiment).finish()
         return
     ranks = join(device)
     failure = Failure(ranks, run_dir)

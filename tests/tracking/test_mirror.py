@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-import yaml
 
-from moe_testbed.launcher.ledger import MAX_METRIC_KEYS, flatten, new_points, read_ledger, write_ledger
+from moe_testbed.launcher.ledger import MAX_KEYS_OF_A_KIND, flatten, new_points, read_ledger, write_ledger
 from moe_testbed.launcher.tracking import Mirror, SuiteMirror
+from tests.tracking.folders import append, append_line, make_run
 
 mlflow_tracking = pytest.importorskip("mlflow.tracking")
 
@@ -31,29 +30,6 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> str:
 def client(store: str, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
     return mlflow_tracking.MlflowClient(store)
-
-
-def make_run(folder: Path, steps: int = 30, **config: object) -> Path:
-    (folder / "evaluations").mkdir(parents=True)
-    content = {"name": folder.name, "training": {"steps": steps, "betas": [0.9, 0.95]}, **config}
-    (folder / "config.yaml").write_text(yaml.safe_dump(content))
-    (folder / "summary.json").write_text('{"parameters": 5}')
-    (folder / "status.json").write_text(json.dumps({"state": "finished", "step": steps, "steps": steps}))
-    np.savez(
-        folder / "evaluations" / "step_00000030.npz",
-        step=30,
-        domains=np.array(["law", "music"]),
-        counts_top_k_YDE=np.arange(12).reshape(1, 2, 6),
-    )
-    return folder
-
-
-def append(folder: Path, steps: Iterator[int] | range, extra: str = "", **values: object) -> None:
-    with (folder / "metrics.jsonl").open("a") as file:
-        for step in steps:
-            line = {"kind": "train", "step": step, "seconds": step / 10, "loss": 5.0 / step, **values}
-            file.write(json.dumps(line) + "\n")
-        file.write(extra)
 
 
 def ledger_of(folder: Path, store: str) -> Any:
@@ -81,8 +57,11 @@ def test_a_finished_run_is_all_there(tmp_path: Path, client: Any, store: str) ->
     artifacts = {artifact.path for artifact in client.list_artifacts(run.info.run_id)}
     assert artifacts == {"config.yaml", "summary.json", "status.json", "evaluations", "matrices"}
     table = Path(client.download_artifacts(run.info.run_id, "matrices/counts_top_k.csv", str(tmp_path))).read_text()
-    assert table.splitlines()[:2] == ["moe_layer,domain,expert,assignments", "0,law,0,0"]
-    assert table.splitlines()[-1] == "0,music,5,11"
+    assert table.splitlines()[:2] == [
+        "moe_layer,domain,expert_0,expert_1,expert_2,expert_3,expert_4,expert_5",
+        "0,law,0,1,2,3,4,5",
+    ]
+    assert table.splitlines()[-1] == "0,music,6,7,8,9,10,11"
 
 
 def test_a_continued_run_is_one_run_without_duplicates(tmp_path: Path, client: Any, store: str) -> None:
@@ -114,7 +93,7 @@ def test_a_mirror_killed_between_sending_and_remembering_sends_nothing_twice(
     append(run_dir, range(1, 11))
     Mirror(run_dir, "killed").push()
     run_id = ledger_of(run_dir, store).run_id
-    forgetful = {"run_id": None, "offset": 0, "steps": {}, "described": False}
+    forgetful = {"run_id": None, "offset": 0, "steps": {}, "sent": {}}
     ledger = json.loads((run_dir / "mlflow.json").read_text())
     (run_dir / "mlflow.json").write_text(json.dumps({**ledger, **forgetful}))
     append(run_dir, range(11, 13))
@@ -138,11 +117,11 @@ def test_a_file_cut_back_to_a_checkpoint_is_read_again(tmp_path: Path, client: A
 
 def test_values_that_are_not_finite_stay_out_and_keys_are_bounded(tmp_path: Path, client: Any, store: str) -> None:
     run_dir = make_run(tmp_path / "wild", steps=3, long="x" * 9000)
-    many = {f"value_{number:04d}": 1.0 for number in range(2 * MAX_METRIC_KEYS)}
+    many = {f"value_{number:04d}": 1.0 for number in range(2 * MAX_KEYS_OF_A_KIND)}
     append(run_dir, range(1, 3), gradient_norm=float("nan"), learning_rate=float("inf"), **many)
     assert Mirror(run_dir, "wild").finish()
     run = client.get_run(ledger_of(run_dir, store).run_id)
-    assert len(run.data.metrics) == MAX_METRIC_KEYS
+    assert len(run.data.metrics) == MAX_KEYS_OF_A_KIND
     assert "train/loss" in run.data.metrics
     assert not {"train/gradient_norm", "train/learning_rate"} & set(run.data.metrics)
     assert run.data.params["long"] == "x" * 6000
@@ -278,3 +257,48 @@ def test_batches_are_bounded_and_the_ledger_moves_with_them(tmp_path: Path) -> N
     assert again == [batches[1][0]]
     assert read_ledger(tmp_path, "another store").run_id is None
     assert read_ledger(tmp_path, "another store").offset == 0
+
+
+def test_a_run_that_a_store_hears_of_late_has_its_own_times(tmp_path: Path, client: Any, store: str) -> None:
+    run_dir = make_run(tmp_path / "late")
+    append(run_dir, range(1, 31))
+    os.utime(run_dir / "metrics.jsonl", (1_700_000_003, 1_700_000_003))  # 3.0 seconds after the beginning
+    os.utime(run_dir / "status.json", (1_700_000_004, 1_700_000_004))
+    assert Mirror(run_dir, "late").finish()
+    run_id = ledger_of(run_dir, store).run_id
+    info = client.get_run(run_id).info
+    assert (info.start_time, info.end_time) == (1_700_000_000_000, 1_700_000_004_000)
+    times = [point.timestamp for point in client.get_metric_history(run_id, "train/loss")]
+    assert times == [1_700_000_000_000 + 100 * step for step in range(1, 31)]
+
+
+def test_keys_of_one_kind_leave_room_for_the_others_and_those_left_out_are_told_once(
+    tmp_path: Path, client: Any, store: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_dir = make_run(tmp_path / "crowded")
+    append(run_dir, [1], **{f"layer_{layer:03d}": 1.0 for layer in range(150)})
+    append_line(run_dir, kind="system", step=1, seconds=0.1, cpu=1.0)
+    assert Mirror(run_dir, "crowded").push()
+    append(run_dir, [2], another=1.0)
+    assert Mirror(run_dir, "crowded").finish()
+    # One of the hundred is the loss.
+    names = ", ".join(f"train/layer_{layer:03d}" for layer in range(99, 109))
+    told = [line for line in capsys.readouterr().err.splitlines() if "layer_" in line]
+    assert len(told) == 1 and told[0].endswith(names)
+    run = client.get_run(ledger_of(run_dir, store).run_id)
+    assert run.data.tags["metrics_left_out"] == names
+    assert run.data.metrics["system/cpu"] == 1.0
+    assert len(run.data.metrics) == 101
+
+
+def test_a_file_replaced_between_two_pushes_is_read_from_its_start(tmp_path: Path, client: Any, store: str) -> None:
+    run_dir = make_run(tmp_path / "replaced")
+    mirror = Mirror(run_dir, "replaced")
+    append(run_dir, range(1, 10))
+    assert mirror.push()
+    # As `RunFolder.rewind` does; what is new to the store begins before the offset that it has been sent up to.
+    (run_dir / "metrics.jsonl").rename(run_dir / "old.jsonl")
+    append(run_dir, [8, 9, 10, 11, 12, 13, 14, 15, 16])
+    assert mirror.push()
+    history = client.get_metric_history(ledger_of(run_dir, store).run_id, "train/loss")
+    assert [point.step for point in history] == list(range(1, 17))

@@ -1,0 +1,72 @@
+"""Work that nobody may wait for: done by a daemon thread, its failures told once."""
+
+from __future__ import annotations
+
+import re
+import sys
+import threading
+from collections.abc import Callable
+
+
+class Background:
+    """Calls a function again and again in a daemon thread, and a last one that is waited for, but not for ever.
+
+    Args:
+        failure: what is told on stderr, followed by the reason, when a call fails. Of any number of failures only the
+            first is told.
+    """
+
+    def __init__(self, failure: str) -> None:
+        self._failure, self._told = failure, False
+        self._ended = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def start(self, call: Callable[[], object], interval: float) -> None:
+        """Calls ``call`` after every ``interval`` seconds from now on."""
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._repeat, args=(call, interval), name="mirror", daemon=True)
+            self._thread.start()
+
+    def attempt(self, call: Callable[[], object]) -> bool:
+        """Whether ``call`` raised nothing; what it raised is told."""
+        try:
+            call()
+        except Exception as error:  # whatever a store's driver raises, training goes on
+            self._tell(_in_short(error))
+            return False
+        return True
+
+    def end(self, call: Callable[[], bool], seconds: float) -> bool:
+        """Ends the repeated calls and makes this last one.
+
+        Returns:
+            What it returned; False if it failed, or if ``seconds`` were over before: its thread ends with the process.
+        """
+        self._ended.set()
+        results: list[bool] = []
+        last = threading.Thread(target=self._after_the_others, args=(call, results), name="mirror-end", daemon=True)
+        last.start()
+        last.join(seconds)
+        if last.is_alive():
+            self._tell(f"no end within {seconds:g} seconds")
+        return results == [True]
+
+    def _repeat(self, call: Callable[[], object], interval: float) -> None:
+        while not self._ended.wait(interval):
+            self.attempt(call)
+
+    def _after_the_others(self, call: Callable[[], bool], results: list[bool]) -> None:
+        if self._thread is not None:
+            self._thread.join()
+        self.attempt(lambda: results.append(call()))
+
+    def _tell(self, reason: str) -> None:
+        if not self._told:
+            self._told = True
+            print(f"{self._failure}: {reason}", file=sys.stderr)
+
+
+def _in_short(error: Exception) -> str:
+    """One line with both ends of a long message: what was tried, and the cause. A password in a URL is left out."""
+    text = re.sub(r"//[^/@\s]*@", "//", " ".join(str(error).split())) or type(error).__name__
+    return text if len(text) <= 250 else f"{text[:100]} … {text[-150:]}"
