@@ -49,6 +49,11 @@ class MixConfig(BaseModel, extra="forbid", frozen=True):
     minimum_paragraph_characters: int = Field(
         default=32, ge=1, description="shorter paragraphs ('else:', '---') may recur; longer ones occur once in the mix"
     )
+    evaluation_only: bool = Field(
+        default=False,
+        description="true: a labelled set to look at checkpoints with, too small to train on; read whole, duplicates "
+        "and all",
+    )
     strict: bool = Field(default=False, description="true: a domain that cannot be read is an error, not dropped")
 
     @model_validator(mode="after")

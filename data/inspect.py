@@ -7,8 +7,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from moe_testbed.data.manifest import describe_texts
 from moe_testbed.data.splits import SPLITS, TRAIN, VALIDATION
 from moe_testbed.data.store import Store
+from moe_testbed.data.texts import ALL, MixTexts, labelled_documents
 from moe_testbed.data.tokenizer import load_tokenizer
 
 CHUNK_BYTES = 512
@@ -29,6 +31,19 @@ def describe_store(store: Store, sample_characters: int = 200) -> str:
     for name in store.domains:
         text = next(decoded_documents(store, VALIDATION, name), "")
         lines += ["", f"--- {name}", text[:sample_characters]]
+    return "\n".join(lines)
+
+
+def describe_documents(texts: MixTexts, sample_characters: int = 200) -> str:
+    """The like of `describe_store` for texts that no store is made of, such as an evaluation-only mix."""
+    described = describe_texts(texts)
+    rows: list[tuple[str, ...]] = [("domain", "family", "documents", "kB", "licence")]
+    for name, domain in described["domains"].items():
+        documents, size = (sum(split[key] for split in domain["splits"].values()) for key in ("documents", "bytes"))
+        rows.append((name, domain["family"] or "", f"{documents:,}", f"{size / 1e3:.1f}", domain["licence"]))
+    lines = format_table(rows) + [f"dropped: {name}: {reason}" for name, reason in texts.dropped.items()]
+    for name, documents in labelled_documents(texts, ALL).items():
+        lines += ["", f"--- {name}", documents[0].text[:sample_characters]]
     return "\n".join(lines)
 
 

@@ -1,49 +1,57 @@
 """The manifest of a store: what the text is, where it came from, under which licence, and how much there is of it."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from moe_testbed.data.config import MixConfig
 from moe_testbed.data.splits import SPLITS
 from moe_testbed.data.store import FORMAT, DomainTokens
-
-if TYPE_CHECKING:
-    from moe_testbed.data.build import DomainText
+from moe_testbed.data.texts import MixTexts
 
 
-def build_manifest(
-    mix: MixConfig, texts: Sequence["DomainText"], tokens: Sequence[DomainTokens], dropped: Mapping[str, str]
-) -> dict[str, Any]:
+def mix_settings(mix: MixConfig) -> dict[str, Any]:
+    """What a mix says besides its domains and decides the content of a store, as JSON values."""
+    return mix.model_dump(mode="json", exclude={"domains", "evaluation_only"})
+
+
+def describe_texts(texts: MixTexts) -> dict[str, Any]:
     """Returns JSON values.
 
     domains: name -> family, licence, labelled, sources (package, version, sha256, ...), deduplication (see `Figures`),
-    splits: split -> documents, bytes (UTF-8), tokens.   dropped: name -> reason.
+    splits: split -> documents, bytes (UTF-8).   dropped: name -> reason.
     """
-    domains = {}
-    for text, encoded in zip(texts, tokens, strict=True):
-        splits = {}
-        for split in SPLITS:
-            documents = text.documents[split]
-            splits[split] = {
-                "documents": len(documents),
-                "bytes": sum(len(document.text.encode()) for document in documents),
-                "tokens": sum(len(document) for document in encoded.documents[split]),
-            }
-        domains[text.name] = {
+    domains = {
+        text.name: {
             "family": text.config.family,
             "licence": text.config.licence,
             "labelled": text.config.labelled,
             "sources": [source.identity() for source in text.config.sources],
             "deduplication": dataclasses.asdict(text.figures),
-            "splits": splits,
+            "splits": {
+                split: {
+                    "documents": len(documents),
+                    "bytes": sum(len(document.text.encode()) for document in documents),
+                }
+                for split, documents in text.documents.items()
+            },
         }
-    settings = mix.model_dump(mode="json", exclude={"domains"})
+        for text in texts.domains
+    }
+    return {"domains": domains, "dropped": dict(texts.dropped)}
+
+
+def build_manifest(mix: MixConfig, texts: MixTexts, tokens: Sequence[DomainTokens]) -> dict[str, Any]:
+    """The manifest of a store: `describe_texts` with the tokens of every split, the mix and the tokenizer."""
+    described = describe_texts(texts)
+    for domain in tokens:
+        for split in SPLITS:
+            counts = described["domains"][domain.name]["splits"][split]
+            counts["tokens"] = sum(len(document) for document in domain.documents[split])
     return {
         "format": FORMAT,
-        "mix": settings,
+        "mix": mix_settings(mix),
         "tokenizer": {"type": "sentencepiece BPE, byte fallback", "sentencepiece": version("sentencepiece")},
-        "domains": domains,
-        "dropped": dict(dropped),
+        **described,
     }

@@ -73,7 +73,7 @@ def restore(engine: Any, folder: Path, ranks: Ranks, expert_parallel_size: int) 
         CheckpointError: the checkpoint was written by another layout of ranks.
     """
     # One rank chooses for all: on a shared disk two of them may not see the same files at the same moment.
-    chosen = [_newest_whole(folder) if ranks.rank == 0 else None]
+    chosen = [newest_whole(folder) if ranks.rank == 0 else None]
     if ranks.group is not None:
         dist.broadcast_object_list(chosen, src=0, group=ranks.group)
     checkpoint = chosen[0]
@@ -91,7 +91,8 @@ def restore(engine: Any, folder: Path, ranks: Ranks, expert_parallel_size: int) 
     return int(mark["step"])
 
 
-def _newest_whole(folder: Path) -> Path | None:
+def newest_whole(folder: Path) -> Path | None:
+    """The newest whole checkpoint among those of a run; None if there is none."""
     for checkpoint in sorted(folder.glob("step_*"), reverse=True):
         if _is_whole(checkpoint):
             return checkpoint

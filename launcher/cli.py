@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from moe_testbed.launcher.errors import MENDABLE, WRONG_INPUT, OtherRankError
+from moe_testbed.launcher.errors import MENDABLE, WRONG_INPUT, ConfigError, OtherRankError
 
 FAILED = 1
 INTERRUPTED = 128 + signal.SIGINT
@@ -136,13 +136,25 @@ def build_parser() -> argparse.ArgumentParser:
     report = _command(
         commands,
         "report",
-        "report on a suite's folder",
-        "Write results.json, results.csv and report.html from the runs in a suite's folder, whatever their state.",
-        "moe-testbed report runs/demo",
+        "report on a suite's folder, or compare suites",
+        "Write results.json, results.csv, report.html, figures/ and tables/ from the runs in a suite's folder, in "
+        "whatever state they are. With several folders: compare every other suite with the first, runs matched by "
+        "label, and write comparison.html, comparison.json, comparison.csv and figures/.",
+        """
+        moe-testbed report runs/demo
+        moe-testbed report runs/small runs/large --out runs/small-and-large
+        """,
         _report,
     )
-    report.add_argument("suite_dir", type=Path, metavar="SUITE_DIR", help="folder of a suite, such as runs/demo")
+    report.add_argument("suite_dirs", nargs="+", type=Path, metavar="SUITE_DIR", help="folder of a suite: runs/demo")
+    report.add_argument(
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help="folder of the comparison (default: comparison-A-B beside A, for the suites' folders A and B)",
+    )
 
+    _add_analyze_command(commands)
     _add_data_commands(commands)
     _add_router_commands(commands)
 
@@ -159,6 +171,24 @@ def build_parser() -> argparse.ArgumentParser:
     )
     _add_experiment(show)
     return parser
+
+
+def _add_analyze_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    from moe_testbed.launcher.checkpoint_analysis.options import add_options
+
+    analyze = _command(
+        commands,
+        "analyze",
+        "analyse the routing of existing checkpoints",
+        "Record how checkpoints route the labelled text of a mix, and write the same report as for a suite. Ends with "
+        "status 1 if a checkpoint failed and others did not.",
+        """
+        moe-testbed analyze --checkpoint models/OLMoE-1B-7B --mix configs/mixes/packages8.yaml
+        moe-testbed analyze --checkpoint runs/demo/top_k_global-seed1 --mix configs/mixes/languages_udhr.yaml
+        """,
+        _analyze,
+    )
+    add_options(analyze)
 
 
 def _add_data_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -293,9 +323,20 @@ def _compare(arguments: argparse.Namespace) -> int:
 
 
 def _report(arguments: argparse.Namespace) -> None:
-    from moe_testbed.launcher.report import print_report
+    from moe_testbed.launcher.report import print_comparison, print_report
 
-    print_report(arguments.suite_dir)
+    if len(arguments.suite_dirs) > 1:
+        print_comparison(arguments.suite_dirs, arguments.out)
+    elif arguments.out is None:
+        print_report(arguments.suite_dirs[0])
+    else:
+        raise ConfigError("--out is the folder of a comparison: give a second suite, or leave --out away")
+
+
+def _analyze(arguments: argparse.Namespace) -> int:
+    from moe_testbed.launcher.checkpoint_analysis.options import run
+
+    return run(arguments)
 
 
 def _config_show(arguments: argparse.Namespace) -> None:

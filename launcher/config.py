@@ -136,6 +136,25 @@ class EvaluationConfig(BaseModel, extra="forbid", frozen=True):
     )
 
 
+class StatisticsConfig(BaseModel, extra="forbid", frozen=True):
+    """How the routing develops over the training: the experts of the same few held-out tokens, look by look, and the
+    load of the batch just trained on."""
+
+    points: int = Field(32, ge=0, description="looks, evenly spaced, the last one after the last step; 0: none")
+    sequences_per_domain: int = Field(
+        1, gt=0, description="evaluation sequences of each domain that are looked at, the first ones"
+    )
+
+
+class ExaminationConfig(BaseModel, extra="forbid", frozen=True):
+    """What the experts cause, after training: the loss without each of them, and how alike they are. It costs two
+    forward passes over the sample for every expert of every layer (of at most 256 experts in all)."""
+
+    sequences_per_domain: int = Field(
+        4, ge=0, description="evaluation sequences of each domain in the sample, the first ones; 0: no examination"
+    )
+
+
 class CheckpointConfig(BaseModel, extra="forbid", frozen=True):
     """What a run that is cut off continues from."""
 
@@ -172,6 +191,8 @@ class ExperimentConfig(BaseModel, extra="forbid", frozen=True):
     training: TrainingConfig
     parallel: ParallelConfig = ParallelConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    statistics: StatisticsConfig = StatisticsConfig()
+    examination: ExaminationConfig = ExaminationConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     tracking: TrackingConfig = TrackingConfig()
     runtime: RuntimeConfig = RuntimeConfig()

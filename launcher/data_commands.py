@@ -7,8 +7,9 @@ from pathlib import Path
 
 from moe_testbed.data.build import build_store
 from moe_testbed.data.config import MixConfig
-from moe_testbed.data.inspect import check_domains, describe_store
+from moe_testbed.data.inspect import check_domains, describe_documents, describe_store
 from moe_testbed.data.store import Store
+from moe_testbed.data.texts import read_texts
 
 
 def build(mix: MixConfig, cache_dir: Path) -> None:
@@ -18,7 +19,10 @@ def build(mix: MixConfig, cache_dir: Path) -> None:
 
 def show(mix: MixConfig, cache_dir: Path) -> None:
     """Prints counts, licences and samples."""
-    print(describe_store(_open(mix, cache_dir)))
+    if mix.evaluation_only:
+        print(describe_documents(read_texts(mix, cache_dir, _log)))
+    else:
+        print(describe_store(_open(mix, cache_dir)))
 
 
 def check(mix: MixConfig, cache_dir: Path) -> None:
@@ -27,4 +31,8 @@ def check(mix: MixConfig, cache_dir: Path) -> None:
 
 
 def _open(mix: MixConfig, cache_dir: Path) -> Store:
-    return build_store(mix, cache_dir, lambda text: print(text, file=sys.stderr))
+    return build_store(mix, cache_dir, _log)
+
+
+def _log(text: str) -> None:
+    print(text, file=sys.stderr)

@@ -6,8 +6,6 @@ choices, Y MoE layers.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,14 +14,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from moe_testbed.data.sampler import Batch, evaluation_batches
-from moe_testbed.data.store import Store
-from moe_testbed.launcher.batches import to_context
 from moe_testbed.launcher.config import ExperimentConfig
+from moe_testbed.launcher.evaluation_set import EvaluationSet, Share
 from moe_testbed.launcher.ranks import Ranks
-from moe_testbed.model.language_model import LayerRouting
+from moe_testbed.model.language_model import LayerRouting, ModelOutput
 from moe_testbed.routing import metrics
-from moe_testbed.routing.records import NO_EXPERT, RoutingContext
+from moe_testbed.routing.recording import RoutingTables, tracked_ids
+from moe_testbed.routing.records import RoutingContext
 from moe_testbed.routing.scopes import Scope, fractions, token_sets, without_padding
 
 _TOLD = {
@@ -36,46 +33,21 @@ _TOLD = {
 _SCOPES = (Scope.SEQUENCE, Scope.DOCUMENT)
 
 
-@dataclass
-class Tables:
-    """Sums over the evaluation set; the ranks' tables add up."""
-
-    tokens_D: Tensor
-    loss_sum_D: Tensor
-    sequence_loss_N: Tensor
-    counts_top_1_YDE: Tensor
-    counts_top_k_YDE: Tensor
-    dropped_YDE: Tensor
-    shuffled_counts_top_k_YDE: Tensor
-    violation_sum_SY: Tensor
-
-
 class Evaluator:
     """Runs one fixed set of sequences, the same for all runs on a mix.
 
     The shuffled counts give every sequence another sequence's labels: what a table of counts shows by chance.
     """
 
-    def __init__(self, config: ExperimentConfig, store: Store, ranks: Ranks) -> None:
+    def __init__(self, config: ExperimentConfig, sequences: EvaluationSet, ranks: Ranks) -> None:
         self.ranks = ranks
-        self.domains = store.domains
+        self.sequences = sequences
+        self.micro_batch_size = config.training.micro_batch_size
         self.num_layers = config.model.num_moe_layers
         self.num_experts = config.model.moe.num_routed_experts
-        rows = config.training.micro_batch_size * ranks.size
-        self.batches = list(
-            evaluation_batches(
-                store,
-                config.evaluation.split,
-                config.data.sequence_length,
-                config.evaluation.sequences_per_domain,
-                rows,
-            )
-        )
-        # By document, since a domain may hide its label from the router.
-        first_document_D = [region.first_document for region in store.regions[config.evaluation.split]]
-        document_NL = np.concatenate([batch.document_BL for batch in self.batches])
-        self.domain_NL = np.searchsorted(first_document_D, document_NL, side="right") - 1
-        self.shuffled_NL = self.domain_NL[np.random.default_rng(0).permutation(len(self.domain_NL))]
+        self.top_k = config.model.moe.choices
+        self.vocabulary_ids_V = tracked_ids(sequences.token_counts_V)
+        self.shuffled_NL = sequences.domain_NL[np.random.default_rng(0).permutation(len(sequences))]
 
     @torch.no_grad()
     def run(self, engine: Any, step: int) -> dict[str, npt.NDArray[Any]]:
@@ -84,93 +56,79 @@ class Evaluator:
         Returns:
             The arrays of an evaluation file, the same on every rank.
         """
-        Y, D, E, N = self.num_layers, len(self.domains), self.num_experts, len(self.domain_NL)
-
-        def zeros(*shape: int, dtype: torch.dtype = torch.int64) -> Tensor:
-            return torch.zeros(*shape, dtype=dtype, device=self.ranks.device)
-
-        tables = Tables(
-            tokens_D=zeros(D),
-            loss_sum_D=zeros(D, dtype=torch.float64),
-            sequence_loss_N=zeros(N, dtype=torch.float64),
-            counts_top_1_YDE=zeros(Y, D, E),
-            counts_top_k_YDE=zeros(Y, D, E),
-            dropped_YDE=zeros(Y, D, E),
-            shuffled_counts_top_k_YDE=zeros(Y, D, E),
-            violation_sum_SY=zeros(len(_SCOPES), Y, dtype=torch.float64),
+        sequences, device = self.sequences, self.ranks.device
+        Y, D, N = self.num_layers, len(sequences.domains), len(sequences)
+        sums = {
+            "tokens_D": torch.zeros(D, dtype=torch.int64, device=device),
+            "loss_sum_D": torch.zeros(D, dtype=torch.float64, device=device),
+            "sequence_loss_N": torch.zeros(N, dtype=torch.float64, device=device),
+            "violation_sum_SY": torch.zeros(len(_SCOPES), Y, dtype=torch.float64, device=device),
+        }
+        tables = RoutingTables(
+            Y, D, self.num_experts, self.top_k, len(sequences.cluster_domain_C), self.vocabulary_ids_V, device
         )
         engine.eval()
-        for batch, rows_B, counted_B, first in self._shares():
-            context, targets_BL = to_context(batch, rows_B, step, self.ranks.device)
-            counted = torch.from_numpy(counted_B).to(self.ranks.device)
-            if not counted_B.all():
-                # A row that is run again must take no place in the pool of a router that chooses over one.
-                context = replace(context, valid_BL=counted[:, None].expand_as(targets_BL))
-            output = engine(context, targets_BL)
-            domain = torch.from_numpy(self.domain_NL[first + rows_B]).to(self.ranks.device)
-            shuffled = torch.from_numpy(self.shuffled_NL[first + rows_B]).to(self.ranks.device)
-            self._add(tables, output.cross_entropy_BL.double(), output.layers, domain, shuffled, counted)
-            self._add_violations(tables, output.layers, context)
-            where = torch.from_numpy(first + rows_B).to(self.ranks.device)[counted]
-            tables.sequence_loss_N[where] = output.cross_entropy_BL.double().mean(1)[counted]
+        for share in sequences.shares(self.ranks, self.micro_batch_size, step):
+            output = engine(share.context, share.targets_BL)
+            self._add_losses(sums, output, share)
+            self._add_routing(tables, output.layers, share)
+            self._add_violations(sums["violation_sum_SY"], output.layers, share.context)
         engine.train()
-        arrays = {}
-        for name, table in vars(tables).items():
+        for table in sums.values():
             if self.ranks.group is not None:
                 dist.all_reduce(table, group=self.ranks.group)
-            arrays[name] = table.cpu().numpy()
-        arrays["domains"] = np.array(self.domains)
-        arrays["sequence_domain_N"] = self.domain_NL[:, 0]
-        return arrays
+        tables.all_reduce(self.ranks.group)
+        return {name: table.cpu().numpy() for name, table in sums.items()} | {
+            **tables.arrays(),
+            "domains": np.array(sequences.domains),
+            "sequence_domain_N": sequences.domain_N,
+            "sequence_cluster_N": sequences.cluster_N,
+            "cluster_domain_C": sequences.cluster_domain_C,
+        }
 
-    def _shares(self) -> Iterator[tuple[Batch, npt.NDArray[Any], npt.NDArray[Any], int]]:
-        """This rank's rows of every batch, which of them count, and the number of the batch's first sequence.
+    def _of_share(self, values_N: npt.NDArray[Any], share: Share) -> Tensor:
+        """What is known of each sequence or token, for those of the share that count; one value a token, [T]."""
+        values = torch.from_numpy(values_N).to(self.ranks.device)[share.numbers_B]
+        return values.reshape(len(values), -1).expand(-1, share.targets_BL.shape[1]).reshape(-1)
 
-        All ranks run as many rows, since experts on several ranks need all of them in every forward pass: where the
-        rows do not suffice, the first one is run again and not counted.
-        """
-        first = 0
-        for batch in self.batches:
-            size = len(batch.sequence_B)
-            share = -(-size // self.ranks.size)
-            rows = np.arange(self.ranks.rank * share, (self.ranks.rank + 1) * share)
-            yield batch, np.where(rows < size, rows, 0), rows < size, first
-            first += size
+    def _add_losses(self, sums: dict[str, Tensor], output: ModelOutput, share: Share) -> None:
+        loss_BL = output.cross_entropy_BL.double()[share.counted_B]
+        domain_T = self._of_share(self.sequences.domain_NL, share)
+        D = len(self.sequences.domains)
+        sums["tokens_D"] += torch.bincount(domain_T, minlength=D)
+        sums["loss_sum_D"] += torch.bincount(domain_T, loss_BL.reshape(-1), minlength=D)
+        sums["sequence_loss_N"][share.numbers_B] = loss_BL.mean(1)
 
-    def _add(
-        self,
-        tables: Tables,
-        loss_BL: Tensor,
-        layers: list[LayerRouting],
-        domain_BL: Tensor,
-        shuffled_BL: Tensor,
-        counted_B: Tensor,
-    ) -> None:
-        D, E = len(self.domains), self.num_experts
-        domain_T, shuffled_T = domain_BL[counted_B].reshape(-1), shuffled_BL[counted_B].reshape(-1)
-        tables.tokens_D += torch.bincount(domain_T, minlength=D)
-        tables.loss_sum_D += torch.bincount(domain_T, loss_BL[counted_B].reshape(-1), minlength=D)
-        counted_T = counted_B[:, None].expand_as(domain_BL).reshape(-1)
-
-        def count(ids_TK: Tensor, labels_T: Tensor) -> Tensor:
-            cells = labels_T[:, None] * (E + 1) + ids_TK - NO_EXPERT
-            return torch.bincount(cells.reshape(-1), minlength=D * (E + 1)).view(D, E + 1)[:, 1:]
-
+    def _add_routing(self, tables: RoutingTables, layers: list[LayerRouting], share: Share) -> None:
+        counted_T = share.counted_B[:, None].expand_as(share.targets_BL).reshape(-1)
+        domain_T = self._of_share(self.sequences.domain_NL, share)
+        shuffled_T = self._of_share(self.shuffled_NL, share)
+        cluster_T = self._of_share(self.sequences.cluster_N, share)
+        token_ids_T = share.context.token_ids_BL[share.counted_B].reshape(-1)
         for y, layer in enumerate(layers):
-            ids_TK, kept_TK = layer.decision.expert_ids_TK[counted_T], layer.kept_TK[counted_T]
-            tables.counts_top_1_YDE[y] += count(ids_TK[:, :1], domain_T)
-            tables.counts_top_k_YDE[y] += count(ids_TK, domain_T)
-            tables.dropped_YDE[y] += count(ids_TK.masked_fill(kept_TK, NO_EXPERT), domain_T)
-            tables.shuffled_counts_top_k_YDE[y] += count(ids_TK, shuffled_T)
+            decision = layer.decision
+            tables.add(
+                y,
+                decision.expert_ids_TK[counted_T],
+                decision.weights_TK[counted_T],
+                domain_T,
+                cluster_T,
+                token_ids_T,
+                probabilities_TE=None if decision.probabilities_TE is None else decision.probabilities_TE[counted_T],
+                kept_TW=layer.kept_TK[counted_T],
+                shuffled_T=shuffled_T,
+            )
+            if decision.vectors_ED is not None:
+                tables.add_vectors(y, decision.vectors_ED)
 
-    def _add_violations(self, tables: Tables, layers: list[LayerRouting], context: RoutingContext) -> None:
+    def _add_violations(self, violation_sum_SY: Tensor, layers: list[LayerRouting], context: RoutingContext) -> None:
         for s, scope in enumerate(_SCOPES):
             sets = token_sets(scope, context)
             for y, layer in enumerate(layers):
                 ids_TK = without_padding(layer.decision.expert_ids_TK, context.valid_T)
                 violation_G = self.num_experts * fractions(sets.count(ids_TK, self.num_experts)).amax(-1) - 1
                 sizes_G = sets.sizes(context.valid_T, layer.decision.weights_TK)
-                tables.violation_sum_SY[s, y] += (sizes_G * violation_G).sum()
+                violation_sum_SY[s, y] += (sizes_G * violation_G).sum()
 
 
 def evaluation_line(arrays: dict[str, npt.NDArray[Any]], step: int, seconds: float) -> dict[str, Any]:

@@ -17,9 +17,13 @@ from moe_testbed.launcher.building import build_model, build_sampler
 from moe_testbed.launcher.config import ExperimentConfig
 from moe_testbed.launcher.engine import accumulation_steps, build_engine, check_layout, learning_rate, set_learning_rate
 from moe_testbed.launcher.evaluation import Evaluator, evaluation_line
+from moe_testbed.launcher.evaluation_set import EvaluationSet
+from moe_testbed.launcher.examined_model import examine_model
 from moe_testbed.launcher.ranks import Ranks
 from moe_testbed.launcher.run_folder import RunFolder
+from moe_testbed.launcher.statistics import Statistics
 from moe_testbed.launcher.summary import announce, summary
+from moe_testbed.launcher.system_metrics import SystemMetrics
 from moe_testbed.model.config import model_size
 from moe_testbed.routing.records import RoutingContext
 
@@ -36,7 +40,10 @@ def run_loop(config: ExperimentConfig, run_dir: Path, folder: RunFolder | None, 
     check_layout(training, config.parallel.expert_parallel_size, ranks.size)
     accumulation = accumulation_steps(training, ranks.size)
     sampler = build_sampler(config, store)
-    evaluator = Evaluator(config, store, ranks)
+    held_out = EvaluationSet.of(
+        store, config.evaluation.split, config.data.sequence_length, config.evaluation.sequences_per_domain
+    )
+    evaluator, statistics = Evaluator(config, held_out, ranks), Statistics(config, held_out, ranks)
     model = build_model(config, store, ranks)
     size = model_size(config.model, store.vocab_size, config.data.sequence_length, model.router_parameters())
     engine = build_engine(model, training, config.parallel.expert_parallel_size, ranks)
@@ -46,7 +53,7 @@ def run_loop(config: ExperimentConfig, run_dir: Path, folder: RunFolder | None, 
     if folder:
         spent = folder.rewind(first_step)
         announce(config, size, first_step)
-    started = time.perf_counter() - spent
+    started, system = time.perf_counter() - spent, SystemMetrics()
     tokens_per_step = training.global_batch_size * config.data.sequence_length
 
     def micro_batch(step: int, micro: int) -> tuple[RoutingContext, Tensor]:
@@ -60,22 +67,27 @@ def run_loop(config: ExperimentConfig, run_dir: Path, folder: RunFolder | None, 
     bar = tqdm(
         range(first_step, steps), initial=first_step, total=steps, unit="step", disable=not folder, mininterval=1.0
     )
+    evaluated = None
     for step in bar:
         # 2. One optimizer step: forward and backward for each micro-batch, then the update.
         step_started = time.perf_counter()
         rate = learning_rate(training, step)
         set_learning_rate(engine, rate)
         sums: dict[str, Tensor] = {}
+        looking = statistics.is_due(step + 1)
         if model.reads_counts_ahead and accumulation > 1:
             model.begin_step(micro_batch(step, micro)[0] for micro in range(accumulation))
         for micro in range(accumulation):
-            output = engine(*micro_batch(step, micro))
+            context, targets_BL = micro_batch(step, micro)
+            output = engine(context, targets_BL)
             engine.backward(output.loss)
             engine.step()
             values = {"loss": output.loss, "cross_entropy": output.cross_entropy_BL.mean()}
             values |= {f"balance/{label}": value for label, value in output.balance.items()}
             for name, value in values.items():
                 sums[name] = sums.get(name, torch.zeros((), device=ranks.device)) + value.detach() / accumulation
+            if looking:
+                statistics.add(output.layers, context)
         model.finish_step()
 
         # 3. Tell how it went.
@@ -89,17 +101,31 @@ def run_loop(config: ExperimentConfig, run_dir: Path, folder: RunFolder | None, 
             line["gradient_norm"] = float(norm)
         if folder:
             folder.append_metrics({"kind": "train", "step": done, "seconds": now - started, **line})
+            if usage := system.due():
+                folder.append_metrics({"kind": "system", "step": done, "seconds": now - started, **usage})
             folder.write_status("running", done, steps)
             bar.set_postfix_str(f"loss {line['loss']:.3f}, {line['tokens_per_second']:,.0f} tokens/s", refresh=False)
 
-        # 4. Evaluate and save when it is time; the last step always is.
-        if _is_time(done, steps, config.evaluation.every):
-            arrays = evaluator.run(engine, done)
+        # 4. Look, evaluate and save when it is time; the last step always is.
+        if looking:
+            arrays = statistics.look(engine, done)
             if folder:
-                folder.write_evaluation(done, arrays)
-                folder.append_metrics(evaluation_line(arrays, done, time.perf_counter() - started))
+                folder.write_arrays("statistics", done, arrays)
+        if _is_time(done, steps, config.evaluation.every):
+            evaluated = evaluator.run(engine, done)
+            if folder:
+                folder.write_arrays("evaluations", done, evaluated)
+                folder.append_metrics(evaluation_line(evaluated, done, time.perf_counter() - started))
         if _is_time(done, steps, config.checkpoint.every):
             checkpoints.save(engine, saved, done, config.checkpoint.keep, ranks, config.parallel.expert_parallel_size)
+
+    # 5. Bar and compare the experts. What was evaluated last is gone if the last process stopped after the last step.
+    if config.model.num_moe_layers and config.examination.sequences_per_domain:
+        evaluated = evaluated or evaluator.run(engine, steps)
+        counts_YDE, sample = evaluated["counts_top_k_YDE"], held_out.first(config.examination.sequences_per_domain)
+        analysis = examine_model(model, sample, counts_YDE, training.micro_batch_size, steps, ranks, bool(folder))
+        if folder:
+            folder.write_analysis(analysis)
 
     if folder:
         folder.write_json("summary.json", summary(config, size, ranks, time.perf_counter() - started))

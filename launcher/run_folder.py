@@ -6,7 +6,7 @@ import io
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -16,8 +16,14 @@ from moe_testbed.launcher.config import ExperimentConfig, dump_config, load_expe
 from moe_testbed.launcher.errors import ConfigError
 from moe_testbed.launcher.files import read_json, read_json_lines, write_atomically, write_bytes_atomically
 
+Arrays = Mapping[str, npt.NDArray[Any]]
+
 # What decides a run's result. The rest (where it runs, how often it saves) may change between two starts.
 _DECIDING = ("seed", "data", "model", "routing", "training", "parallel", "evaluation")
+
+# Folders with one file of arrays for each step that was looked at.
+_SERIES = ("evaluations", "statistics")
+_ANALYSIS = "analysis.npz"
 
 
 def is_finished(run_dir: Path) -> bool:
@@ -30,7 +36,8 @@ class RunFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        (path / "evaluations").mkdir(parents=True, exist_ok=True)
+        for kind in _SERIES:
+            (path / kind).mkdir(parents=True, exist_ok=True)
         self._lock = FileLock(path / ".lock", timeout=0)
 
     @classmethod
@@ -99,11 +106,18 @@ class RunFolder:
         with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
 
-    def write_evaluation(self, step: int, arrays: dict[str, npt.NDArray[Any]]) -> None:
-        """Writes the evaluation after ``step`` optimizer steps."""
+    def write_arrays(self, kind: Literal["evaluations", "statistics"], step: int, arrays: Arrays) -> None:
+        """Writes what was seen after ``step`` optimizer steps."""
+        self._write_npz(f"{kind}/step_{step:08d}.npz", {"step": np.array(step), **arrays})
+
+    def write_analysis(self, arrays: Arrays) -> None:
+        """Writes what was found after the last step."""
+        self._write_npz(_ANALYSIS, arrays)
+
+    def _write_npz(self, name: str, arrays: Arrays) -> None:
         content = io.BytesIO()
-        np.savez_compressed(content, **{"step": np.array(step), **arrays})  # type: ignore[arg-type]
-        write_bytes_atomically(self.path / "evaluations" / f"step_{step:08d}.npz", content.getvalue())
+        np.savez_compressed(content, **arrays)  # type: ignore[arg-type]
+        write_bytes_atomically(self.path / name, content.getvalue())
 
     def rewind(self, step: int) -> float:
         """Forgets what was written after ``step``, where training continues.
@@ -114,9 +128,10 @@ class RunFolder:
         metrics = self.path / "metrics.jsonl"
         kept = [line for line in read_json_lines(metrics) if line["step"] <= step]
         write_atomically(metrics, "".join(json.dumps(line) + "\n" for line in kept))
-        for path in (self.path / "evaluations").glob("step_*.npz"):
+        for path in (path for kind in _SERIES for path in (self.path / kind).glob("step_*.npz")):
             if int(path.stem.removeprefix("step_")) > step:
                 path.unlink()
+        (self.path / _ANALYSIS).unlink(missing_ok=True)
         return max((float(line["seconds"]) for line in kept if "seconds" in line), default=0.0)
 
 

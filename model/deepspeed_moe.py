@@ -7,13 +7,15 @@ routing decision, which is made before the layer and handed to it, and in the ``
 the experts and back.
 
 Shape legend: B sequences, L positions, T = B * L tokens, K choices of the decision (as many as its widest token has),
-E experts, C capacity, D model width.
+E experts, C capacity, D model width, F expert width, X weights of a neuron.
 """
 
 from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -139,34 +141,6 @@ class DecisionGate(nn.Module):
         return kept_KT.t(), capacity, config.num_ffn_experts, routes_KT, locations_KT, weights_KT, counts[1:]
 
 
-class DroplessMOELayer(MOELayer):
-    """DeepSpeed's layer with the buffers replaced by sorted rows: no token is dropped, none is padded.
-
-    Attributes:
-        keep_outputs: to return what each choice contributed, too.
-    """
-
-    keep_outputs: bool
-
-    def forward(self, *inputs: Any, **unused: Any) -> tuple[Tensor, Tensor | None]:
-        """Output in the shape of the hidden states, and [T, K, D] if it is to be kept."""
-        hidden, decision = inputs
-        x_TD = hidden.reshape(-1, hidden.shape[-1])
-        # 1. Sort the assignments by expert.
-        plan = plan_dispatch(decision.expert_ids_TK, self.ep_size * self.num_local_experts)
-        rows, weights = gather_rows(x_TD, plan), gather_weights(decision.weights_TK, plan)
-        # 2. Run the experts, on the ranks that hold them.
-        if self.ep_size > 1:
-            exchange = plan_exchange(plan.counts_E, self.ep_group)
-            rows, weights = send_rows(rows, exchange), send_rows(weights, exchange)
-            rows = return_rows(self.experts.grouped(rows, exchange.counts_X, weights), exchange)
-        else:
-            rows = self.experts.grouped(rows, plan.counts_E, weights)
-        # 3. Bring the results back.
-        outputs_TKD = outputs_by_choice(rows, plan) if self.keep_outputs else None
-        return combine_rows(rows, plan).view(hidden.shape), outputs_TKD
-
-
 @dataclass(frozen=True)
 class MoEOutput:
     """What an MoE layer returns.
@@ -180,6 +154,39 @@ class MoEOutput:
     hidden_BLD: Tensor
     kept_TK: Tensor
     outputs_TKD: Tensor | None = None
+
+
+class DispatchingLayer(MOELayer):
+    """DeepSpeed's layer, and beside its buffers the dropless path: rows sorted by expert, none dropped, none padded.
+
+    Attributes:
+        drops: to use the buffers.
+        keep_outputs: to return what each choice contributed, too; of the dropless path only.
+    """
+
+    drops: bool
+    keep_outputs: bool
+
+    def forward(self, *inputs: Any, **unused: Any) -> MoEOutput:
+        """Runs the experts with a feed-forward layer."""
+        hidden, decision = inputs
+        if self.drops:
+            return MoEOutput(super().forward(hidden, decision), self.l_aux)
+        x_TD = hidden.reshape(-1, hidden.shape[-1])
+        # 1. Sort the assignments by expert.
+        plan = plan_dispatch(decision.expert_ids_TK, self.ep_size * self.num_local_experts)
+        rows, weights = gather_rows(x_TD, plan), gather_weights(decision.weights_TK, plan)
+        # 2. Run the experts, on the ranks that hold them.
+        if self.ep_size > 1:
+            exchange = plan_exchange(plan.counts_E, self.ep_group)
+            rows, weights = send_rows(rows, exchange), send_rows(weights, exchange)
+            rows = return_rows(self.experts.grouped(rows, exchange.counts_X, weights), exchange)
+        else:
+            rows = self.experts.grouped(rows, plan.counts_E, weights)
+        # 3. Bring the results back.
+        outputs_TKD = outputs_by_choice(rows, plan) if self.keep_outputs else None
+        y = combine_rows(rows, plan).view(hidden.shape)
+        return MoEOutput(y, decision.expert_ids_TK != NO_EXPERT, outputs_TKD)
 
 
 class RoutedMoE(MoE):
@@ -208,14 +215,14 @@ class RoutedMoE(MoE):
                 "other path has; set model.moe.dispatch to dropless"
             )
         self.num_ffn_experts = config.num_ffn_experts
-        layer = DroplessMOELayer if config.dispatch == "dropless" else MOELayer
-        self.deepspeed_moe = layer(
+        self.deepspeed_moe = DispatchingLayer(
             DecisionGate(config),
             GroupedExperts(self.num_local_experts, hidden_size, config.expert_size, self.expert_group_name),
             self.expert_group_name,
             self.ep_size,
             self.num_local_experts,
         )
+        self.deepspeed_moe.drops = config.dispatch == "capacity"
         self.deepspeed_moe.keep_outputs = keep_outputs
         self.zero_computation: ZeroComputation | None = None
         if config.num_zero_computation_experts:
@@ -232,11 +239,11 @@ class RoutedMoE(MoE):
     def forward(self, hidden_BLD: Tensor, decision: RoutingDecision) -> MoEOutput:
         """Runs the experts."""
         if self.zero_computation is None:
-            return self._dispatched(hidden_BLD, decision)
+            return self.deepspeed_moe(hidden_BLD, decision)
         numbers_TK = decision.expert_ids_TK - self.num_ffn_experts
         free_TK = numbers_TK >= 0
         # Only experts that compute take part in the dispatch.
-        output = self._dispatched(
+        output = self.deepspeed_moe(
             hidden_BLD,
             replace(
                 decision,
@@ -256,10 +263,25 @@ class RoutedMoE(MoE):
         hidden_BLD = output.hidden_BLD + added_TKD.sum(1).view_as(hidden_BLD)
         return MoEOutput(hidden_BLD, kept_TK, output.outputs_TKD + added_TKD)
 
-    def _dispatched(self, hidden_BLD: Tensor, decision: RoutingDecision) -> MoEOutput:
-        """The experts with a feed-forward layer."""
-        output = self.deepspeed_moe(hidden_BLD, decision)
-        if isinstance(self.deepspeed_moe, DroplessMOELayer):
-            y_BLD, outputs_TKD = output
-            return MoEOutput(y_BLD, decision.expert_ids_TK != NO_EXPERT, outputs_TKD)
-        return MoEOutput(output, self.deepspeed_moe.l_aux)
+    @torch.no_grad()
+    def neurons_EFX(self) -> Tensor:
+        """All weights of each neuron of the experts with a feed-forward layer, of all ranks: what its gate reads, what
+        it reads, what it writes. [E, F, 3 D]."""
+        experts = self.deepspeed_moe.experts
+        gate, up = experts.gate_up.transpose(1, 2).chunk(2, dim=1)
+        mine = torch.cat([gate, up, experts.down], dim=-1)
+        if self.ep_size == 1:
+            return mine
+        parts = [torch.empty_like(mine) for _ in range(self.ep_size)]
+        dist.all_gather(parts, mine, group=self.deepspeed_moe.ep_group)
+        return torch.cat(parts)
+
+    @contextmanager
+    def without_drops(self) -> Iterator[None]:
+        """The dropless path, whatever is configured."""
+        drops = self.deepspeed_moe.drops
+        self.deepspeed_moe.drops = False
+        try:
+            yield
+        finally:
+            self.deepspeed_moe.drops = drops

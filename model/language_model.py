@@ -21,6 +21,7 @@ from moe_testbed.model.deepspeed_moe import RoutedMoE, refuse_expert_names, refu
 from moe_testbed.model.experts import GroupedExperts
 from moe_testbed.model.transformer import Attention, FeedForward, RMSNorm, RotaryPositions
 from moe_testbed.routing.balancing import Balancing
+from moe_testbed.routing.barring import without_barred
 from moe_testbed.routing.checks import check_decision
 from moe_testbed.routing.config import RoutingConfig
 from moe_testbed.routing.records import UNLABELLED, LayerStep, RouterSetting, RoutingContext, RoutingDecision
@@ -137,6 +138,8 @@ class Block(nn.Module):
         if self.routing is not None:
             decision = self.routing(normed_BLD.flatten(0, 1), context)
         assert decision is not None, "the first MoE layer decides"
+        if (barred_TE := context.barred_TE) is not None:
+            decision = without_barred(decision, barred_TE)
         output = self.moe(normed_BLD, decision)
         y_BLD = output.hidden_BLD if self.shared is None else output.hidden_BLD + self.shared(normed_BLD)
         return x_BLD + y_BLD, LayerRouting(decision, output.kept_TK, output.outputs_TKD)
@@ -298,6 +301,10 @@ class LanguageModel(nn.Module):
     def routers(self) -> list[Router]:
         """The routers of the layers that decide, in order."""
         return [block.routing.router for block in self.blocks if isinstance(block.routing, Routing)]
+
+    def moe_layers(self) -> list[RoutedMoE]:
+        """The MoE layers, in order."""
+        return [block.moe for block in self.blocks if isinstance(block.moe, RoutedMoE)]
 
     def router_parameters(self) -> int:
         """Parameters of all routers and of what they are shown."""

@@ -32,6 +32,8 @@ class RoutingContext:
         layer: MoE layer that asks, counted from 0.
         valid_BL: False for padding, which is counted nowhere; None when there is no padding.
         selection_bias_YE: added to the scores for the selection only, float32; None without a balancer that sets one.
+        barred_YBE: experts that the tokens of a sequence may not use, bool; None in training and evaluation, where no
+            expert is barred.
     """
 
     token_ids_BL: Tensor
@@ -43,6 +45,7 @@ class RoutingContext:
     layer: int = 0
     valid_BL: Tensor | None = None
     selection_bias_YE: Tensor | None = None
+    barred_YBE: Tensor | None = None
 
     def at_layer(self, layer: int) -> RoutingContext:
         """The same context as MoE layer ``layer`` sees it."""
@@ -52,6 +55,13 @@ class RoutingContext:
     def bias_E(self) -> Tensor | None:
         """Selection bias of the current layer, float32 [E]."""
         return None if self.selection_bias_YE is None else self.selection_bias_YE[self.layer]
+
+    @property
+    def barred_TE(self) -> Tensor | None:
+        """Experts that each token may not use in the current layer, bool [T, E]; None where none is barred."""
+        if self.barred_YBE is None:
+            return None
+        return self.barred_YBE[self.layer].repeat_interleave(self.token_ids_BL.shape[1], dim=0)
 
     @property
     def valid_T(self) -> Tensor | None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any, ClassVar
 
@@ -64,25 +65,43 @@ class Scores:
         logits_TE: raw scores, float32.
         affinity_TE: scores in the form that is compared and weighted (softmax probabilities, sigmoids), float32.
         probabilities_TE: affinity normalised to sum 1 per token, float32; what the balancers see.
+        from_logits: makes the scores from logits, as these ones were made; -inf is the logit of an expert that is not
+            there.
         noise: what the logits are made of, if they are noisy.
     """
 
     logits_TE: Tensor
     affinity_TE: Tensor
     probabilities_TE: Tensor
+    from_logits: Callable[[Tensor], Scores]
     noise: Noise | None = None
 
     @classmethod
     def by_softmax(cls, logits_TE: Tensor, noise: Noise | None = None) -> Scores:
         """Affinities and probabilities are ``softmax(z)``."""
         probabilities_TE = logits_TE.softmax(-1)
-        return cls(logits_TE, probabilities_TE, probabilities_TE, noise)
+        return cls(logits_TE, probabilities_TE, probabilities_TE, cls.by_softmax, noise)
 
     @classmethod
     def by_sigmoid(cls, logits_TE: Tensor) -> Scores:
         """Affinities are ``s = sigmoid(z)``, probabilities ``s / sum(s)``."""
         affinity_TE = logits_TE.sigmoid()
-        return cls(logits_TE, affinity_TE, affinity_TE / affinity_TE.sum(-1, keepdim=True))
+        return cls(logits_TE, affinity_TE, affinity_TE / affinity_TE.sum(-1, keepdim=True), cls.by_sigmoid)
+
+    def without(self, barred_TE: Tensor) -> Scores:
+        """The scores as they would be if each token's barred experts were not there.
+
+        A token with no expert left keeps its scores: whatever it chooses is barred, and left to
+        :func:`~moe_testbed.routing.barring.without_barred`.
+        """
+        left_T1 = (~barred_TE & (self.logits_TE > float("-inf"))).any(-1, keepdim=True)
+        return self.from_logits(self.logits_TE.masked_fill(barred_TE & left_T1, float("-inf")))
+
+    def for_selection(self) -> Scores:
+        """The same with affinities of -inf where the logits are: a bias could lift an affinity of 0 over another, but
+        not -inf."""
+        absent_TE = self.logits_TE == float("-inf")
+        return replace(self, affinity_TE=self.affinity_TE.masked_fill(absent_TE, float("-inf")))
 
 
 class Router(KeepsBufferDtype):
@@ -122,10 +141,14 @@ class Router(KeepsBufferDtype):
 
         Args:
             x_TD: hidden states, any floating dtype.
-            context: labels, ids and positions of the same tokens.
+            context: labels, ids and positions of the same tokens, and what they may not use. A router without scores
+                has no second choice and may pay no heed to that; what it should not have chosen is taken from it.
         """
-        scores = self.score(x_TD, context)
-        expert_ids_TK = self.select(scores, context)
+        scores = offered = self.score(x_TD, context)
+        if (barred_TE := context.barred_TE) is not None:
+            scores = scores.without(barred_TE)
+            offered = scores.for_selection()
+        expert_ids_TK = self.select(offered, context)
         weights_TK = self.weigh(scores, expert_ids_TK)
         return RoutingDecision(
             expert_ids_TK, weights_TK, scores.probabilities_TE, scores.logits_TE, self.vectors_ED(), scores.noise

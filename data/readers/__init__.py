@@ -7,6 +7,9 @@ from moe_testbed.data.readers.abc_tunes import AbcTunes
 from moe_testbed.data.readers.annotated_text import AnnotatedText
 from moe_testbed.data.readers.base import Reader, reader_kinds
 from moe_testbed.data.readers.fasta import Fasta
+from moe_testbed.data.readers.html_text import HtmlText
+from moe_testbed.data.readers.json_field import JsonField
+from moe_testbed.data.readers.json_key import JsonKey
 from moe_testbed.data.readers.json_leaves import JsonLeaves
 from moe_testbed.data.readers.json_list import JsonList
 from moe_testbed.data.readers.jsonl import JsonLines
@@ -21,6 +24,9 @@ __all__ = [
     "AbcTunes",
     "AnnotatedText",
     "Fasta",
+    "HtmlText",
+    "JsonField",
+    "JsonKey",
     "JsonLeaves",
     "JsonLines",
     "JsonList",

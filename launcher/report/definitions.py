@@ -34,9 +34,9 @@ DEFINITIONS = (
         "0 is the control, 1 the reference; may lie outside",
         "How much of what the domain labels are worth a router finds by itself. The control has the reference's "
         "structure with labels permuted among sequences. The reference is its best form by this loss. The 95 % "
-        "interval is a paired bootstrap: over seeds, or, with one seed, over evaluation sequences within each domain; "
-        "the latter leaves out the noise of training, and over few seeds the interval is little more than their "
-        "range. It is undefined where the reference's lead over its control is within its own noise.",
+        "interval is a paired bootstrap: over seeds, or, with one seed, over documents within each domain; the latter "
+        "leaves out the noise of training, and over few seeds the interval is little more than their range. It is "
+        "undefined where the reference's lead over its control is within its own noise.",
     ),
     Definition(
         "domain_information",
@@ -54,6 +54,14 @@ DEFINITIONS = (
         "The level of chance for these counts: read domain information as what exceeds it.",
     ),
     Definition(
+        "domain_information_above_shuffled",
+        "Above shuffled",
+        "domain information less that of shuffled labels",
+        "−1 to 1; 0 is chance",
+        "What the words of a verdict go by. Its interval is that of domain information, moved by the shuffled level: "
+        "one permutation, whose own noise is not in it.",
+    ),
+    Definition(
         "nmi_geometric",
         "NMI (geometric)",
         "I(domain; expert) / √(H(domain) H(expert))",
@@ -66,8 +74,29 @@ DEFINITIONS = (
         "Σ_e max_d π_d P(e|d)",
         "1/D (chance) to 1",
         "How often the domain is guessed right from the expert. Blind to one domain owning nearly all experts; "
-        "matched purity, in results.json, gives each domain at most its even number of experts.",
+        "matched purity gives each domain at most its even number of experts.",
     ),
+    Definition(
+        "matched_purity",
+        "Matched purity",
+        "Σ_e π_m P(e|m), m the domain that e is matched to",
+        "1/D (chance) to 1",
+        "Purity when no domain may own more than its even number of experts (Hungarian method).",
+    ),
+    Definition(
+        "effective_experts", "Effective experts, as a number", "exp(H(q))", "1 to E", "Blind to which experts are used."
+    ),
+    Definition(
+        "inverse_simpson", "Inverse Simpson", "1 / Σ_e q_e²", "1 to E", "As effective experts, nearer to the busiest."
+    ),
+    Definition(
+        "coefficient_of_variation",
+        "Coefficient of variation",
+        "std(q) / mean(q)",
+        "0 to √(E − 1)",
+        "How loads scatter.",
+    ),
+    Definition("gini", "Gini", "Σ_ij |q_i − q_j| / (2E)", "0 (even) to (E − 1)/E", "How unequal the loads are."),
     Definition(
         "normalised_effective_experts",
         "Effective experts",
@@ -111,4 +140,173 @@ DEFINITIONS = (
         "As trained here, side by side with other runs: compare loosely.",
     ),
     Definition("parameters", "Parameters", "all, and those active for one token", "", "Embeddings included."),
+    Definition(
+        "precision",
+        "Precision",
+        "Σ_d π_d share of d's routing weight that goes to the experts matched to d",
+        "1/D (chance) to 1 (the reference's routing)",
+        "Experts are matched to domains so that this is as high as it can be, no domain getting more than ⌈E/D⌉ "
+        "experts. Of weights; of counts where a run did not record weights.",
+    ),
+    Definition(
+        "coverage",
+        "Coverage",
+        "share of the experts matched to it that a domain uses, each at least a tenth of their even share",
+        "0 to 1",
+        "Low where experts matched to a domain stand idle. Blind to how much of a domain goes to its own experts.",
+    ),
+    Definition(
+        "regret", "Regret", "1 − precision", "0 to 1", "The weight that the reference would have sent elsewhere."
+    ),
+    Definition(
+        "mean_token_entropy",
+        "Token entropy",
+        "Σ_d π_d mean over tokens of H(p_t), in nats",
+        "0 (every token is sure) to ln E",
+        "How undecided a token is. Blind to whether all tokens are sure of the same expert.",
+    ),
+    Definition(
+        "entropy_of_mean",
+        "Entropy of the mean",
+        "H(Σ_d π_d mean over tokens of p_t), in nats",
+        "token entropy to ln E",
+        "How even the scores of all tokens together are. Less the token entropy, it is what a token tells of its "
+        "expert.",
+    ),
+    Definition(
+        "mean_margin",
+        "Margin",
+        "mean over tokens of the k-th highest probability less the next",
+        "0 to 1/k",
+        "How close a choice is. Comparable only at equal numbers of experts and choices.",
+    ),
+    Definition(
+        "router_cosine",
+        "Router cosine",
+        "mean over pairs of experts of |cos| of the vectors that stand for them in the router",
+        "0 to 1; random vectors of n dimensions have √(2/(πn))",
+        "Blind to lengths, and to which pairs are alike.",
+    ),
+    Definition(
+        "specificity",
+        "Specificity",
+        "Σ damage to the domain that the barred expert serves most / Σ damage to all domains",
+        "0 to 1; 1/D if all domains suffer alike",
+        "Of the damage above 0 that barring one expert at a time does, on a sample. Blind to how large the damage is: "
+        "noise alone gives about 1/D.",
+    ),
+    Definition(
+        "ablation_damage",
+        "Damage without an expert",
+        "mean over experts of L without e − L, on the domain that e serves most",
+        "nats per token; below 0 where the loss falls",
+        "The expert is barred in its layer and its tokens choose anew. Blind to experts that stand in for one another.",
+    ),
+    Definition(
+        "mean_replacement_damage",
+        "Damage by its mean",
+        "as damage without an expert, its output replaced by its mean over the tokens that use it",
+        "nats per token",
+        "What barring costs and this does not is what any stand-in could provide.",
+    ),
+    Definition(
+        "keep_only_group",
+        "Own group only",
+        "L when every token may use only the experts matched to its domain − L",
+        "nats per token",
+        "The price of being kept to one's own domain's experts, in all layers at once.",
+    ),
+    Definition(
+        "forced_elsewhere",
+        "Others' groups only",
+        "L when every token may use only another domain's experts − L, mean over the other domains",
+        "nats per token",
+        "What it is worth which experts a domain uses. The matrix of all pairs of domains is forced_matrix.",
+    ),
+    Definition(
+        "expert_cosine",
+        "Output cosine",
+        "mean over tokens and pairs of experts of cos(f_i, f_j) (PES)",
+        "−1 to 1",
+        "All experts on the same tokens. A direction that all outputs share counts as likeness.",
+    ),
+    Definition(
+        "expert_cka",
+        "Output CKA",
+        "‖YᵀX‖² / (‖XᵀX‖ ‖YᵀY‖), centred, mean over pairs",
+        "0 to 1",
+        "Whether outputs have the same geometry up to rotation and scale. Needs several times as many tokens as "
+        "dimensions.",
+    ),
+    Definition(
+        "effective_rank",
+        "Effective rank",
+        "exp(H(σ / Σσ)), σ the singular values of the stacked outputs",
+        "1 to E",
+        "How many orthogonal experts would be as diverse. Blind to experts with small outputs.",
+    ),
+    Definition(
+        "weight_cosine",
+        "Weight cosine",
+        "cosine of two experts' weights, neurons matched first, mean over pairs",
+        "−1 to 1; independent experts somewhat above 0",
+        "Whether experts are the same network but for the order of neurons.",
+    ),
+    Definition(
+        "mean_strongest_share",
+        "Strongest partner",
+        "mean over experts i of max_j N_ij / N_i",
+        "(k − 1)/(E − 1) to 1",
+        "Of the tokens that use an expert, the share that uses its most frequent partner too. A pair may be "
+        "redundant, or one domain's two experts.",
+    ),
+    Definition(
+        "even_share",
+        "Even partner",
+        "mean over pairs of N_ij / N_i",
+        "0 to 1",
+        "What an even choice of partners gives.",
+    ),
+    Definition(
+        "token_information",
+        "Token information",
+        "I(token id; expert) / H(expert)",
+        "0 to 1 (a table by token id)",
+        "How much of the first choice the token alone decides. Ids seen at least 10 times, at most 2,048 of them.",
+    ),
+    Definition(
+        "token_information_chance",
+        "Its chance level",
+        "mean of token information over all permutations of experts among occurrences",
+        "0 to 1",
+        "Read token information as what exceeds it.",
+    ),
+    Definition(
+        "vocabulary_share",
+        "Vocabulary share",
+        "Σ_v n_v/N max_e P(e|v)",
+        "the busiest expert's share to 1",
+        "How often the expert is guessed right from the token id. High too where one expert does everything.",
+    ),
+    Definition(
+        "saturation",
+        "Saturation",
+        "mean over tokens of |S_t ∩ S_final| / |S_final|",
+        "k/E (chance) to 1",
+        "The share of its final experts that a token already has, on a fixed probe.",
+    ),
+    Definition(
+        "fluctuation",
+        "Fluctuation",
+        "share of tokens whose first choice is another than at the point before",
+        "0 to 1; 1 − 1/E is chance",
+        "It grows with the steps between two points, so compare only suites of equal spacing.",
+    ),
+    Definition(
+        "settled_step",
+        "Settled",
+        "first step from which on saturation stays at or above 0.9",
+        "a step before the last, or none",
+        "By layer. Blind to what happens between the points recorded.",
+    ),
 )

@@ -4,58 +4,121 @@ from __future__ import annotations
 
 import base64
 import json
-from importlib import resources
+import struct
 from typing import TYPE_CHECKING, Any
 
-import jinja2
 import yaml
 
 from moe_testbed.launcher.report.definitions import DEFINITIONS
+from moe_testbed.launcher.report.domain_tables import domain_tables
+from moe_testbed.launcher.report.layout import Image, Section, grouped, sections
+from moe_testbed.launcher.report.pairwise import pairs
 from moe_testbed.launcher.report.records import Suite
 from moe_testbed.launcher.report.results import ranked
-from moe_testbed.launcher.report.table import COLUMNS, DROPPING, LEGEND, Cell, drop_cells, status
-from moe_testbed.launcher.report.words import NOTHING, failures, headlines, number, verdict
+from moe_testbed.launcher.report.table import COLUMNS, LEGEND, Column, status
+from moe_testbed.launcher.report.templates import render_template
+from moe_testbed.launcher.report.words import NOTHING, failures, headlines, verdict
 
 if TYPE_CHECKING:
-    from moe_testbed.launcher.report.figures import Picture
+    from moe_testbed.launcher.report.drawing import Picture
+    from moe_testbed.launcher.report.extra_tables import ExtraTable
 
-MEDIA_TYPES = {".svg": "image/svg+xml", ".png": "image/png"}
+ROLES = ("reference", "control", "learned", "fixed", "unknown")
+LARGE = 200_000
+"""Bytes beyond which a figure stands on the page as PNG instead of SVG."""
 
 _SHOWN = ("index", "package", "version", "path", "name", "split", "glob", "field", "column", "revision", "sha256")
 """What the page shows of a source; the whole manifest follows below the table."""
 
 
-def render(suite: Suite, results: dict[str, Any], pictures: list[Picture]) -> str:
+def render(suite: Suite, results: dict[str, Any], pictures: list[Picture], tables: list[ExtraTable]) -> str:
     """The page. Everything that comes from a run's folder is escaped."""
-    source = resources.files(__package__).joinpath("template.html").read_text(encoding="utf-8")
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
     runs = ranked(results)
-    return environment.from_string(source).render(
+    labels = [run["label"] for run in runs]
+    groups = grouped(COLUMNS)
+    columns = [column for group in groups for column in (*group.main, *group.more)]
+    parts = sections([as_image(picture, labels) for picture in pictures], [*domain_tables(results), *tables])
+    compared = [run["label"] for run in runs if run["loss"]["mean"] is not None]
+    return render_template(
+        "report.html",
         suite=results["suite"],
         subtitle=_subtitle(suite, results),
         headlines=headlines(results),
-        verdicts=[verdict(run, results) for run in runs],
-        columns=COLUMNS,
+        links=_links(parts, compared),
+        roles=[role for role in ROLES if any(run["role"] == role for run in runs)],
+        groups=groups,
+        columns=columns,
+        more=[column for group in groups for column in group.more],
+        rows=[{"run": run, "status": status(run), "cells": [column.cell(run) for column in columns]} for run in runs],
         legend=LEGEND,
-        rows=[{"run": run, "status": status(run), "cells": [column.cell(run) for column in COLUMNS]} for run in runs],
-        failures=failures(runs),
-        domains=results["domains"],
-        domain_rows=[
-            {"run": run, "cells": [_loss_cell(run["loss_by_domain"][domain]) for domain in results["domains"]]}
-            for run in runs
-            if run["loss"]["mean"] is not None
-        ],
-        drop_columns=(*results["domains"], *DROPPING),
-        drop_rows=[{"run": run, "cells": drop_cells(run)} for run in runs if run["drop_rate"]["mean"]],
-        figures={
-            section: [(picture, _source(picture)) for picture in pictures if picture.section == section]
-            for section in ("overview", "curves", "domains", "layers", "routing")
-        },
+        missing=[*failures(runs), *results["notes"]],
+        embedded_data=_embedded_data(suite, results, runs, columns),
+        verdicts=[verdict(run, results) for run in runs],
+        sections=parts,
+        labels=labels,
+        compared=compared,
+        choices=list(zip(("First run", "Second run"), _first_choice(results, compared), strict=False)),
+        pairs_after=parts[0].name if parts else None,
+        keys=[definition.key for definition in DEFINITIONS],
+        explained={definition.name: definition.key for definition in DEFINITIONS},
         definitions=DEFINITIONS,
         manifest=_manifest(suite),
         reproduction=_reproduction(suite),
+    )
+
+
+def _first_choice(results: dict[str, Any], compared: list[str]) -> list[str]:
+    """The pair shown at first: the reference and the best learned run, or the first two of the table."""
+    rival = results["reference"]["lead_over_best_learned"] or results["reference"]["lead_over_best_other"]
+    pair = [results["reference"]["best"], rival["label"] if rival else None]
+    return pair if all(label in compared for label in pair) else compared[:2]
+
+
+def _links(parts: list[Section], compared: list[str]) -> list[tuple[str, str]]:
+    """Where the navigation leads: a section's id and its short title."""
+    links = [("table", "Results"), ("verdicts", "In words")]
+    for place, section in enumerate(parts):
+        links.append((section.name, section.heading.short))
+        if place == 0 and len(compared) > 1:
+            links.append(("compare", "Two runs"))
+    return [*links, ("definitions", "Definitions"), ("data", "Data"), ("reproduce", "Reproduce")]
+
+
+def _embedded_data(
+    suite: Suite, results: dict[str, Any], runs: list[dict[str, Any]], columns: list[Column]
+) -> dict[str, Any]:
+    """What the page's script filters by and compares: the runs in the table's order, and the leads between them."""
+    return {
+        "domains": results["domains"],
+        "metrics": [column.title for column in columns],
+        "runs": [
+            {
+                **{name: run[name] for name in ("label", "role", "router", "description", "causal")},
+                "cells": [vars(column.cell(run)) for column in columns],
+                "domains": [run["loss_by_domain"][domain]["mean"] for domain in results["domains"]],
+            }
+            for run in runs
+        ],
+        "pairs": pairs(suite, [run["label"] for run in runs]),
+    }
+
+
+def as_image(picture: Picture, labels: list[str]) -> Image:
+    """The picture as the page shows it; its name ends with the label of its run, if it belongs to one of these."""
+    # Heat maps are pictures of cells; as PNG they are smaller and drawn the same by every browser.
+    as_png = picture.heat_map or len(picture.svg) > LARGE
+    kind, content = ("png", picture.png) if as_png else ("svg+xml", picture.svg)
+    width, height = struct.unpack(">II", picture.png[16:24])
+    run = picture.name.partition("_")[2]
+    return Image(
+        name=picture.name,
+        section=picture.section,
+        title=picture.title,
+        caption=picture.caption,
+        source=f"data:image/{kind};base64,{base64.b64encode(content).decode()}",
+        width=width,
+        height=height,
+        run=run if run in labels else None,
     )
 
 
@@ -75,17 +138,6 @@ def _subtitle(suite: Suite, results: dict[str, Any]) -> str:
 
 def _count(count: int, noun: str) -> str:
     return f"{count} {noun}{'' if count == 1 else 's'}"
-
-
-def _loss_cell(stat: dict[str, Any]) -> Cell:
-    spread = stat["spread"]
-    return Cell(number(stat["mean"]), "" if spread is None else f"± {number(spread)}", stat["mean"])
-
-
-def _source(picture: Picture) -> str:
-    # Heat maps are pictures of cells; as PNG they are smaller and drawn the same by every browser.
-    suffix, content = (".png", picture.png) if picture.section == "routing" else (".svg", picture.svg)
-    return f"data:{MEDIA_TYPES[suffix]};base64,{base64.b64encode(content).decode()}"
 
 
 def _manifest(suite: Suite) -> dict[str, Any] | None:

@@ -1,13 +1,10 @@
-"""Run folders and suite folders as records: read leniently, so that a report of an old or broken suite is still made.
-
-Shapes: Y MoE layers (0 for a dense model), D domains, E experts, N evaluation sequences.
-"""
+"""Run folders and suite folders as records: read leniently, so that a report of an old or broken suite is made."""
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,32 +13,15 @@ import yaml
 from numpy.typing import NDArray
 
 from moe_testbed.launcher.files import read_json, read_json_lines
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """The last evaluation of a run; losses in nats per token, counts of assignments before any dropping."""
-
-    step: int
-    domains: tuple[str, ...]
-    tokens: int
-    loss_D: NDArray[np.float64]
-    sequence_loss_N: NDArray[np.float64]
-    sequence_domain_N: NDArray[np.int64]
-    counts_top_1_YDE: NDArray[np.int64]
-    counts_top_k_YDE: NDArray[np.int64]
-    dropped_YDE: NDArray[np.int64]
-    shuffled_counts_top_k_YDE: NDArray[np.int64]
-
-    @property
-    def loss(self) -> float:
-        """Mean over domains of equal weight."""
-        return float(self.loss_D.mean())
+from moe_testbed.launcher.report.arrays import DAMAGED, Analysis, Evaluation, read_analysis, read_evaluation
 
 
 @dataclass(frozen=True)
 class Training:
-    """One run folder: one run of the suite under one seed. `evaluation` is there only if the training is usable."""
+    """One run folder: one run of the suite under one seed. `evaluation` is there only if the training is usable.
+
+    `notes` say in a line each what the folder has and the report leaves out.
+    """
 
     label: str
     seed: int
@@ -54,6 +34,8 @@ class Training:
     summary: dict[str, Any]
     manifest: dict[str, Any]
     evaluation: Evaluation | None
+    analysis: Analysis | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def router(self) -> str:
@@ -66,10 +48,28 @@ class Training:
         """The (step, value) pairs [n, 2] of one value in metrics.jsonl, the last one where a step was written twice."""
         pairs = {
             line["step"]: float(line[key])
-            for line in read_json_lines(self.folder / "metrics.jsonl")
+            for line in self._lines
             if line.get("kind") == kind and key in line and "step" in line
         }
         return np.array(sorted(pairs.items()), dtype=np.float64).reshape(-1, 2)
+
+    @cached_property
+    def _lines(self) -> list[dict[str, Any]]:
+        return read_json_lines(self.folder / "metrics.jsonl")
+
+    @property
+    def statistics_paths(self) -> list[Path]:
+        """The statistics files in the order of their steps, up to the step of the status."""
+        return [
+            path
+            for path in sorted((self.folder / "statistics").glob("step_*.npz"))
+            if path.stem.removeprefix("step_").isdigit() and int(path.stem.removeprefix("step_")) <= self.step
+        ]
+
+    @property
+    def split(self) -> str:
+        """Which split was evaluated: validation or tuning."""
+        return str((self.config.get("evaluation") or {}).get("split", "validation"))
 
 
 @dataclass(frozen=True)
@@ -83,6 +83,11 @@ class Suite:
     control: str | None
     seeds: tuple[int, ...]
     trainings: tuple[Training, ...]
+
+    @property
+    def notes(self) -> list[str]:
+        """What the run folders have and the report leaves out, in a line each."""
+        return [f"{t.label}, seed {t.seed}: {note}" for t in self.trainings for note in t.notes]
 
     def of(self, label: str) -> list[Training]:
         """The trainings of one run, in the order of the seeds."""
@@ -123,16 +128,25 @@ def read_training(suite_dir: Path, label: str, seed: int) -> Training:
     status = read_json(folder / "status.json")
     step, steps = int(status.get("step") or 0), int(status.get("steps") or 0)
     state, reason = str(status.get("state", "missing")), status.get("reason")
-    evaluation = None
+    evaluation, analysis, notes = None, None, []
     if state == "finished":
         try:
-            evaluation = read_evaluation(folder, step)
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-            state, reason = "failed", f"its evaluation cannot be used: {error}"
+            evaluation, left_out = read_evaluation(folder, step)
+            notes += [f"left out of its evaluation: {line}" for line in left_out]
+        except DAMAGED as error:
+            state, reason = "failed", f"its evaluation cannot be used: {_words(error)}"
     elif state == "missing":
         reason = "not started"
     elif reason is None:
         reason = f"cut off at step {step} of {steps}" if state == "running" else "no reason recorded"
+    if evaluation is not None:
+        try:
+            analysis, left_out = read_analysis(folder, evaluation.domains)
+            notes += [f"left out of analysis.npz: {line}" for line in left_out]
+        except FileNotFoundError:
+            pass  # a run that was not analysed
+        except DAMAGED as error:
+            notes.append(f"analysis.npz cannot be used: {_words(error)}")
     return Training(
         label=label,
         seed=seed,
@@ -145,54 +159,47 @@ def read_training(suite_dir: Path, label: str, seed: int) -> Training:
         summary=read_json(folder / "summary.json"),
         manifest=read_json(folder / "manifest.json"),
         evaluation=evaluation,
+        analysis=analysis,
+        notes=tuple(notes),
     )
-
-
-def read_evaluation(folder: Path, last_step: int) -> Evaluation:
-    """Read a run's last evaluation. Raises ValueError if there is none of the last step, or if it is not whole."""
-    paths = sorted((folder / "evaluations").glob("step_*.npz"))
-    if not paths:
-        raise ValueError("there is none")
-    with np.load(paths[-1]) as arrays:
-        content = {name: arrays[name] for name in arrays.files}
-    if int(content["step"]) != last_step:
-        raise ValueError(f"the last one is of step {int(content['step'])}, the training ended at {last_step}")
-    tokens_D = content["tokens_D"].astype(np.float64)
-    if np.any(tokens_D <= 0):
-        raise ValueError("a domain has no tokens in it")
-    return Evaluation(
-        step=last_step,
-        domains=tuple(map(str, content["domains"])),
-        tokens=int(tokens_D.sum()),
-        loss_D=content["loss_sum_D"].astype(np.float64) / tokens_D,
-        sequence_loss_N=content["sequence_loss_N"].astype(np.float64),
-        **{name: content[name].astype(np.int64) for name in Evaluation.__dataclass_fields__ if name in _INTEGERS},
-    )
-
-
-_INTEGERS = {
-    "sequence_domain_N",
-    "counts_top_1_YDE",
-    "counts_top_k_YDE",
-    "dropped_YDE",
-    "shuffled_counts_top_k_YDE",
-}
 
 
 def _comparable(trainings: list[Training]) -> Iterator[Training]:
-    """The trainings, those failed that were evaluated on other sequences than the first usable one."""
-    first = next((training.evaluation for training in trainings if training.evaluation is not None), None)
+    """The trainings, those failed that have no place beside the first usable one of the suite or of their run."""
+    first: Evaluation | None = None
+    first_of_run: dict[str, Training] = {}
     for training in trainings:
-        other = training.evaluation
-        if first is None or other is None or _same_sequences(first, other):
+        evaluation, reason = training.evaluation, None
+        if evaluation is not None:
+            first = first or evaluation
+            shape = evaluation.counts_top_k_YDE.shape
+            other = first_of_run.setdefault(training.label, training)
+            assert other.evaluation is not None
+            if not _same_sequences(first, evaluation):
+                reason = "evaluated on other domains or sequences than the first run of the suite"
+            elif shape != other.evaluation.counts_top_k_YDE.shape:
+                reason = (
+                    f"its counts are for {_sizes(shape)}, those of seed {other.seed} for "
+                    f"{_sizes(other.evaluation.counts_top_k_YDE.shape)}"
+                )
+        if reason is None:
             yield training
         else:
-            reason = "evaluated on other domains or sequences than the first run of the suite"
-            yield replace(training, state="failed", reason=reason, evaluation=None)
+            yield replace(training, state="failed", reason=reason, evaluation=None, analysis=None, notes=())
+
+
+def _sizes(shape: tuple[int, ...]) -> str:
+    return "{} MoE layers x {} domains x {} experts".format(*shape)
 
 
 def _same_sequences(one: Evaluation, other: Evaluation) -> bool:
     return one.domains == other.domains and np.array_equal(one.sequence_domain_N, other.sequence_domain_N)
+
+
+def _words(error: BaseException) -> str:
+    """The error in one line; a KeyError says only a name."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return f"it has no {text}" if isinstance(error, KeyError) else text
 
 
 def _description(run: object) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from moe_testbed.launcher.report.numbers_gap import NO_REFERENCE
 from moe_testbed.launcher.report.results import ranked
 from moe_testbed.launcher.report.words import NOTHING, failures, number, percent, without_result
 
@@ -52,6 +53,8 @@ def _stat_cell(stat: dict[str, Any], digits: int, in_percent: bool) -> Cell:
 
 def _recovered(run: dict[str, Any]) -> Cell:
     share = run["recovered"]
+    if share["undefined"] == NO_REFERENCE:
+        return Cell(NOTHING)
     if share["value"] is None:
         return Cell(NOTHING if run["loss"]["mean"] is None else "undefined")
     bounds = f"[{number(100 * share['low'], 0)}, {number(100 * share['high'], 0)}]"

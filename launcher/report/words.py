@@ -9,6 +9,9 @@ STRONG, MODERATE, WEAK = 0.5, 0.15, 0.03
 """Bounds of the words for `domain_information` above that of shuffled labels."""
 EVEN, UNEVEN = 0.95, 0.85
 """Bounds of the words for `normalised_effective_experts`."""
+SLOW, DROPS, DIFFERENT = 0.9, 0.005, 0.02
+"""What a verdict tells of the cost: fewer tokens/s than this share of the fastest run's, more assignments dropped than
+this, active parameters that differ from the reference's by more than this."""
 
 NOTHING = "–"
 
@@ -41,11 +44,18 @@ def headlines(results: dict[str, Any]) -> list[Verdict]:
     """Whether the reference wins and whether `recovered` has a meaning: what a reader must know first."""
     reference = results["reference"]
     best, lead = reference["best"], reference["lead_over_control"]
+    if not reference["labels"]:
+        return [_without_reference(results)]
     if best is None:
         return [Verdict("No run of the reference finished, so that nothing can be said about the gap to it.", "bad")]
     verdicts = [_against_rival(best, reference)]
     undefined = next((run["recovered"]["undefined"] for run in results["runs"] if run["label"] == best), None)
-    if undefined:
+    if results["control"] is None:
+        text = (
+            "The suite names no control: what knowing the domains is worth cannot be told, and recovered has no value."
+        )
+        verdicts.append(Verdict(text, "plain"))
+    elif undefined:
         verdicts.append(Verdict(f"Recovered is undefined: {undefined}.", "bad"))
     else:
         verdicts.append(
@@ -56,6 +66,18 @@ def headlines(results: dict[str, Any]) -> list[Verdict]:
             )
         )
     return sorted(verdicts, key=lambda line: line.tone != "bad")
+
+
+def _without_reference(results: dict[str, Any]) -> Verdict:
+    """What a suite shows that compares with nothing, such as one of analysed checkpoints."""
+    text = "This suite names no reference: it shows how experts are used, not how far from a reference they are."
+    known = [run for run in results["runs"] if run["routing"]["top_k"]["domain_information"]["mean"] is not None]
+    if not known:
+        return Verdict(text, "plain")
+    most = max(known, key=lambda run: run["routing"]["top_k"]["domain_information"]["mean"])
+    information = _bounded(most["routing"]["top_k"]["domain_information"], 2)
+    whose = f"those of {most['label']} specialise most by domain" if len(known) > 1 else f"{most['label']}'s specialise"
+    return Verdict(f"{text} {whose[0].upper()}{whose[1:]}: domain information {information}.", "plain")
 
 
 def _against_rival(best: str, reference: dict[str, Any]) -> Verdict:
@@ -85,6 +107,12 @@ def _noise(estimate: dict[str, Any]) -> str:
     return f"95 % interval {interval(estimate)} over {estimate['over']}{caveat}"
 
 
+def _bounded(stat: dict[str, Any], digits: int = 3, scale: float = 1.0) -> str:
+    """The mean with its interval, if it has one."""
+    text = number(None if stat["mean"] is None else scale * stat["mean"], digits)
+    return text if stat.get("low") is None else f"{text} {interval(stat, scale, digits)}"
+
+
 def without_result(run: dict[str, Any]) -> list[dict[str, Any]]:
     """The trainings of a run that have no result; one whose loss is not finite has one."""
     return [training for training in run["trainings"] if training["state"] != "finished"]
@@ -105,13 +133,12 @@ def failures(runs: list[dict[str, Any]]) -> list[str]:
 
 
 def verdict(run: dict[str, Any], results: dict[str, Any]) -> Verdict:
-    """One run in a sentence: what it recovers, how its experts specialise, and how evenly they are used."""
+    """One run in words: how far the reference is, whether its experts specialise, are used and matter, and its cost."""
     unfinished = without_result(run)
     if len(unfinished) == len(run["trainings"]):
         return Verdict(f"has no result: {unfinished[0]['reason']}.", "bad", run["label"])
-    parts = [_gap(run, results)]
-    if (experts := _experts(run)) is not None:
-        parts.append(experts)
+    told = (_gap(run, results), _experts(run), _causes(run), _cost(run, results))
+    parts = [part for part in told if part is not None]
     if not run["causal"]:
         parts.append("It is not causal: it looks at later tokens, so that its loss is not one of a language model.")
     if unfinished:
@@ -142,14 +169,63 @@ def _gap(run: dict[str, Any], results: dict[str, Any]) -> str:
 
 
 def _experts(run: dict[str, Any]) -> str | None:
+    """Do the experts specialise, and are all used?"""
     routing = run["routing"]["top_k"]
-    information = routing["domain_information_above_shuffled"]["mean"]
+    above = routing["domain_information_above_shuffled"]
     used, dead = routing["normalised_effective_experts"]["mean"], routing["dead_experts"]["mean"]
-    if information is None or used is None:
+    if above["mean"] is None or used is None:
         return None
     words = ((STRONG, "specialise strongly"), (MODERATE, "specialise moderately"), (WEAK, "specialise weakly"))
-    specialise = next((word for bound, word in words if information >= bound), "do not specialise by domain")
+    specialise = next((word for bound, word in words if above["mean"] >= bound), "do not specialise by domain")
+    within_noise = above.get("low") is not None and above["low"] <= 0 and above["mean"] >= WEAK
+    noise = ", within noise of shuffled labels" if within_noise else ""
     evenly = "evenly" if used >= EVEN else "unevenly" if used >= UNEVEN else "very unevenly"
     deaths = f", {percent(dead)} of them dead" if dead else ""
-    raw = number(routing["domain_information"]["mean"], 2)
-    return f"Its experts {specialise} (domain information {raw}) and are used {evenly} ({number(used, 2)}{deaths})."
+    information = _bounded(routing["domain_information"], 2)
+    return (
+        f"Its experts {specialise} (domain information {information}{noise}) and are used {evenly} "
+        f"({number(used, 2)}{deaths})."
+    )
+
+
+def _causes(run: dict[str, Any]) -> str | None:
+    """Does it matter which experts a domain uses?"""
+    causes = run.get("causes") or {}
+    parts = []
+    own, elsewhere = causes.get("keep_only_group"), causes.get("forced_elsewhere")
+    if elsewhere is not None and elsewhere["mean"] is not None:
+        rise = f"{_bounded(elsewhere, 2)} nats per token"
+        kept = (
+            "" if own is None or own["mean"] is None else f", kept to its own domain's it changes by {_bounded(own, 2)}"
+        )
+        if elsewhere.get("low") is not None and elsewhere["low"] > 0:
+            parts.append(f"Forced to other domains' experts the loss rises by {rise}{kept}.")
+        else:
+            parts.append(f"Forced to other domains' experts the loss changes by {rise}, within noise{kept}.")
+    share, num_domains = causes.get("specificity"), len(run["loss_by_domain"])
+    if share is not None and share["mean"] is not None and num_domains > 1:
+        bounds = "" if share.get("low") is None else f" {interval(share, 100, 0)}"
+        chance = f"{percent(1 / num_domains)} if all domains suffered alike"
+        surely = share.get("low") is not None and share["low"] > 1 / num_domains
+        parts.append(
+            f"Without an expert {percent(share['mean'])}{bounds} of the damage falls on the domain that it serves most "
+            f"({chance}{'' if surely else '; within noise'})."
+        )
+    return " ".join(parts) or None
+
+
+def _cost(run: dict[str, Any], results: dict[str, Any]) -> str | None:
+    """What differs from the other runs: speed, dropping, size."""
+    fastest = max((other["tokens_per_second"]["mean"] or 0.0 for other in results["runs"]), default=0.0)
+    speed, dropped = run["tokens_per_second"]["mean"], run["drop_rate"]["mean"]
+    parts = []
+    if speed and speed < SLOW * fastest:
+        parts.append(f"{percent(speed / fastest)} of the fastest run's tokens/s")
+    if dropped and dropped > DROPS:
+        parts.append(f"{percent(dropped, 1)} of its assignments dropped")
+    sizes = {other["label"]: other["active_parameters"]["mean"] for other in results["runs"]}
+    size, usual = sizes[run["label"]], sizes.get(results["reference"]["best"] or "")
+    if size and usual and abs(size / usual - 1) > DIFFERENT:
+        less_or_more = "more" if size > usual else "fewer"
+        parts.append(f"{percent(abs(size / usual - 1))} {less_or_more} active parameters than the reference")
+    return f"Cost: {'; '.join(parts)}." if parts else None

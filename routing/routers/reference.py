@@ -175,13 +175,10 @@ class Reference(Router):
     def score(self, x_TD: Tensor, context: RoutingContext) -> Scores:
         outside_TE = ~self.group_GE[self.group_T(context)]
         # Masked before anything reads them: a loss on the logits must not reach the experts of other groups.
-        logits_TE = self.scorer(x_TD).masked_fill(outside_TE, float("-inf"))
-        probabilities_TE = logits_TE.softmax(-1)
-        # A bias could lift a probability of 0 over one inside the group, but not -inf.
-        return Scores(logits_TE, probabilities_TE.masked_fill(outside_TE, float("-inf")), probabilities_TE)
+        return Scores.by_softmax(self.scorer(x_TD).masked_fill(outside_TE, float("-inf")))
 
     def select(self, scores: Scores, context: RoutingContext) -> Tensor:
-        return select_top_k(scores.affinity_TE, self.setting.top_k, context.bias_E)
+        return select_top_k(scores.for_selection().affinity_TE, self.setting.top_k, context.bias_E)
 
     def weigh(self, scores: Scores, expert_ids_TK: Tensor) -> Tensor:
         return gathered(scores.affinity_TE, expert_ids_TK, normalises(None, self.setting.top_k))

@@ -40,6 +40,12 @@ def shares_of_gates(gates_TE: Tensor) -> Tensor:
     return shares_TE.where(open_T1, 1.0 / gates_TE.shape[-1])
 
 
+def scores_of(logits_TE: Tensor) -> Scores:
+    """Gates are what is compared and weighted."""
+    gates_TE = logits_TE.relu()
+    return Scores(logits_TE, gates_TE, shares_of_gates(gates_TE), scores_of)
+
+
 class OffsetScore(LinearScore):
     """``z = W x + c`` with most of it positive at the start: z has mean ``1 / sqrt(E)`` and half that as its standard
     deviation for x with entries of variance 1.
@@ -79,9 +85,7 @@ class ReLU(Router):
         self.scorer = OffsetScore(setting.hidden_size, setting.num_experts)
 
     def score(self, x_TD: Tensor, context: RoutingContext) -> Scores:
-        logits_TE = self.scorer(x_TD)
-        gates_TE = logits_TE.relu()
-        return Scores(logits_TE, gates_TE, shares_of_gates(gates_TE))
+        return scores_of(self.scorer(x_TD))
 
     def select(self, scores: Scores, context: RoutingContext) -> Tensor:
         return select_where(scores.affinity_TE > 0, scores.affinity_TE)

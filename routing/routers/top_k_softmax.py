@@ -16,6 +16,11 @@ class TopKSoftmaxConfig(LinearRouterConfig):
     name: str = "top_k_softmax"
 
 
+def scores_of(logits_TE: Tensor) -> Scores:
+    """Logits are what is compared."""
+    return Scores(logits_TE, logits_TE, logits_TE.softmax(-1), scores_of)
+
+
 @ROUTERS.register("top_k_softmax")
 class TopKSoftmax(LinearRouter):
     """``S = topk(z)``, ``g = softmax(z_S)`` with ``z = W x`` (Mixtral, arXiv 2401.04088, section 2.1).
@@ -39,8 +44,7 @@ class TopKSoftmax(LinearRouter):
             )
 
     def score(self, x_TD: Tensor, context: RoutingContext) -> Scores:
-        logits_TE = self.scorer(x_TD)
-        return Scores(logits_TE, logits_TE, logits_TE.softmax(-1))
+        return scores_of(self.scorer(x_TD))
 
     def weigh(self, scores: Scores, expert_ids_TK: Tensor) -> Tensor:
         return softmax_over_chosen(scores.logits_TE, expert_ids_TK)

@@ -97,8 +97,8 @@ BAD_INPUT = [
     ),
     (
         ["modle.num_layers=3"],
-        "command line: unknown key 'modle'. Did you mean 'model'? Allowed here: checkpoint, data, evaluation, model, "
-        "name, parallel, routing, runtime, seed, tracking, training",
+        "command line: unknown key 'modle'. Did you mean 'model'? Allowed here: checkpoint, data, evaluation, "
+        "examination, model, name, parallel, routing, runtime, seed, statistics, tracking, training",
     ),
     (
         ["routing.router.normalize=true"],

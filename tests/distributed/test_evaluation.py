@@ -5,6 +5,7 @@ Shape suffixes: N sequences, D domains, E experts, Y MoE layers, K choices, L po
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +22,7 @@ from moe_testbed.launcher.batches import to_context
 from moe_testbed.launcher.building import build_model
 from moe_testbed.launcher.config import ExperimentConfig
 from moe_testbed.launcher.evaluation import Evaluator, evaluation_line
+from moe_testbed.launcher.evaluation_set import EvaluationSet
 from moe_testbed.launcher.ranks import Ranks
 
 
@@ -30,7 +32,11 @@ def evaluate(config: dict[str, Any]) -> dict[str, Any]:
     store = build_store(experiment.data.mix, Path(experiment.data.cache_dir), lambda _: None)
     size = dist.get_world_size()
     ranks = Ranks(dist.get_rank(), size, torch.device("cpu"), dist.group.WORLD if size > 1 else None)
-    return Evaluator(experiment, store, ranks).run(build_model(experiment, store, ranks), step=0)
+    evaluation = experiment.evaluation
+    sequences = EvaluationSet.of(
+        store, evaluation.split, experiment.data.sequence_length, evaluation.sequences_per_domain
+    )
+    return Evaluator(experiment, sequences, ranks).run(build_model(experiment, store, ranks), step=0)
 
 
 def evaluate_naively(config: dict[str, Any]) -> dict[str, Any]:
@@ -40,7 +46,9 @@ def evaluate_naively(config: dict[str, Any]) -> dict[str, Any]:
     model = build_model(experiment, store, Ranks(0, 1, torch.device("cpu"), None)).eval()
     evaluation, length = experiment.evaluation, experiment.data.sequence_length
     result: dict[str, Any] = {"sequence_loss": [], "domain": [], "top_1": Counter(), "top_k": Counter()}
-    result["violation"] = Counter()
+    result["violation"], result["cluster"], result["main_document"] = Counter(), Counter(), []
+    result["weight"], result["entropy"], result["token_ids"] = Counter(), Counter(), Counter()
+    result["first_choices"], result["together"] = Counter(), Counter()
     for batch in evaluation_batches(store, evaluation.split, length, evaluation.sequences_per_domain, batch_size=1):
         # By the text: whose tokens are these?
         start = int(store.document_starts[batch.document_BL[0, 0]])
@@ -50,6 +58,11 @@ def evaluate_naively(config: dict[str, Any]) -> dict[str, Any]:
             output = model(*to_context(batch, slice(None), 0, torch.device("cpu")))
         result["sequence_loss"].append(float(output.cross_entropy_BL.double().mean()))
         result["domain"].append(domain)
+        ids = batch.token_ids_BL[0].tolist()
+        result["token_ids"].update(ids)
+        tokens_of = Counter(batch.document_BL[0].tolist())
+        main_document = min(tokens_of, key=lambda document: (-tokens_of[document], document))
+        result["main_document"].append(main_document)
         for layer, routing in enumerate(output.layers):
             chosen = routing.decision.expert_ids_TK.tolist()
             # Largest over mean load, less 1, of the sequence and of each of its documents, weighted by tokens.
@@ -60,6 +73,16 @@ def evaluate_naively(config: dict[str, Any]) -> dict[str, Any]:
                     loads = Counter(expert for experts in own for expert in experts)
                     mean = sum(loads.values()) / experiment.model.moe.num_experts
                     result["violation"][scope, layer] += len(own) * (max(loads.values()) / mean - 1)
+            decision = routing.decision
+            for token, experts, weights, p in zip(
+                ids, chosen, decision.weights_TK.tolist(), decision.probabilities_TE.tolist(), strict=True
+            ):
+                result["first_choices"][layer, token, experts[0]] += 1
+                result["cluster"].update((layer, main_document, expert) for expert in experts)
+                result["together"].update((layer, i, j) for i in experts for j in experts)
+                for expert, weight in zip(experts, weights, strict=True):
+                    result["weight"][layer, domain, expert] += weight
+                result["entropy"][layer, domain] -= sum(x * math.log(x) for x in p)
             for experts in chosen:
                 result["top_1"][layer, domain, experts[0]] += 1
                 result["top_k"].update((layer, domain, expert) for expert in experts)
@@ -115,6 +138,24 @@ def test_tables_equal_loops(
         np.testing.assert_array_equal(shuffled_YDE.sum(1), counts_YDE.sum(1))
         np.testing.assert_array_equal(shuffled_YDE.sum(2), counts_YDE.sum(2))
         assert (shuffled_YDE != counts_YDE).any()
+        # By document: numbered by the first token of the text that they are from.
+        documents = sorted(set(naive["main_document"]))
+        assert arrays["sequence_cluster_N"].tolist() == [documents.index(one) for one in naive["main_document"]]
+        for n, cluster in enumerate(arrays["sequence_cluster_N"]):
+            assert arrays["cluster_domain_C"][cluster] == naive["domain"][n]
+        expected = {(y, documents.index(one), e): count for (y, one, e), count in naive["cluster"].items()}
+        assert as_counter(arrays["cluster_counts_YCE"]) == expected
+        assert 3 < len(documents) < 15
+        assert as_counter(arrays["coactivation_YEE"]) == naive["together"]
+        for name in ("weight", "entropy"):
+            array = arrays["weight_YDE" if name == "weight" else "entropy_sum_YD"]
+            for where in np.ndindex(array.shape):
+                np.testing.assert_allclose(array[where], naive[name][where], rtol=1e-5)
+        seen = naive["token_ids"]
+        tracked = sorted((one for one in seen if seen[one] >= 10), key=lambda one: (-seen[one], one))
+        assert arrays["vocabulary_ids_V"].tolist() == tracked and tracked
+        rows = {(y, tracked.index(one), e): n for (y, one, e), n in naive["first_choices"].items() if one in tracked}
+        assert as_counter(arrays["vocabulary_counts_YVE"]) == rows
 
 
 def test_capacity_drops_are_counted(

@@ -69,9 +69,9 @@ def compare(run_dir: Path, oracle: Path) -> None:
     for name, expected_arrays in read_evaluations(oracle).items():
         for key, expected_array in expected_arrays.items():
             array = evaluations[name][key]
-            if key in ("loss_sum_D", "sequence_loss_N"):
-                np.testing.assert_allclose(array, expected_array, rtol=5e-3, err_msg=f"{name} {key}")
-            elif "counts" in key:
+            if array.dtype.kind == "f":
+                np.testing.assert_allclose(array, expected_array, rtol=5e-3, atol=1e-2, err_msg=f"{name} {key}")
+            elif "counts" in key or key == "coactivation_YEE":
                 assert np.abs(array - expected_array).sum() <= MOST_CHANGED_COUNTS, f"{name} {key}"
             else:
                 np.testing.assert_array_equal(array, expected_array, err_msg=f"{name} {key}")

@@ -223,7 +223,7 @@ class UnsafeName(Plain):
 class RoundsItsScores(Plain):
     def score(self, x_TD: Tensor, context: RoutingContext) -> Scores:
         logits_TE = torch.nn.functional.linear(x_TD, self.scorer.weight.to(x_TD.dtype))
-        return Scores(logits_TE, logits_TE.softmax(-1), logits_TE.softmax(-1))
+        return Scores.by_softmax(logits_TE)
 
 
 @broken("device", "create tensors with device=x_TD.device")

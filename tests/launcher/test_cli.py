@@ -62,9 +62,7 @@ def test_the_module_is_the_command() -> None:
     assert done.stdout.startswith("usage: moe-testbed")
 
 
-@pytest.mark.parametrize(
-    "arguments", [[], ["trian"], ["train"], ["compare", "a.yaml", "--jobs", "0"], ["report", "a", "b"]]
-)
+@pytest.mark.parametrize("arguments", [[], ["trian"], ["train"], ["compare", "a.yaml", "--jobs", "0"], ["report"]])
 def test_wrong_arguments_end_with_status_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main(arguments)

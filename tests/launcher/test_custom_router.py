@@ -34,7 +34,7 @@ FAILING = """
             return weights_TK * float("nan") if self.fails else weights_TK
 
         def forward(self, x_TD, context):
-            self.fails = context.step == 2 and os.environ["RANK"] in "RANKS"
+            self.fails = self.training and context.step == 2 and os.environ["RANK"] in "RANKS"
             return super().forward(x_TD, context)
 """
 REASON = (

@@ -48,8 +48,12 @@ def write_suite(
     num_experts: int = 32,
     sequences_per_domain: int = 16,
     noise: float = 0.01,
+    recorded: bool = True,
 ) -> Path:
-    """Write a suite's folder; `missing` runs get no folder at all."""
+    """Write a suite's folder; `missing` runs get no folder at all.
+
+    recorded: with all that an evaluation can hold, statistics and analysis.npz; else as runs of old had it.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     content = {
         "name": folder.name,
@@ -65,7 +69,10 @@ def write_suite(
             if run.state != "missing":
                 rng = np.random.default_rng([number, seed])
                 shape = (num_layers, len(domains), num_experts)
-                write_run(folder / f"{label}-seed{seed}", run, seed, rng, domains, shape, sequences_per_domain, noise)
+                run_dir = folder / f"{label}-seed{seed}"
+                write_run(run_dir, run, seed, rng, domains, shape, sequences_per_domain, noise)
+                if recorded and run.state == "finished" and not run.dense and num_layers:
+                    record(run_dir, run, np.random.default_rng([number, seed, 1]))
     return folder
 
 
@@ -181,6 +188,107 @@ def write_evaluation(
         counts_top_k_YDE=counts,
         dropped_YDE=(counts * drops_D1).astype(np.int64),
         shuffled_counts_top_k_YDE=shuffled,
+    )
+
+
+def edit(path: Path, **changes: object) -> None:
+    """Change arrays of an .npz file, or add some; None removes one."""
+    with np.load(path) as arrays:
+        content = {**{name: arrays[name] for name in arrays.files}, **changes}
+    np.savez(path, **{name: array for name, array in content.items() if array is not None})
+
+
+def record(folder: Path, run: FakeRun, rng: np.random.Generator) -> None:
+    """Add what a finished run records beside its counts: more of the evaluation, statistics and an analysis."""
+    path = next((folder / "evaluations").glob("*.npz"))
+    with np.load(path) as arrays:
+        counts_YDE, domain_N, domains = (arrays[n] for n in ("counts_top_k_YDE", "sequence_domain_N", "domains"))
+        tokens_D, loss_N, step = arrays["tokens_D"], arrays["sequence_loss_N"], int(arrays["step"])
+    num_layers, num_domains, num_experts = counts_YDE.shape
+    per_domain = len(domain_N) // num_domains
+    documents = max(1, per_domain // 2)
+    split_YDEC = rng.multinomial(counts_YDE, np.full(documents, 1 / documents))
+    load_YE = counts_YDE.sum(1)
+    together_YEE = np.zeros((num_layers, num_experts, num_experts), dtype=np.int64)
+    for e in range(num_experts - num_experts % 2):  # neighbours share half of what the lesser of them has
+        together_YEE[:, e, e ^ 1] = np.minimum(load_YE[:, e], load_YE[:, e ^ 1]) // 2
+    together_YEE[:, np.arange(num_experts), np.arange(num_experts)] = load_YE
+    scores = {
+        "entropy_sum_YD": np.tile(tokens_D * np.log(num_experts) * (1 - run.specialization), (num_layers, 1)),
+        "probability_sum_YDE": counts_YDE / 2,
+        "margin_sum_YD": np.tile(tokens_D * 0.25 * run.specialization, (num_layers, 1)),
+        "router_cosine_YEE": np.tile(np.eye(num_experts) * 0.9 + 0.1, (num_layers, 1, 1)).astype(np.float32),
+    }
+    edit(
+        path,
+        sequence_cluster_N=np.arange(num_domains * per_domain) // per_domain * documents
+        + np.arange(num_domains * per_domain) % per_domain * documents // per_domain,
+        cluster_domain_C=np.repeat(np.arange(num_domains), documents),
+        cluster_counts_YCE=split_YDEC.transpose(0, 1, 3, 2).reshape(num_layers, -1, num_experts),
+        weight_YDE=counts_YDE / 2,
+        coactivation_YEE=together_YEE,
+        vocabulary_ids_V=np.arange(40),
+        vocabulary_counts_YVE=rng.multinomial(50, load_YE / load_YE.sum(1, keepdims=True), size=(40, num_layers))
+        .transpose(1, 0, 2)
+        .astype(np.int64),
+        **(scores if run.learned else {}),
+    )
+    write_statistics(folder, counts_YDE, domains, step, rng)
+    write_analysis(folder, run, counts_YDE, domains, loss_N.reshape(num_domains, -1)[:, :2])
+
+
+def write_statistics(
+    folder: Path, counts_YDE: np.ndarray, domains: np.ndarray, last_step: int, rng: np.random.Generator
+) -> None:
+    """Eight looks at 64 tokens, of which t eighths have their final experts at look t, and choices of which hold a half
+    of an even load at first and none at the end."""
+    (folder / "statistics").mkdir()
+    num_layers, num_domains, num_experts = counts_YDE.shape
+    tokens = 64 * num_domains
+    final_YTW = rng.integers(0, num_experts, (num_layers, tokens, 2)).astype(np.int16)
+    final_YTW[..., 1] = (final_YTW[..., 0] + 1) % num_experts
+    for look in range(1, 9):
+        step = last_step * look // 8
+        undecided_T = np.arange(tokens) % 8 >= look
+        ids_YTW = final_YTW.copy()
+        ids_YTW[:, undecided_T] = (ids_YTW[:, undecided_T] + 2 + look % 2 * 2) % num_experts
+        np.savez(
+            folder / "statistics" / f"step_{step:08d}.npz",
+            step=step,
+            domains=domains,
+            domain_T=np.repeat(np.arange(num_domains, dtype=np.int16), 64),
+            expert_ids_YTW=ids_YTW,
+            counts_top_k_YDE=counts_YDE // 16 + (8 - look) * 16,
+        )
+
+
+def write_analysis(
+    folder: Path, run: FakeRun, counts_YDE: np.ndarray, domains: np.ndarray, loss_DN: np.ndarray
+) -> None:
+    """Two sequences a domain. Without an expert its owner's domain loses 0.01 + 0.1 x specialization, the others 0.01;
+    one's own group alone costs 0.02, another's 0.02 + specialization. Experts are alike by a quarter."""
+    num_layers, num_domains, num_experts = counts_YDE.shape
+    baseline_N, domain_N = loss_DN.reshape(-1), np.repeat(np.arange(num_domains), loss_DN.shape[1])
+    owner_YE = (counts_YDE / counts_YDE.sum(2, keepdims=True)).argmax(1)
+    own_YEN = owner_YE[:, :, None] == domain_N
+    damage_YEN = 0.01 + 0.1 * run.specialization * own_YEN
+    own_DN = np.arange(num_domains)[:, None] == domain_N
+    alike_YEE = np.tile(np.eye(num_experts) * 0.75 + 0.25, (num_layers, 1, 1))
+    np.savez(
+        folder / "analysis.npz",
+        domains=domains,
+        sequence_domain_N=domain_N,
+        baseline_loss_N=baseline_N,
+        owner_YE=owner_YE,
+        group_YE=owner_YE,
+        ablation_loss_YEN=baseline_N + damage_YEN,
+        mean_loss_YEN=baseline_N + damage_YEN / 2,
+        forced_loss_DN=baseline_N + 0.02 + run.specialization * ~own_DN,
+        expert_cosine_YEE=alike_YEE,
+        expert_cka_YEE=alike_YEE,
+        effective_rank_Y=np.full(num_layers, num_experts / 2),
+        weight_cosine_YEE=alike_YEE,
+        redundancy_tokens=512,
     )
 
 

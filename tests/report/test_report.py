@@ -75,7 +75,9 @@ def test_page_files_and_figures(small: Path) -> None:
     assert page.tags.count("img") >= 15
     styles = "".join(re.findall(r"<style>(.*?)</style>", html, re.S))
     assert "@import" not in styles and "url(" not in styles
-    assert page.tags.count("script") == 1
+    assert page.tags.count("script") == 2 and "Content-Security-Policy" in html
+    for link in re.findall(r'href="#([^"]+)"', html):
+        assert f'id="{link}"' in html, link
 
     names = {path.stem for path in (small / "figures").glob("*.svg")}
     assert names == {path.stem for path in (small / "figures").glob("*.png")}
@@ -86,7 +88,7 @@ def test_a_table_tells_what_was_dropped_where_something_was(make_suite: MakeSuit
     labels = ("reference", "permuted_reference", "dense", "sigmoid_bias")
     paths = write_report(make_suite(labels=labels, num_layers=1))
     html, results = paths.report_html.read_text(), json.loads(paths.results_json.read_text())
-    section = Page(html.partition('<section id="dropped">')[2].partition("</section>")[0])
+    section = Page(html.partition("<h3>Dropped by domain</h3>")[2].partition("</table>")[0])
     (run,) = [run for run in results["runs"] if run["label"] == "sigmoid_bias"]
     shown = list(run["drop_rate_by_domain"].values())
     shown += [run["routing"][form]["domain_information"] for form in ("top_k", "top_k_kept")]

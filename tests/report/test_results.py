@@ -116,7 +116,9 @@ def test_spread_over_seeds(make_suite: MakeSuite) -> None:
     assert run["recovered"]["over"] == "seeds"
     single = by_label(read_results(make_suite("single")))["top_k_global"]
     assert single["loss"]["spread"] is None
-    assert single["recovered"]["over"] == "evaluation sequences"
+    assert single["recovered"]["over"] == single["loss"]["over"] == "documents"
+    old = by_label(read_results(make_suite("old", recorded=False)))["top_k_global"]
+    assert old["recovered"]["over"] == "evaluation sequences"
 
 
 def test_unfinished_runs_stay_with_their_reason(make_suite: MakeSuite) -> None:
@@ -139,7 +141,7 @@ def test_unfinished_runs_stay_with_their_reason(make_suite: MakeSuite) -> None:
     assert "the last one is of step 300, the training ended at 400" in reasons["dense", 1]
     assert "other domains" in reasons["collapsed", 1]
     assert runs["hash"]["loss"]["seeds"] == 1
-    assert runs["hash"]["recovered"]["over"] == "evaluation sequences"
+    assert runs["hash"]["recovered"]["over"] == "documents"
     assert runs["late"]["loss"] == {"mean": None, "spread": None, "seeds": 0}
     assert runs["late"]["recovered"]["undefined"] == "no run finished"
 
@@ -193,16 +195,26 @@ def test_files_hold_the_same_numbers_and_the_same_bytes_each_time(make_suite: Ma
     assert not list(suite.glob(".*.tmp"))
 
     def means(value: Any) -> Iterator[float]:
+        """The numbers with a mean or a value; the curves over training, which are lists, have no rows."""
         if isinstance(value, dict):
-            yield from [value[key] for key in ("mean", "value", "low", "high") if value.get(key) is not None]
+            yield from [value[key] for key in ("mean", "value") if isinstance(value.get(key), float)]
         for item in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
             yield from means(item)
 
     with csv_path.open() as file:
         rows = list(csv.DictReader(file))
-    assert sorted(float(row["mean"]) for row in rows if row["mean"]) == sorted(means(results["runs"]))
+    assert sorted(float(row["mean"]) for row in rows if row["mean"]) == sorted(
+        number
+        for run in results["runs"]
+        for name, part in run.items()
+        if name != "over_training"
+        for number in means(part)
+    )
     layers = [r for r in rows if (r["run"], r["quantity"], r["form"]) == ("hash", "purity", "top_1")]
     assert [row["moe_layer"] for row in layers] == ["mean", "0", "1"]
+    share = by_label(results)["hash"]["recovered_by_domain"]["music"]
+    (row,) = [r for r in rows if (r["run"], r["quantity"], r["domain"]) == ("hash", "recovered", "music")]
+    assert (float(row["mean"]), float(row["low"]), row["over"]) == (share["value"], share["low"], "seeds")
 
 
 def test_a_folder_that_is_no_suite_is_refused(tmp_path: Path) -> None:

@@ -18,9 +18,15 @@ Run = Callable[..., list[Any]]
 
 @pytest.fixture(scope="module")
 def config(make_experiment: MakeExperiment) -> dict[str, Any]:
-    """Ten steps with checkpoints after 2, 4, ...; the bias and the counts of the last step are state that matters."""
+    """Ten steps with checkpoints after 2, 4, ... and four looks; the bias and the counts of the last step are state
+    that matters."""
     training = make_experiment()["training"] | {"steps": 10, "micro_batch_size": 4}
-    return make_experiment(training=training, checkpoint={"every": 2, "keep": 2})
+    return make_experiment(
+        training=training,
+        checkpoint={"every": 2, "keep": 2},
+        statistics={"points": 4},
+        examination={"sequences_per_domain": 1},
+    )
 
 
 @pytest.fixture(scope="module")
@@ -43,9 +49,21 @@ def test_another_seed_gives_another_run(config: dict[str, Any], whole: Path, run
     assert read_metrics(tmp_path / "run")[0]["loss"] != read_metrics(whole)[0]["loss"]
 
 
+def test_a_run_killed_after_its_last_step_is_examined(
+    config: dict[str, Any], whole: Path, run_on_ranks: Run, run_until_killed: Callable[..., None], tmp_path: Path
+) -> None:
+    """Its last evaluation is not at hand any more, and its analysis, half-made or whole, counts for nothing."""
+    run_until_killed(driver.train_and_die, 1, config, str(tmp_path / "run"), "before the analysis is written", 1)
+    assert not (tmp_path / "run" / "analysis.npz").exists()
+    (tmp_path / "run" / "analysis.npz").write_bytes(b"of another process")
+    run_on_ranks(driver.train, 1, config, str(tmp_path / "run"))
+    assert_same_run(tmp_path / "run", whole)
+    assert (whole / "analysis.npz").exists()
+
+
 def draw(generator: random.Random, where: str) -> int:
-    """How often a place is passed before the kill; old checkpoints are removed from the third on only."""
-    return 1 if where == "removing an old checkpoint" else generator.randint(1, 2)
+    """How often a place is passed before the kill; some are passed but once."""
+    return 1 if where in ("removing an old checkpoint", "before the analysis is written") else generator.randint(1, 2)
 
 
 @pytest.fixture

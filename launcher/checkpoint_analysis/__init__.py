@@ -1,0 +1,1 @@
+"""The routing of existing checkpoints on labelled text: models of the Hugging Face hub's format, and our runs."""

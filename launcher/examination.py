@@ -1,0 +1,109 @@
+"""What the experts cause and how alike they are: interventions on a model whose training is over.
+
+Shape legend: Y MoE layers, E experts, D domains, N sequences of the sample, T probe tokens, H width of an output, F
+neurons of an expert, X weights of a neuron.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+from tqdm import tqdm
+
+from moe_testbed.routing import metrics
+
+Float = npt.NDArray[np.floating[Any]]
+
+MOST_EXPERTS = 256
+"""Experts of all layers that are examined one by one; of more, as many evenly spaced ones."""
+
+MOST_COMPARED, MOST_NEURONS = 32, 512
+"""Experts of a layer, and neurons of each, up to which weights are compared: neurons are matched for every pair."""
+
+
+class Subject(Protocol):
+    """A model and a sample of sequences. Losses are mean nats per token of each sequence, float64 [N].
+
+    On several ranks all call the same methods in the same order, and get the same.
+    """
+
+    def losses(self) -> Float:
+        """Of the model as it is."""
+
+    def losses_without(self, layer: int, expert: int) -> Float:
+        """With an expert barred, so that its tokens choose again among the others."""
+
+    def losses_with_mean(self, layer: int, expert: int) -> Float:
+        """With an expert's output replaced by its mean over the sample's tokens that use it; nan if none does."""
+
+    def losses_with_experts_of(self, domain: int, allowed_YE: npt.NDArray[np.bool_]) -> Float:
+        """With all tokens sent to a domain's experts only, in all layers, or told that they are of this domain if the
+        router reads labels."""
+
+    def outputs(self, layer: int) -> Float:
+        """What every expert returns for the same tokens, without routing weights, [E, T, H]."""
+
+    def neurons(self, layer: int) -> Float | None:
+        """All weights of every neuron of every expert, [E, F, X], nan for an expert without neurons; None where they
+        are too many to be compared."""
+
+
+def examine(
+    subject: Subject, counts_YDE: npt.NDArray[np.int64], domain_N: npt.NDArray[np.int64], progress: bool = False
+) -> dict[str, npt.NDArray[Any]]:
+    """Bars and replaces the experts one by one, forces the tokens to each domain's experts, and compares the experts.
+
+    Args:
+        counts_YDE: top-k assignments of the whole evaluation set: who owns which expert.
+        domain_N: domain of each sequence of the sample.
+        progress: to show it on stderr.
+
+    Returns:
+        The arrays of an analysis file, but for the domains' names. Experts that were not examined have rows of nan, and
+        so has a domain that is left without any expert in a layer.
+    """
+    Y, D, E = counts_YDE.shape
+    arrays: dict[str, npt.NDArray[Any]] = {
+        "sequence_domain_N": domain_N,
+        "baseline_loss_N": np.asarray(subject.losses(), dtype=np.float64),
+        "owner_YE": np.stack([metrics.owners(counts_DE)[0] for counts_DE in counts_YDE]),
+        "group_YE": np.stack([metrics.matched_groups(counts_DE) for counts_DE in counts_YDE]),
+        "ablation_loss_YEN": np.full((Y, E, len(domain_N)), np.nan, dtype=np.float32),
+        "mean_loss_YEN": np.full((Y, E, len(domain_N)), np.nan, dtype=np.float32),
+        "forced_loss_DN": np.full((D, len(domain_N)), np.nan, dtype=np.float32),
+    }
+    for y, e in tqdm(examined(Y, E), desc="examining", unit="expert", disable=not progress, mininterval=1.0):
+        arrays["ablation_loss_YEN"][y, e] = subject.losses_without(y, e)
+        arrays["mean_loss_YEN"][y, e] = subject.losses_with_mean(y, e)
+    for domain in range(D):
+        allowed_YE = arrays["group_YE"] == domain
+        if allowed_YE.any(axis=1).all():
+            arrays["forced_loss_DN"][domain] = subject.losses_with_experts_of(domain, allowed_YE)
+    return arrays | _redundancy(subject, Y)
+
+
+def examined(num_layers: int, num_experts: int) -> list[tuple[int, int]]:
+    """(layer, expert) of those that are examined one by one."""
+    everyone = num_layers * num_experts
+    numbers = np.arange(min(everyone, MOST_EXPERTS)) * everyone // min(everyone, MOST_EXPERTS)
+    return [divmod(int(number), num_experts) for number in numbers]
+
+
+def _redundancy(subject: Subject, num_layers: int) -> dict[str, npt.NDArray[Any]]:
+    of_layers: dict[str, list[Any]] = {}
+    tokens = 0
+    for y in range(num_layers):
+        outputs_ETH, neurons_EFX = subject.outputs(y), subject.neurons(y)
+        tokens = outputs_ETH.shape[1]
+        found: dict[str, Any] = {
+            "expert_cosine_YEE": metrics.expert_cosine(outputs_ETH).astype(np.float32),
+            "expert_cka_YEE": metrics.cka_matrix(outputs_ETH).astype(np.float32),
+            "effective_rank_Y": metrics.effective_rank(outputs_ETH),
+        }
+        if neurons_EFX is not None:
+            found["weight_cosine_YEE"] = metrics.weight_cosine_matrix(neurons_EFX).astype(np.float32)
+        for name, value in found.items():
+            of_layers.setdefault(name, []).append(value)
+    return {name: np.stack(values) for name, values in of_layers.items()} | {"redundancy_tokens": np.array(tokens)}

@@ -1,0 +1,61 @@
+"""How a number stands in the results: its mean and spread over seeds, its bounds, its layers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict
+from typing import Any, TypeVar
+
+import numpy as np
+
+from moe_testbed.routing.metrics.bootstrap import Interval
+
+Results = dict[str, Any]
+"""The content of results.json, or a part of it."""
+
+SIGNIFICANT_DIGITS = 9
+
+Source = TypeVar("Source")
+
+
+def stat(values: Sequence[float], bounds: Interval | None = None) -> Results:
+    """Mean and sample standard deviation over seeds, null where not finite; with the bounds of an interval, if any."""
+    mean = float(np.mean(values)) if values else math.nan
+    spread = float(np.std(values, ddof=1)) if len(values) > 1 and math.isfinite(mean) else math.nan
+    found: Results = {"mean": mean, "spread": spread, "seeds": len(values)}
+    if bounds is not None:
+        found |= {name: bound for name, bound in asdict(bounds).items() if name != "value"}
+    return found
+
+
+def layered(seeds: Iterable[Sequence[float]], bounds: Interval | None = None) -> Results:
+    """The mean over layers, and each layer, over seeds. A layer whose value is nan is left out of the mean."""
+    values = list(seeds)
+    averages = [over_layers(layers) for layers in values]
+    return {**stat(averages, bounds), "layers": [stat(list(layer)) for layer in zip(*values, strict=True)]}
+
+
+def over_layers(values: Sequence[float]) -> float:
+    """The mean of the layers that have a value; nan where none has."""
+    present = [float(value) for value in values if not math.isnan(value)]
+    return sum(present) / len(present) if present else math.nan
+
+
+def by_layer(sources: Sequence[Source], of_layers: Callable[[Source], Sequence[float] | None]) -> Results | None:
+    """`layered` over the seeds that have the number; None where none has."""
+    found = [values for source in sources if (values := of_layers(source)) is not None]
+    return layered(found) if found else None
+
+
+def rounded(value: Any) -> Any:
+    """The value in plain JSON: floats at nine digits, so that no summation order shows, null where not finite."""
+    if isinstance(value, dict):
+        return {key: rounded(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [rounded(item) for item in value]
+    if isinstance(value, np.ndarray):
+        return rounded(value.tolist())
+    if isinstance(value, float):
+        return float(f"{value:.{SIGNIFICANT_DIGITS}g}") if math.isfinite(value) else None
+    return value

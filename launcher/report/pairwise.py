@@ -1,0 +1,73 @@
+"""The lead of every run over every other one, with its interval: what the page compares two runs by.
+
+All runs see the same resamples, so that each run is resampled once and a pair costs a difference.
+
+Shapes: A runs, S seeds, N evaluation sequences, R resamples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+
+from moe_testbed.launcher.report.numbers import rounded
+from moe_testbed.launcher.report.records import Suite
+from moe_testbed.routing.metrics.bootstrap import CONFIDENCE
+from moe_testbed.routing.metrics.gap import resampled_losses
+
+Lead = tuple[float, float, float, int]
+"""Value, lower and upper bound in nats per token, and the place in `over` of what was resampled."""
+
+
+def pairs(suite: Suite, labels: list[str]) -> dict[str, Any]:
+    """The leads of all pairs, over the seeds that both runs of a pair finished.
+
+    `leads[i][j - i - 1]` is L_i - L_j for i < j, positive where j is better, or None without a common finite loss.
+    """
+    over: list[str] = []
+    found: list[list[Any]] = [[None] * (len(labels) - i - 1) for i in range(len(labels))]
+    finished = {label: frozenset(suite.evaluations(label)) for label in labels}
+    for seeds in {finished[one] & finished[other] for one, other in combinations(labels, 2)} - {frozenset()}:
+        members = [i for i, label in enumerate(labels) if finished[label] >= seeds]
+        for i, j, lead in _leads(suite, labels, members, sorted(seeds), over):
+            if finished[labels[i]] & finished[labels[j]] == seeds:
+                found[i][j - i - 1] = lead
+    result: dict[str, Any] = rounded({"over": over, "leads": found})
+    return result
+
+
+def lead_rows(suite: Suite, labels: list[str]) -> Iterator[tuple[str, str, float, float, float, str]]:
+    """Run, other run, the first one's loss less the other's, its bounds, and over what they were resampled."""
+    content = pairs(suite, labels)
+    for i, row in enumerate(content["leads"]):
+        for j, lead in enumerate(row, start=i + 1):
+            if lead is not None:
+                yield (labels[i], labels[j], *lead[:3], content["over"][lead[3]])
+
+
+def _leads(
+    suite: Suite, labels: list[str], members: list[int], seeds: list[int], over: list[str]
+) -> Iterator[tuple[int, int, Lead]]:
+    """The leads among the runs that have these seeds."""
+    evaluations = [[suite.evaluations(labels[i])[seed] for seed in seeds] for i in members]
+    one = evaluations[0][0]
+    labelled_N = one.sequence_domain_N >= 0
+    losses_ASN = np.stack([[found.sequence_loss_N[labelled_N] for found in run] for run in evaluations])
+    clusters = next(
+        (e.sequence_cluster_N for run in evaluations for e in run if e.sequence_cluster_N is not None), None
+    )
+    cluster_N = None if clusters is None else clusters[labelled_N]
+    means_A, resampled_RA, unit = resampled_losses(losses_ASN, one.sequence_domain_N[labelled_N], cluster_N)
+    if unit not in over:
+        over.append(unit)
+    tail = 100 * (1 - CONFIDENCE) / 2
+    for a, i in enumerate(members[:-1]):
+        later = np.arange(a + 1, len(members))
+        bounds = np.percentile(resampled_RA[:, [a]] - resampled_RA[:, later], [tail, 100 - tail], axis=0)
+        for b, low, high in zip(later, *bounds, strict=True):
+            value = float(means_A[a] - means_A[b])
+            if np.isfinite([value, low, high]).all():
+                yield i, members[b], (value, float(low), float(high), over.index(unit))
