@@ -89,7 +89,9 @@ class Evaluator:
     def _of_share(self, values_N: npt.NDArray[Any], share: Share) -> Tensor:
         """What is known of each sequence or token, for those of the share that count; one value a token, [T]."""
         values = torch.from_numpy(values_N).to(self.ranks.device)[share.numbers_B]
-        return values.reshape(len(values), -1).expand(-1, share.targets_BL.shape[1]).reshape(-1)
+        if values.dim() == 1:
+            values = values[:, None]
+        return values.expand(-1, share.targets_BL.shape[1]).reshape(-1)
 
     def _add_losses(self, sums: dict[str, Tensor], output: ModelOutput, share: Share) -> None:
         loss_BL = output.cross_entropy_BL.double()[share.counted_B]

@@ -119,6 +119,8 @@ def run_loop(config: ExperimentConfig, run_dir: Path, folder: RunFolder | None, 
         if _is_time(done, steps, config.checkpoint.every):
             checkpoints.save(engine, saved, done, config.checkpoint.keep, ranks, config.parallel.expert_parallel_size)
 
+    seconds = time.perf_counter() - started
+
     # 5. Bar and compare the experts. What was evaluated last is gone if the last process stopped after the last step.
     if config.model.num_moe_layers and config.examination.sequences_per_domain:
         evaluated = evaluated or evaluator.run(engine, steps)
@@ -128,7 +130,7 @@ def run_loop(config: ExperimentConfig, run_dir: Path, folder: RunFolder | None, 
             folder.write_analysis(analysis)
 
     if folder:
-        folder.write_json("summary.json", summary(config, size, ranks, time.perf_counter() - started))
+        folder.write_json("summary.json", summary(config, size, ranks, seconds))
         folder.write_status("finished", steps, steps)
 
 

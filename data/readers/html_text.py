@@ -1,4 +1,4 @@
-"""The text of HTML pages."""
+"""The text of HTML pages, without their markup."""
 
 from collections.abc import Iterator
 from html.parser import HTMLParser
@@ -54,6 +54,8 @@ class Collector(HTMLParser):
                 self.documents.append([""])
         self.open_hidden += tag in HIDDEN
         self._end_paragraph(tag)
+        if tag == "br":
+            self.handle_data("\n")
 
     def handle_endtag(self, tag: str) -> None:
         self._end_paragraph(tag)

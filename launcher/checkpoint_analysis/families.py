@@ -65,6 +65,14 @@ class RouterModule:
     module: nn.Module
 
     @property
+    def top_k(self) -> int:
+        """K. Raises CheckpointError if the router does not choose by itself, as those of DeepSeek once did."""
+        top_k = getattr(self.module, "top_k", None)
+        if not isinstance(top_k, int):
+            raise _unknown_router(f"{type(self.module).__name__} does not choose experts")
+        return top_k
+
+    @property
     def vectors_ED(self) -> Tensor:
         """The vectors that the hidden state is multiplied with."""
         weight = self.module.weight
@@ -101,18 +109,21 @@ class Routed:
 def read_output(output: Any, family: Family, num_tokens: int) -> Routed:
     """What a router's forward hook sees. Raises CheckpointError if it is not what `FAMILIES` says."""
     if not _is_routing(output, num_tokens):
-        import transformers
-
-        raise CheckpointError(
-            f"a router returned something else than logits, weights and expert ids of {num_tokens} tokens: "
-            f"transformers {transformers.__version__} is not one that this was made for; "
-            "pip install 'moe-testbed[checkpoints]'"
-        )
+        raise _unknown_router(f"a router did not return logits, weights and expert ids of {num_tokens} tokens")
     logits_TE, weights_TK, ids_TK = output
     # Some routers leave their choices in no order.
     order_TK = weights_TK.argsort(dim=-1, descending=True, stable=True)
     return Routed(
         family.probabilities(logits_TE.float()), weights_TK.gather(1, order_TK), ids_TK.gather(1, order_TK).long()
+    )
+
+
+def _unknown_router(what: str) -> CheckpointError:
+    import transformers
+
+    return CheckpointError(
+        f"{what}: transformers {transformers.__version__} is not one that this was made for; "
+        "pip install --upgrade 'moe-testbed[checkpoints]'"
     )
 
 

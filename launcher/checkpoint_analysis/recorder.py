@@ -54,7 +54,7 @@ class Recorder:
         self.model, self.family, self.device = model, family, device
         self.passages, self.tokens, self.batch_size = passages, tokens, batch_size
         self.routers = find_routers(model, family)
-        sizes = {(len(router.vectors_ED), int(getattr(router.module, "top_k"))) for router in self.routers}  # noqa: B009
+        sizes = {(len(router.vectors_ED), router.top_k) for router in self.routers}
         if len(sizes) > 1:
             raise CheckpointError(
                 f"the MoE layers differ in (experts, experts per token): {sorted(sizes)}; not supported"

@@ -33,6 +33,7 @@ STYLE: dict[str, Any] = {
     "axes.axisbelow": True,
     "axes.edgecolor": "#52606d",
     "lines.linewidth": 1.8,
+    "image.composite_image": False,  # as one image all maps of a figure take longer, and more bytes
     "svg.hashsalt": "moe-testbed",
 }
 

@@ -1,16 +1,7 @@
-"""Pictures drawn by two processes.
-
-A figure takes matplotlib a tenth of a second, and a report has two for each run. The second process is this package's
-own command, not a fork or a copy of the caller, so that whoever asks for a report needs no guard around it.
-"""
+"""From a figure to a picture: SVG and PNG, on which page and with which words."""
 
 from __future__ import annotations
 
-import os
-import pickle
-import subprocess
-import sys
-import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,8 +12,6 @@ from matplotlib.figure import Figure
 from moe_testbed.launcher.report.canvas import STYLE, png, svg
 
 LINE_DPI, MAP_DPI, WHOLE_DPI = 150, 110, 80
-WORTHWHILE = 12
-"""Jobs from which on a second process, which takes a second to start, saves time."""
 
 
 @dataclass(frozen=True)
@@ -57,29 +46,8 @@ class Job:
     whole: tuple[Any, ...] | None = None
 
 
-def draw_in_two(jobs: Sequence[Job]) -> list[Picture]:
-    """The pictures in the order of the jobs; where a second process is of no use or fails, drawn by this one."""
-    if len(jobs) < WORTHWHILE or len(os.sched_getaffinity(0)) < 2:
-        return draw_here(jobs)
-    answer: list[bytes] = []
-    with subprocess.Popen(
-        [sys.executable, "-m", "moe_testbed.launcher.report.drawing_helper"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-    ) as helper:
-        reader = threading.Thread(target=lambda: answer.append(helper.communicate(pickle.dumps(jobs[1::2]))[0]))
-        reader.start()
-        mine = draw_here(jobs[::2])
-        reader.join()
-    theirs = pickle.loads(answer[0]) if helper.returncode == 0 and answer else draw_here(jobs[1::2])
-    pictures = [*mine, *theirs]
-    pictures[::2], pictures[1::2] = mine, theirs
-    return pictures
-
-
-def draw_here(jobs: Sequence[Job]) -> list[Picture]:
-    """The pictures, drawn by this process."""
+def draw(jobs: Sequence[Job]) -> list[Picture]:
+    """The pictures in the order of the jobs."""
     with matplotlib.rc_context(STYLE):
         return [_draw(job) for job in jobs]
 

@@ -13,17 +13,18 @@ from typing import Any
 from moe_testbed.launcher.files import write_bytes_atomically
 from moe_testbed.launcher.report.arrays import Evaluation
 from moe_testbed.launcher.report.canvas import Look
-from moe_testbed.launcher.report.drawing import Job, Picture, draw_in_two
+from moe_testbed.launcher.report.drawing import Job, Picture, draw
 from moe_testbed.launcher.report.figures_lines import draw_panels, layer_panels, loss_panel, training_panels
 from moe_testbed.launcher.report.figures_scatter import Point, draw_scatter
 from moe_testbed.launcher.report.heatmaps import draw_causes, draw_loss_differences, draw_routing
 from moe_testbed.launcher.report.records import Suite
 from moe_testbed.launcher.report.results import ranked
+from moe_testbed.launcher.report.two_processes import in_two
 
 __all__ = ["COLOURS", "Picture", "draw_all", "save"]
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-MARKERS = "osD^vPX*"
+MARKERS = "osD^vP<>"
 LINES = ("-", "--", ":", "-.")
 SHOWN_LAYERS = 4
 """Of a model with more MoE layers the page shows the first, the middle and the last."""
@@ -31,7 +32,7 @@ SHOWN_LAYERS = 4
 
 def draw_all(suite: Suite, results: dict[str, Any]) -> list[Picture]:
     """Every figure that the suite has the numbers for."""
-    return draw_in_two(list(_jobs(suite, results)))
+    return in_two(draw, list(_jobs(suite, results)))
 
 
 def save(pictures: list[Picture], folder: Path) -> None:
@@ -169,7 +170,8 @@ def _looks(results: dict[str, Any]) -> dict[str, Look]:
         elif run["role"] == "control":
             looks[run["label"]] = Look("#7b8794", "--", "X", 2.2)
         else:
-            line = LINES[(others // len(COLOURS)) % len(LINES)]
-            looks[run["label"]] = Look(COLOURS[others % len(COLOURS)], line, MARKERS[others % 6])
+            colour, line = others % len(COLOURS), others // len(COLOURS)
+            marker = MARKERS[(colour + line // len(LINES)) % len(MARKERS)]
+            looks[run["label"]] = Look(COLOURS[colour], LINES[line % len(LINES)], marker)
             others += 1
     return looks

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from moe_testbed.launcher.report.canvas import WIDTH, Sheet, text_width
 from moe_testbed.routing.metrics import conditional, owners
 
-RIGHT = 0.85
+RIGHT = 0.92
 """Inches that a colour bar takes."""
 NUMBERED = 16
 """With more columns than this the cells have no room for a number."""
@@ -195,7 +195,7 @@ def _colour_bar(sheet: Sheet, one: Map, box: Box) -> None:
         text = f"{tick:.{digits}f}".replace("-", "−")
         sheet.write(box.x + box.width + 0.05, y, text, 8.5)
     size = min(9.5, 9.5 * box.height / text_width(one.scale, 9.5))
-    sheet.write(box.x + 0.6, box.y + box.height / 2, one.scale, size, "center", upright=True)
+    sheet.write(box.x + 0.69, box.y + box.height / 2, one.scale, size, "center", upright=True)
 
 
 def _bound(values: NDArray[np.float64]) -> float:

@@ -17,11 +17,11 @@ from pathlib import Path
 
 from moe_testbed.launcher.files import write_atomically
 from moe_testbed.launcher.report import numbers_causal, numbers_gap, numbers_routing
-from moe_testbed.launcher.report.arrays import Evaluation
 from moe_testbed.launcher.report.numbers import Results, rounded, stat
 from moe_testbed.launcher.report.numbers_training import over_training
-from moe_testbed.launcher.report.records import Suite, read_suite
+from moe_testbed.launcher.report.records import Suite, Training, read_suite
 from moe_testbed.launcher.report.results_csv import csv_text
+from moe_testbed.launcher.report.two_processes import in_two
 
 FORMAT = 2
 SUMMARY = ("parameters", "active_parameters", "flops_per_token", "tokens", "tokens_per_second", "peak_memory_bytes")
@@ -33,7 +33,11 @@ def summarise(suite: Suite) -> Results:
     domains = evaluated[0].domains if evaluated else ()
     reference = numbers_gap.reference(suite)
     notes = list(suite.notes)
-    runs = [_run(suite, label, reference["best"], domains, notes) for label in suite.descriptions]
+    measured = in_two(measure, [(_finished(suite, label), domains) for label in suite.descriptions])
+    runs = []
+    for label, (parts, left_out) in zip(suite.descriptions, measured, strict=True):
+        runs.append({**_run(suite, label, reference["best"], domains), **parts})
+        notes += left_out
     if len(domains) == 1:
         notes.append(f"{domains[0]} is the only domain: specialization by domain has no meaning here")
     results: Results = rounded(
@@ -74,23 +78,42 @@ def read_results(suite_dir: Path) -> Results:
     return summarise(read_suite(suite_dir))
 
 
-def _run(suite: Suite, label: str, best: str | None, domains: Sequence[str], notes: list[str]) -> Results:
-    by_seed = suite.evaluations(label)
-    evaluations = list(by_seed.values())
-    finished = [training for training in suite.of(label) if training.seed in by_seed]
-    analyses = [training.analysis for training in finished if training.analysis is not None]
-    training_curves, left_out = over_training(finished)
-    notes += left_out
-    notes += _empty_layers(label, by_seed)
+def measure(runs: Sequence[tuple[Sequence[Training], Sequence[str]]]) -> list[tuple[Results, list[str]]]:
+    """What each run's finished trainings say by themselves, without the other runs; and what of it was left out."""
+    return [_measure(trainings, domains) for trainings, domains in runs]
+
+
+def _measure(trainings: Sequence[Training], domains: Sequence[str]) -> tuple[Results, list[str]]:
+    evaluations = [training.evaluation for training in trainings if training.evaluation is not None]
+    analyses = [training.analysis for training in trainings if training.analysis is not None]
+    course, notes = over_training(trainings)
+    notes += _empty_layers(trainings)
 
     def lenient(part: str, numbers: Callable[[], Results | None]) -> Results | None:
-        """Files whose arrays fit can still make no sense: that costs the part, not the report."""
+        """Arrays that fit can still make no sense: that costs the part, not the report."""
         try:
             return numbers()
         except ValueError as error:
-            notes.append(f"{label}: no numbers of {part}: {' '.join(str(error).split())}")
+            notes.append(f"{trainings[0].label}: no numbers of {part}: {' '.join(str(error).split())}")
             return None
 
+    return {
+        "routing": numbers_routing.routing(evaluations),
+        **numbers_routing.usage(evaluations, domains),
+        "agreement": lenient("agreement", lambda: numbers_routing.agreement(evaluations)),
+        "router_measures": lenient("the router", lambda: numbers_routing.router(evaluations)),
+        "coactivation": lenient("co-activation", lambda: numbers_routing.coactivation(evaluations)),
+        "vocabulary": lenient("the vocabulary", lambda: numbers_routing.vocabulary(evaluations)),
+        "redundancy": lenient("redundancy", lambda: numbers_causal.redundancy(analyses)),
+        "causes": lenient("causes", lambda: numbers_causal.causes(analyses, domains)),
+        "over_training": course,
+        **{name: stat([float(t.summary.get(name, math.nan)) for t in trainings]) for name in SUMMARY},
+    }, notes
+
+
+def _run(suite: Suite, label: str, best: str | None, domains: Sequence[str]) -> Results:
+    """What a run is, its losses, and the gap."""
+    losses = {seed: evaluation.loss for seed, evaluation in suite.evaluations(label).items()}
     return {
         "label": label,
         "description": suite.descriptions[label],
@@ -104,23 +127,17 @@ def _run(suite: Suite, label: str, best: str | None, domains: Sequence[str], not
                 "reason": training.reason,
                 "step": training.step,
                 "steps": training.steps,
-                "loss": by_seed[training.seed].loss if training.seed in by_seed else None,
+                "loss": losses.get(training.seed),
             }
             for training in suite.of(label)
         ],
         **numbers_gap.losses(suite, label, domains),
         **numbers_gap.recovered(suite, label, best, domains),
-        "routing": numbers_routing.routing(evaluations),
-        **numbers_routing.usage(evaluations, domains),
-        "agreement": lenient("agreement", lambda: numbers_routing.agreement(evaluations)),
-        "router_measures": lenient("the router", lambda: numbers_routing.router(evaluations)),
-        "coactivation": lenient("co-activation", lambda: numbers_routing.coactivation(evaluations)),
-        "vocabulary": lenient("the vocabulary", lambda: numbers_routing.vocabulary(evaluations)),
-        "redundancy": lenient("redundancy", lambda: numbers_causal.redundancy(analyses)),
-        "causes": lenient("causes", lambda: numbers_causal.causes(analyses, domains)),
-        "over_training": training_curves,
-        **{name: stat([float(t.summary.get(name, math.nan)) for t in finished]) for name in SUMMARY},
     }
+
+
+def _finished(suite: Suite, label: str) -> list[Training]:
+    return [training for training in suite.of(label) if training.evaluation is not None]
 
 
 def _split(suite: Suite) -> str:
@@ -129,11 +146,13 @@ def _split(suite: Suite) -> str:
     return " or ".join(sorted(splits)) or "validation"
 
 
-def _empty_layers(label: str, by_seed: dict[int, Evaluation]) -> list[str]:
+def _empty_layers(trainings: Sequence[Training]) -> list[str]:
     notes = []
-    for seed, evaluation in by_seed.items():
-        empty = [str(y) for y, counts_DE in enumerate(evaluation.counts_top_k_YDE) if not counts_DE.any()]
+    for training in trainings:
+        counts_YDE = () if training.evaluation is None else training.evaluation.counts_top_k_YDE
+        empty = [str(y) for y, counts_DE in enumerate(counts_YDE) if not counts_DE.any()]
         if empty:
             layers = f"layer{'s' if len(empty) > 1 else ''} {', '.join(empty)}"
-            notes.append(f"{label}, seed {seed}: no assignments in MoE {layers}, left out of the means over layers")
+            said = f"no assignments in MoE {layers}, left out of the means over layers"
+            notes.append(f"{training.label}, seed {training.seed}: {said}")
     return notes

@@ -173,6 +173,13 @@ def test_a_router_that_returns_something_else_is_refused() -> None:
             read_output(output, FAMILIES["olmoe"], 3)
 
 
+def test_a_router_that_does_not_choose_is_refused(passages: Passages) -> None:
+    model = models.make_model("deepseek_v2")
+    model.model.layers[1].mlp.gate = torch.nn.Linear(models.WIDTH, models.EXPERTS)
+    with pytest.raises(CheckpointError, match=r"Linear does not choose experts: transformers \d.* made for"):
+        record(model, passages, "deepseek_v2")
+
+
 def test_a_router_that_is_gone_around_is_noticed(passages: Passages) -> None:
     model = models.make_model("gpt_oss")
     model.model.layers[1].mlp.forward = lambda hidden: (hidden, None)

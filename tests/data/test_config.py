@@ -58,3 +58,19 @@ def test_a_pin_cannot_smuggle_options(field: str, value: str):
     pin = {"kind": "package", "package": "p", "version": "1", "sha256": "0" * 64, "members": ["*"], field: value}
     with pytest.raises(ValidationError, match=field):
         MixConfig(name="m", domains={"a": {"sources": [pin]}})
+
+
+@pytest.mark.parametrize(
+    "name, domains", [("mmlu_topics.yaml", 57), ("languages_udhr.yaml", 15), ("languages_quran.yaml", 10)]
+)
+def test_labelled_sets_are_for_evaluation_only(name: str, domains: int):
+    mix = read(name)
+    assert mix.evaluation_only and len(mix.domains) == domains
+    # Every domain reads a text of its own.
+    sources = [(source.members, source.reader) for domain in mix.domains.values() for source in domain.sources]
+    assert len(set(map(str, sources))) == domains
+
+
+def test_topics_are_read_under_their_own_names():
+    for name, domain in read("mmlu_topics.yaml").domains.items():
+        assert [source.reader.key for source in domain.sources] == [name]

@@ -12,6 +12,9 @@ from moe_testbed.data.readers import (
     AbcTunes,
     AnnotatedText,
     Fasta,
+    HtmlText,
+    JsonField,
+    JsonKey,
     JsonLeaves,
     JsonLines,
     JsonList,
@@ -134,3 +137,73 @@ def test_clean_text_and_paragraphs():
     assert clean_text("\ufeff\r\n  \r\n  a\r\n\tb  \n\n") == "  a\n\tb"
     assert Document("a\n \n\n  b\nc", "x").paragraphs() == ["a", "  b\nc"]
     assert Document("a\nb", "x", separator="\n").paragraphs() == ["a", "b"]
+
+
+PROMPTS = json.dumps({"logic": "A heading.\n\nQ: one?\nA: 1.\n\nQ: two?\n\nA: 2.\n\nQ: \n", "empty": "", "list": []})
+
+
+def test_the_text_under_a_key_is_cut_into_documents():
+    assert list(JsonKey(key="logic", separator="\n\nQ: ", skip=1).texts(PROMPTS.encode())) == [
+        "one?\nA: 1.",
+        "two?\n\nA: 2.",
+    ]
+    assert list(JsonKey(key="logic", separator="###").texts(PROMPTS.encode())) == [json.loads(PROMPTS)["logic"]]
+    assert list(JsonKey(key="empty").texts(PROMPTS.encode())) == []
+
+
+@pytest.mark.parametrize("key, reason", [("ethics", "key 'ethics' is missing"), ("list", "stands no text but list")])
+def test_a_key_without_text_is_named(key: str, reason: str):
+    with pytest.raises(DataError, match=rf"prompts.json is not what the reader 'json_key' expects: .*{reason}"):
+        list(read_file(JsonKey(key=key), PROMPTS.encode(), "prompts.json"))
+
+
+CHAPTERS = json.dumps(
+    [
+        {
+            "name": "א",
+            "translation": "First",
+            "verses": [{"text": "אב", "translation": "in\nthe"}, {"translation": " "}],
+        },
+        {"name": "ב", "verses": [{"text": "גד", "translation": "beginning"}]},
+    ]
+)
+
+
+def test_one_field_of_nested_records_is_the_text():
+    assert list(JsonField(field="translation", document_depth=1).texts(CHAPTERS.encode())) == [
+        "First\nin the",
+        "beginning",
+    ]
+    assert list(JsonField(field="translation").texts(CHAPTERS.encode())) == ["First\nin the\nbeginning"]
+    with pytest.raises(ValueError, match="no record has a text under 'verse'"):
+        list(JsonField(field="verse").texts(CHAPTERS.encode()))
+
+
+PAGE = """<!doctype html><html><head><title>Not shown</title><style>p {color: red}</style></head><body>
+  <h1>Rights &amp; duties</h1>
+  <header><h2>Preamble</h2><p>Whereas <b>all</b>
+    are free&#8212;</p></header>
+  <article><h2>1</h2><p>One.<br>More</p><article><p>inside</p></article><script>var p = "<p>no</p>"</script></article>
+  <p>between</p><article><ul><li>a</li><li>b</li></ul></article><article> </article></body></html>"""
+
+
+def test_elements_of_a_page_are_documents():
+    reader = HtmlText(document_tags=("header", "article"))
+    assert list(reader.texts(PAGE.encode())) == [
+        "Preamble\n\nWhereas all are free—",
+        "1\n\nOne. More\n\ninside",
+        "a\n\nb",
+    ]
+
+
+def test_a_page_is_one_document_without_tags():
+    (text,) = HtmlText().texts(PAGE.encode())
+    assert text.startswith("Rights & duties\n\nPreamble\n\nWhereas all are free—\n\n1\n\nOne. More\n\ninside\n\nbetween")
+    assert "Not shown" not in text and "color" not in text and "var" not in text
+
+
+def test_a_page_without_such_elements_is_named():
+    with pytest.raises(
+        DataError, match=r"page.html is not what the reader 'html_text' expects: .*no text in <section>"
+    ):
+        list(read_file(HtmlText(document_tags=("section",)), PAGE.encode(), "page.html"))

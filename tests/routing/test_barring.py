@@ -81,8 +81,9 @@ def test_the_others_are_routed_as_if_the_barred_were_not_there(case: Case) -> No
     scorer = router.get_submodule("scorer")
     scorer.register_forward_hook(lambda module, inputs, logits_TE: logits_TE.masked_fill(barred_TE, float("-inf")))
     expected = decide(router, context)
-    # Experts that choose tokens fill their places with barred ones too, at weight 0.
-    unused_TK = barred_TE.gather(1, expected.expert_ids_TK.clamp(min=0))
+    assert expected.logits_TE is not None
+    # Where too few are left, places are filled at weight 0 by experts that the token cannot use.
+    unused_TK = expected.logits_TE.gather(1, expected.expert_ids_TK.clamp(min=0)) == float("-inf")
     expected_ids_TK = expected.expert_ids_TK.masked_fill(unused_TK, NO_EXPERT)
     for t, (mine, theirs) in enumerate(zip(decision.expert_ids_TK.tolist(), expected_ids_TK.tolist(), strict=True)):
         chosen = [e for e in theirs if e != NO_EXPERT]
