@@ -25,7 +25,6 @@ from moe_testbed.launcher.errors import ConfigError
 from moe_testbed.launcher.evaluation import Evaluator
 from moe_testbed.launcher.evaluation_set import EvaluationSet
 from moe_testbed.launcher.examined_model import examine_model
-from moe_testbed.launcher.files import read_json
 from moe_testbed.launcher.ranks import Ranks
 from moe_testbed.model.config import model_size
 
@@ -67,11 +66,10 @@ class RunAnalysis:
         written["evaluation"] |= {"split": text_split, "mix": self.request.mix.name}
         return Result(
             step=run.step,
-            description=f"{config.routing.router.name}, {name} after {run.step} steps",
+            description=f"router {config.routing.router.name}, after {run.step} steps of training",
             evaluation=arrays,
             config={"analysed": str(run.checkpoint), **written},
-            summary=read_json(run.folder / "summary.json")
-            | size.model_dump()
+            summary=size.model_dump()
             | {
                 "learned": config.routing.router.learned,
                 "causal": config.causal,

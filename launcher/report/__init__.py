@@ -7,6 +7,7 @@ comparison.html, comparison.json, comparison.csv and figures/ in a folder of its
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,7 +51,10 @@ def print_report(suite_dir: Path) -> None:
         paths = write_report(suite_dir)
     except ValueError as error:
         raise ConfigError(str(error)) from error
-    print(result_table(json.loads(paths.results_json.read_text(encoding="utf-8"))))
+    results = json.loads(paths.results_json.read_text(encoding="utf-8"))
+    for note in results["notes"]:
+        print(note, file=sys.stderr)
+    print(result_table(results))
     print(f"\nReport: {paths.report_html}")
 
 

@@ -138,7 +138,8 @@ def _causal(runs: Sequence[Results]) -> Iterator[ExtraTable]:
         "causal",
         "What happens without an expert, and with others' experts",
         f"{sample}Changes of loss in nats per token. The bounds are 95 % bootstrap intervals, over seeds or else over "
-        "the sample's sequences.",
+        "the sample's sequences. Routers without scores (hash, random) have no second choice: what they may not use "
+        "falls away.",
         (
             Measure("Specificity", "specificity"),
             Measure("Damage without an expert", "ablation_damage", 3),

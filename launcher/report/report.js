@@ -123,7 +123,7 @@ function navigation() {
 }
 
 /* Two runs side by side. Differences are the first run's value less the second's. */
-const SCALES = {"%": 100, M: 1e-6};
+const UNITS = {"%": {scale: 100, name: " points"}, M: {scale: 1e-6, name: " M"}};
 const signed = (value, digits) => {
   const text = Math.abs(value).toFixed(digits);
   return `${Number(text) === 0 ? "" : value < 0 ? "−" : "+"}${text.replace(/\B(?=(\d{3})+(?!\d|.*\.))/g, ",")}`;
@@ -132,8 +132,8 @@ const signed = (value, digits) => {
 function difference(a, b) {
   if (a.value === null || b.value === null) return "–";
   const digits = Math.max(...[a, b].map(({text}) => (text.match(/\.(\d+)/)?.[1] ?? "").length));
-  const unit = Object.keys(SCALES).find((sign) => a.text.endsWith(sign));
-  return signed((a.value - b.value) * (SCALES[unit] ?? 1), digits) + (unit ? ` ${unit}` : "");
+  const {scale, name} = UNITS[a.text.at(-1)] ?? {scale: 1, name: ""};
+  return signed((a.value - b.value) * scale, digits) + name;
 }
 
 function lead(first, second) {

@@ -26,8 +26,11 @@ class Verdict:
 
 
 def number(value: float | None, digits: int = 3, signed: bool = False) -> str:
-    """A number at so many decimals, or a dash."""
-    return NOTHING if value is None else f"{value:{'+' if signed else ''},.{digits}f}".replace("-", "−")
+    """A number at so many decimals, or a dash; one that is rounded to 0 has no sign."""
+    if value is None:
+        return NOTHING
+    text = f"{value:{'+' if signed else ''},.{digits}f}"
+    return text.replace("-", "−") if float(text.replace(",", "")) else text.lstrip("+-")
 
 
 def percent(value: float | None, digits: int = 0) -> str:
@@ -220,7 +223,7 @@ def _cost(run: dict[str, Any], results: dict[str, Any]) -> str | None:
     speed, dropped = run["tokens_per_second"]["mean"], run["drop_rate"]["mean"]
     parts = []
     if speed and speed < SLOW * fastest:
-        parts.append(f"{percent(speed / fastest)} of the fastest run's tokens/s")
+        parts.append(f"{percent(speed / fastest)} of the fastest run's tokens/s (as trained here: compare loosely)")
     if dropped and dropped > DROPS:
         parts.append(f"{percent(dropped, 1)} of its assignments dropped")
     sizes = {other["label"]: other["active_parameters"]["mean"] for other in results["runs"]}

@@ -15,6 +15,7 @@ import yaml
 from moe_testbed.launcher.checkpoint_analysis import analysis, hub_model
 from moe_testbed.launcher.checkpoint_analysis.hub_analysis import HubAnalysis
 from moe_testbed.launcher.checkpoint_analysis.request import Request
+from moe_testbed.launcher.cli import main
 from moe_testbed.launcher.errors import CheckpointError, ConfigError
 from moe_testbed.launcher.mix import load_mix
 from moe_testbed.launcher.ranks import choose_device
@@ -143,6 +144,18 @@ def test_one_line_and_status_2(analyze: Analyze, alphabets_mix: Path, tmp_path: 
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1].startswith(f"moe-testbed: {tmp_path} holds no checkpoint")
     assert "Traceback" not in done.stderr
+
+
+def test_a_labelled_set_is_shown_and_not_trained_on(
+    alphabets_mix: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["data", "show", str(alphabets_mix), "--cache-dir", str(tmp_path)]) == 0
+    table = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert [row[:2] for row in table[1:5]] == [[name, "6"] for name in models.ALPHABETS]
+    experiment = ["configs/experiments/tiny.yaml", f"data.mix={alphabets_mix}", f"data.cache_dir={tmp_path}"]
+    assert main(["train", *experiment, "--run-dir", str(tmp_path / "run")]) == 2
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert said.startswith("moe-testbed: the mix 'alphabets' is for evaluation only")
 
 
 def test_without_transformers_the_command_says_how_to_get_it(alphabets_mix: Path, checkpoint: Path) -> None:

@@ -22,6 +22,7 @@ COMMANDS = [
     "train",
     "compare",
     "report",
+    "analyze",
     "data",
     "data build",
     "data show",
@@ -111,9 +112,16 @@ def test_trainings_under_other_overrides_get_other_folders(experiment: Path) -> 
 
 def test_the_examples_of_the_help_work(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     from moe_testbed.launcher import compare, data_commands, report, router_check, training
+    from moe_testbed.launcher.checkpoint_analysis import analysis
 
     done = []
-    for module, name in ((training, "train"), (compare, "compare"), (report, "print_report")):
+    for module, name in (
+        (training, "train"),
+        (compare, "compare"),
+        (report, "print_report"),
+        (report, "print_comparison"),
+        (analysis, "analyze"),
+    ):
         monkeypatch.setattr(module, name, lambda *_, name=name: done.append(name))
     for name in ("build", "show", "check"):
         monkeypatch.setattr(data_commands, name, lambda *_, name=name: done.append(name))
@@ -126,7 +134,8 @@ def test_the_examples_of_the_help_work(capsys: pytest.CaptureFixture[str], monke
             arguments = shlex.split(example.split("   train")[0], comments=True)
             assert arguments.pop(0) == "moe-testbed"
             assert main(arguments) == 0, example
-    assert set(done) == {"train", "compare", "print_report", "build", "show", "check", "check_routers"}
+    reports = {"print_report", "print_comparison"}
+    assert set(done) == {"train", "compare", "analyze", "build", "show", "check", "check_routers"} | reports
 
 
 @pytest.mark.parametrize(

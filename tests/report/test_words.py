@@ -12,7 +12,7 @@ from moe_testbed.launcher.report.definitions import DEFINITIONS
 from moe_testbed.launcher.report.extra_tables import extra_tables
 from moe_testbed.launcher.report.numbers_routing import METRICS
 from moe_testbed.launcher.report.results import read_results
-from moe_testbed.launcher.report.words import verdict
+from moe_testbed.launcher.report.words import number, verdict
 
 MakeSuite = Callable[..., Path]
 
@@ -66,9 +66,12 @@ def test_the_cost_is_what_differs(results: dict[str, Any]) -> None:
     chosen["tokens_per_second"]["mean"] = 0.5 * max(r["tokens_per_second"]["mean"] for r in results["runs"])
     chosen["active_parameters"]["mean"] *= 1.25
     text = verdict(chosen, results).text
-    assert (
-        "Cost: 5" in text and "of the fastest run's tokens/s; 25 % more active parameters than the reference." in text
-    )
+    assert "Cost: 50 % of the fastest run's tokens/s (as trained here: compare loosely); 25 % more active" in text
+
+
+def test_a_number_that_is_rounded_to_0_has_no_sign() -> None:
+    assert [number(value, 2) for value in (-0.001, 0.0, -0.01, -1234.0)] == ["0.00", "0.00", "−0.01", "−1,234.00"]
+    assert [number(value, 1, signed=True) for value in (0.04, -0.04, 0.05, -2.0)] == ["0.0", "0.0", "+0.1", "−2.0"]
 
 
 def test_everything_shown_is_defined(results: dict[str, Any]) -> None:
