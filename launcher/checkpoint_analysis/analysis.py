@@ -32,12 +32,13 @@ def analyze(checkpoints: Sequence[str], request: Request, out: Path) -> int:
     Raises:
         CheckpointError, ConfigError, DataError: no checkpoint could be analysed; why the first could not.
     """
-    _refuse_trainings(out)
-    analyse = _analysis(checkpoints, request)
     names = _names(checkpoints)
+    _refuse_trainings(out, [out / f"{label}-seed{seed}" for label, seed in names])
+    analyse = _analysis(checkpoints, request)
     failures: dict[str, str] = {}
     first: BaseException | None = None
     runs: dict[str, dict[str, str]] = {}
+    tokenizers: set[str] = set()
     for checkpoint, (label, seed) in zip(checkpoints, names, strict=True):
         log(f"analysing {checkpoint}")
         runs.setdefault(label, {"description": checkpoint})
@@ -51,6 +52,7 @@ def analyze(checkpoints: Sequence[str], request: Request, out: Path) -> int:
             log(f"{checkpoint} failed: {error}")
         else:
             runs[label] = {"description": result.description}
+            tokenizers.add(result.summary["tokenizer"])
             _write(_emptied(folder), result)
     if first is not None and len(failures) == len(checkpoints):
         raise first
@@ -63,6 +65,8 @@ def analyze(checkpoints: Sequence[str], request: Request, out: Path) -> int:
         "runs": runs,
     }
     write_atomically(out / "suite.yaml", to_yaml(suite))
+    if len(tokenizers) > 1:
+        log("the checkpoints have different tokenizers: their losses are per token and cannot be compared")
     print_report(out)
     return 1 if failures else 0
 
@@ -122,12 +126,27 @@ def _names(checkpoints: Sequence[str]) -> list[tuple[str, int]]:
     return [(name, 1) for name in unique]
 
 
-def _refuse_trainings(out: Path) -> None:
-    """Raises ConfigError if the folder holds something else than an analysis."""
-    suite = out / "suite.yaml"
-    content: Any = yaml.safe_load(suite.read_text(encoding="utf-8")) if suite.is_file() else {}
-    if (out / "config.yaml").exists() or (isinstance(content, dict) and "experiment" in content):
+def _refuse_trainings(out: Path, targets: Sequence[Path]) -> None:
+    """Raises ConfigError if a folder that would be replaced holds something else than an analysis."""
+    configs = [_yaml(folder / "config.yaml") for folder in targets]
+    suite = _yaml(out / "suite.yaml")
+    if (
+        (out / "config.yaml").exists()
+        or (suite is not None and "analysis" not in suite)
+        or any(config is not None and "analysed" not in config for config in configs)
+    ):
         raise ConfigError(f"{out} holds trainings, which an analysis must not overwrite; choose another --out")
+
+
+def _yaml(path: Path) -> dict[str, Any] | None:
+    """The mapping in a file, an empty one if it holds something else; None without the file."""
+    if not path.is_file():
+        return None
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def _emptied(folder: Path) -> RunFolder:

@@ -57,7 +57,7 @@ class HubAnalysis:
         routers, model_type = recorder.routers, loaded.model.config.model_type
         dense = sorted(set(range(loaded.model.config.num_hidden_layers)) - {router.layer for router in routers})
         if dense:
-            log(f"{name}: blocks {', '.join(map(str, dense))} are dense and left out")
+            log(f"{name}: dense and left out: block {', '.join(map(str, dense))}")
         try:
             arrays = recorder.run()
         except torch.OutOfMemoryError as error:
@@ -69,6 +69,13 @@ class HubAnalysis:
         log(
             f"{name}: {tokens:,} tokens of {len(passages.texts):,} passages; padding and special tokens are not counted"
         )
+        cut = recorder.cut_shares()
+        if any(cut.values()):
+            most = max(cut, key=lambda domain: cut[domain])
+            log(
+                f"{name}: passages of more than {self.length} tokens were cut, most in {most} ({cut[most]:.0%}); "
+                "--sequence-length reads more of them"
+            )
         return Result(
             step=0,
             description=(
@@ -76,7 +83,7 @@ class HubAnalysis:
             ),
             evaluation=arrays,
             config={
-                "checkpoint": name,
+                "analysed": name,
                 "routing": {"router": {"name": model_type}},
                 "evaluation": {"split": self.split, "mix": request.mix.name, "sequence_length": self.length},
                 "moe_blocks": [router.layer for router in routers],
@@ -89,6 +96,8 @@ class HubAnalysis:
                 "learned": True,
                 "causal": True,
                 "evaluated_tokens": tokens,
+                "tokenizer": recorder.tokens.digest,
+                "cut_passages": cut,
                 "dtype": str(loaded.model.dtype).removeprefix("torch."),
                 **made_here(request.device),
                 "versions": surroundings.versions() | {"transformers": metadata.version("transformers")},

@@ -7,14 +7,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
 from moe_testbed.launcher.checkpoint_analysis.families import FAMILIES, Family
+from moe_testbed.launcher.checkpoint_analysis.request import Dtype
 from moe_testbed.launcher.errors import CheckpointError, ConfigError
-
-Dtype = Literal["auto", "float32", "bfloat16"]
 
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 

@@ -5,6 +5,8 @@ Shape legend: N passages, B passages of a batch, L positions, C clusters, D doma
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -90,6 +92,7 @@ class TokenBatch:
         token_ids_BL, attended_BL: input; attended_BL is False for padding.
         targets_BL: next tokens.
         counted_BL: tokens of the text whose successor is of the text, too; padding and special tokens are not.
+        cut_B: the passage has more tokens than are read.
     """
 
     first: int
@@ -97,6 +100,7 @@ class TokenBatch:
     attended_BL: Tensor
     targets_BL: Tensor
     counted_BL: Tensor
+    cut_B: list[bool]
 
 
 class Tokens:
@@ -117,6 +121,12 @@ class Tokens:
             if token not in self.special:
                 break
             self.prefix.append(token)
+
+    @property
+    def digest(self) -> str:
+        """The same for tokenizers with the same pieces, whose losses per token can be compared."""
+        pieces = json.dumps(self.tokenizer.get_vocab(), sort_keys=True)
+        return hashlib.sha256(pieces.encode()).hexdigest()[:16]
 
     def batches(self, passages: Passages, batch_size: int, device: torch.device) -> Iterator[TokenBatch]:
         """All passages in order, each batch as long as its longest."""
@@ -141,4 +151,5 @@ class Tokens:
             attended[:, :-1].to(device),
             token_ids[:, 1:].to(device),
             (text[:, :-1] & text[:, 1:]).to(device),
+            [len(self.prefix) + len(ids) > self.length + 1 for ids in encoded],
         )

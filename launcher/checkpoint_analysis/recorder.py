@@ -63,6 +63,7 @@ class Recorder:
         # Another label for every passage: what counts show by chance.
         order = np.random.default_rng(0).permutation(len(passages.texts))
         self.shuffled_N = passages.domain_N[order]
+        self.cut_N = np.zeros(len(passages.texts), dtype=np.bool_)
         self.tables = RoutingTables(
             len(self.routers),
             len(passages.domains),
@@ -80,7 +81,11 @@ class Recorder:
         """Reads all passages.
 
         Returns:
-            The arrays of an evaluation file; losses in nats per token of the model's own tokenizer.
+            The arrays of an evaluation file; losses in nats per token of the model's own tokenizer. Passages differ in
+            length: the plain mean of ``sequence_loss_N`` over a domain is its loss per token all the same.
+
+        Raises:
+            CheckpointError: a router was not called or returned something else, or a domain has no token that counts.
         """
         passages = self.passages
         loss_sum_N = torch.zeros(len(passages.texts), dtype=torch.float64, device=self.device)
@@ -98,12 +103,21 @@ class Recorder:
                 )
             loss_sum_N[rows] = self._losses(hidden_BLH, batch)
             tokens_N[rows] = batch.counted_BL.sum(1)
+            self.cut_N[rows] = batch.cut_B
         domain_N = torch.from_numpy(passages.domain_N).to(self.device)
         D = len(passages.domains)
+        tokens_D = torch.zeros(D, dtype=torch.int64, device=self.device).index_add_(0, domain_N, tokens_N)
+        if not tokens_D.all():
+            name = passages.domains[int((tokens_D == 0).nonzero()[0])]
+            raise CheckpointError(
+                f"the tokenizer makes no countable token of the domain '{name}', only special ones: it does not know "
+                "its characters; give another one with --tokenizer, or a mix without this domain"
+            )
+        loss_sum_D = torch.zeros(D, dtype=torch.float64, device=self.device).index_add_(0, domain_N, loss_sum_N)
         arrays = {
-            "tokens_D": torch.zeros(D, dtype=torch.int64, device=self.device).index_add_(0, domain_N, tokens_N),
-            "loss_sum_D": torch.zeros(D, dtype=torch.float64, device=self.device).index_add_(0, domain_N, loss_sum_N),
-            "sequence_loss_N": loss_sum_N / tokens_N.clamp(min=1),
+            "tokens_D": tokens_D,
+            "loss_sum_D": loss_sum_D,
+            "sequence_loss_N": _linearised(loss_sum_N, tokens_N, domain_N, loss_sum_D / tokens_D),
         }
         return {name: array.cpu().numpy() for name, array in arrays.items()} | {
             **self.tables.arrays(),
@@ -112,6 +126,11 @@ class Recorder:
             "sequence_cluster_N": passages.cluster_N,
             "cluster_domain_C": passages.cluster_domain_C,
         }
+
+    def cut_shares(self) -> dict[str, float]:
+        """Of each domain the share of passages that had more tokens than are read, once they were read."""
+        passages = self.passages
+        return {name: float(self.cut_N[passages.domain_N == d].mean()) for d, name in enumerate(passages.domains)}
 
     def _batches(self) -> Iterator[TokenBatch]:
         return self.tokens.batches(self.passages, self.batch_size, self.device)
@@ -180,3 +199,15 @@ def active_parameters(model: nn.Module, routers: list[RouterModule], top_k: int)
     experts = sum(parameter.numel() for name, parameter in model.named_parameters() if ".mlp.experts." in name)
     total = sum(parameter.numel() for parameter in model.parameters())
     return total - experts + experts * top_k // len(routers[0].vectors_ED)
+
+
+def _linearised(loss_sum_N: Tensor, tokens_N: Tensor, domain_N: Tensor, loss_D: Tensor) -> Tensor:
+    """``L_d + (s_n - L_d t_n) N_d / t_d`` for a passage of t_n tokens and summed loss s_n, [N].
+
+    Its mean over the N_d passages of a domain is the domain's loss per token, L_d, and its variance that of this ratio
+    (delta method), so that what resamples sequences of equal length serves passages of any length.
+    """
+    sizes_D = torch.bincount(domain_N, minlength=len(loss_D))
+    tokens_D = torch.zeros_like(sizes_D).index_add_(0, domain_N, tokens_N)
+    loss_N = loss_D[domain_N]
+    return loss_N + (loss_sum_N - loss_N * tokens_N) * (sizes_D / tokens_D)[domain_N]

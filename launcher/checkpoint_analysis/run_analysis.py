@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from moe_testbed.data.fetch import file_sha256
 from moe_testbed.data.manifest import describe_texts
 from moe_testbed.data.splits import SPLITS, VALIDATION
 from moe_testbed.data.store import Store
@@ -74,6 +75,7 @@ class RunAnalysis:
                 "learned": config.routing.router.learned,
                 "causal": config.causal,
                 "evaluated_tokens": tokens,
+                "tokenizer": file_sha256(run.store.tokenizer_path)[:16],
                 **made_here(self.request.device),
                 "versions": surroundings.versions(),
             },

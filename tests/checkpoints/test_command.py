@@ -215,6 +215,18 @@ def test_trainings_are_not_overwritten(
         run_here([checkpoint], alphabets_mix, tmp_path, monkeypatch)
 
 
+def test_a_training_is_not_overwritten_by_its_own_analysis(
+    checkpoint: Path, alphabets_mix: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "runs"
+    folder = out / f"{checkpoint.name}-seed1"
+    (folder / "checkpoints").mkdir(parents=True)
+    (folder / "config.yaml").write_text("name: tiny\n")
+    with pytest.raises(ConfigError, match="holds trainings, which an analysis must not overwrite"):
+        run_here([checkpoint], alphabets_mix, out, monkeypatch)
+    assert (folder / "checkpoints").is_dir()
+
+
 @pytest.mark.parametrize(
     "paths, names",
     [
@@ -226,6 +238,20 @@ def test_trainings_are_not_overwritten(
 )
 def test_labels_and_seeds_come_from_the_folders(paths: list[str], names: list[tuple[str, int]]) -> None:
     assert analysis._names(paths) == names
+
+
+def test_losses_of_different_tokenizers_are_not_compared(
+    checkpoint: Path, alphabets_mix: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    tokenizer = models.make_tokenizer()
+    tokenizer.add_tokens(["ab"])
+    other = models.save(models.make_model("olmoe", vocab_size=models.VOCAB_SIZE + 1), tmp_path / "olmoe", tokenizer)
+    said = "the checkpoints have different tokenizers: their losses are per token and cannot be compared"
+    assert run_here([checkpoint, other], alphabets_mix, tmp_path / "two", monkeypatch, sequence_length=16) == 0
+    assert said in capsys.readouterr().err
+    assert run_here([checkpoint, checkpoint], alphabets_mix, tmp_path / "one", monkeypatch, sequence_length=16) == 0
+    assert said not in capsys.readouterr().err
 
 
 def test_all_checkpoints_read_the_same_passages(checkpoint: Path, alphabets_mix: Path, tmp_path: Path) -> None:

@@ -112,8 +112,11 @@ def test_records_what_the_family_says(name: str, passages: Passages) -> None:
         for y in range(len(routers)):
             expected = [vocabulary[y, number, expert] for expert in range(models.EXPERTS)]
             assert arrays["vocabulary_counts_YVE"][y, row].tolist() == expected
-    np.testing.assert_allclose(arrays["sequence_loss_N"], [np.mean(row) for row in losses], rtol=1e-5)
     sums = np.bincount(passages.domain_N, [np.sum(row) for row in losses])
+    for row, domain, found in zip(losses, passages.domain_N, arrays["sequence_loss_N"], strict=True):
+        per_token, passages_per_token = sums[domain] / tokens[domain], sum(passages.domain_N == domain) / tokens[domain]
+        expected = per_token + sum(loss - per_token for loss in row) * passages_per_token
+        np.testing.assert_allclose(found, expected, rtol=1e-5)
     np.testing.assert_allclose(arrays["loss_sum_D"], sums, rtol=1e-5)
     assert not arrays["dropped_YDE"].any()
 
@@ -171,6 +174,13 @@ def test_a_router_that_returns_something_else_is_refused() -> None:
     for output in (logits, (logits, torch.zeros(3, 2)), (logits, torch.zeros(3, 2), torch.zeros(3, 2))):
         with pytest.raises(CheckpointError, match=r"transformers \d.* is not one that this was made for"):
             read_output(output, FAMILIES["olmoe"], 3)
+
+
+def test_a_domain_that_the_tokenizer_does_not_know_is_named() -> None:
+    alphabets = {"latin": models.ALPHABETS["latin"], "thai": "กขฃคฅฆง"}
+    passages = cut_passages(models.make_documents(2, 20, alphabets), LENGTH, per_domain=2)
+    with pytest.raises(CheckpointError, match=r"no countable token of the domain 'thai'.*--tokenizer"):
+        record(models.make_model("mixtral"), passages, "mixtral")
 
 
 def test_a_router_that_does_not_choose_is_refused(passages: Passages) -> None:

@@ -198,7 +198,14 @@ def test_elements_of_a_page_are_documents():
 
 def test_a_page_is_one_document_without_tags():
     (text,) = HtmlText().texts(PAGE.encode())
-    assert text.startswith("Rights & duties\n\nPreamble\n\nWhereas all are free—\n\n1\n\nOne. More\n\ninside\n\nbetween")
+    assert text.split("\n\n")[:6] == [
+        "Rights & duties",
+        "Preamble",
+        "Whereas all are free—",
+        "1",
+        "One. More",
+        "inside",
+    ]
     assert "Not shown" not in text and "color" not in text and "var" not in text
 
 
