@@ -8,15 +8,27 @@ from __future__ import annotations
 
 import zipfile
 import zlib
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-DAMAGED = (OSError, ValueError, KeyError, EOFError, NotImplementedError, zipfile.BadZipFile, zlib.error)
+DAMAGED = (OSError, ValueError, TypeError, KeyError, EOFError, NotImplementedError, zipfile.BadZipFile, zlib.error)
 """What reading a file that was cut off, overwritten or never was an .npz raises."""
+
+COUNTS = (
+    "counts_top_1_YDE",
+    "counts_top_k_YDE",
+    "dropped_YDE",
+    "shuffled_counts_top_k_YDE",
+    "cluster_counts_YCE",
+    "vocabulary_counts_YVE",
+)
+"""Arrays of finite numbers of at least 0."""
+DOMAIN_NUMBERS = ("sequence_domain_N", "cluster_domain_C", "owner_YE", "group_YE")
+"""Arrays of numbers of domains, -1 for none."""
 
 Integers = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -104,7 +116,18 @@ def read_evaluation(folder: Path, last_step: int) -> tuple[Evaluation, list[str]
     if np.any(content["tokens_D"] <= 0):
         raise ValueError("a domain has no tokens in it")
     content["loss_D"] = content["loss_sum_D"].astype(np.float64) / content["tokens_D"]
-    return _record(Evaluation, content, first=("counts_top_k_YDE", "sequence_loss_N"))
+    found, left_out = _record(Evaluation, content, first=("counts_top_k_YDE", "sequence_loss_N"))
+    counts_YDE = found.counts_top_k_YDE
+    if len(counts_YDE) and not counts_YDE.size:
+        raise ValueError(f"counts_top_k_YDE has shape {counts_YDE.shape}: no domains, or no experts")
+    if not np.any(found.sequence_domain_N >= 0):
+        raise ValueError("none of its sequences has a domain")
+    if np.any(found.dropped_YDE > counts_YDE):
+        raise ValueError("dropped_YDE exceeds counts_top_k_YDE, of which it is a part")
+    if found.cluster_domain_C is not None and not np.any(found.cluster_domain_C >= 0):
+        left_out.append("cluster_domain_C has no domain in it")
+        found = replace(found, cluster_domain_C=None)
+    return found, left_out
 
 
 def read_statistics(path: Path) -> Statistics:
@@ -169,6 +192,16 @@ def _misfit(name: str, array: NDArray[Any], axes: str, sizes: dict[str, int]) ->
         size is None or size == found for size, found in zip(expected, array.shape, strict=False)
     )
     if fits:
-        return None
+        return _out_of_range(name, array, sizes)
     wanted = " x ".join(axis if size is None else f"{size} {axis}" for axis, size in zip(axes, expected, strict=True))
     return f"{name} has shape {tuple(array.shape)} instead of {wanted}"
+
+
+def _out_of_range(name: str, array: NDArray[Any], sizes: dict[str, int]) -> str | None:
+    if array.dtype.kind not in "biuf":
+        return f"{name} has values of type {array.dtype} instead of numbers"
+    if name in COUNTS and not np.all((array >= 0) & np.isfinite(array)):
+        return f"{name} has counts that are negative or not finite"
+    if name in DOMAIN_NUMBERS and not np.all((array >= -1) & (array < sizes["D"])):
+        return f"{name} has values from {array.min()} to {array.max()} instead of -1 to {sizes['D'] - 1}"
+    return None

@@ -33,10 +33,11 @@ DEFINITIONS = (
         "(L_control − L_router) / (L_control − L_reference)",
         "0 is the control, 1 the reference; may lie outside",
         "How much of what the domain labels are worth a router finds by itself. The control has the reference's "
-        "structure with labels permuted among sequences. The reference is its best form by this loss. The 95 % "
-        "interval is a paired bootstrap: over seeds, or, with one seed, over documents within each domain; the latter "
-        "leaves out the noise of training, and over few seeds the interval is little more than their range. It is "
-        "undefined where the reference's lead over its control is within its own noise.",
+        "structure with labels permuted among sequences. The reference is its best form by this loss. The "
+        "interval, at nominally 95 %, is a paired bootstrap: over seeds, or, with one seed, over documents within each "
+        "domain; the latter leaves out the noise of training. Over two or three seeds the interval is their range, "
+        "which holds the truth in about one of two cases, or three of four. Recovered is undefined where the "
+        "reference's lead over its control is within its own noise.",
     ),
     Definition(
         "domain_information",
@@ -58,8 +59,8 @@ DEFINITIONS = (
         "Above shuffled",
         "domain information less that of shuffled labels",
         "−1 to 1; 0 is chance",
-        "What the words of a verdict go by. Its interval is that of domain information, moved by the shuffled level: "
-        "one permutation, whose own noise is not in it.",
+        "What the words of a verdict go by. Over documents its interval is that of domain information, from which the "
+        "bias by chance is taken off already, so that 0 is no information; widened to hold the estimate where need be.",
     ),
     Definition(
         "nmi_geometric",
@@ -191,9 +192,10 @@ DEFINITIONS = (
         "specificity",
         "Specificity",
         "Σ damage to the domain that the barred expert serves most / Σ damage to all domains",
-        "0 to 1; 1/D if all domains suffer alike",
-        "Of the damage above 0 that barring one expert at a time does, on a sample. Blind to how large the damage is: "
-        "noise alone gives about 1/D.",
+        "0 to 1; purity if all tokens of an expert suffer alike",
+        "Of the damage above 0 that barring one expert at a time does, on a sample. Compare it with purity, the share "
+        "of its tokens that an expert gets from that domain. Blind to how large the damage is: noise alone gives about "
+        "1/D.",
     ),
     Definition(
         "ablation_damage",
@@ -207,21 +209,24 @@ DEFINITIONS = (
         "Damage by its mean",
         "as damage without an expert, its output replaced by its mean over the tokens that use it",
         "nats per token",
-        "What barring costs and this does not is what any stand-in could provide.",
+        "It keeps the choice and removes what depends on the token; barred, the token chooses again. Either may cost "
+        "more.",
     ),
     Definition(
         "keep_only_group",
         "Own group only",
         "L when every token may use only the experts matched to its domain − L",
         "nats per token",
-        "The price of being kept to one's own domain's experts, in all layers at once.",
+        "The price of being kept to one's own domain's experts, in all layers at once. A router that reads the label "
+        "is told this domain's; the control ignores what it is told.",
     ),
     Definition(
         "forced_elsewhere",
         "Others' groups only",
         "L when every token may use only another domain's experts − L, mean over the other domains",
         "nats per token",
-        "What it is worth which experts a domain uses. The matrix of all pairs of domains is forced_matrix.",
+        "What it is worth which experts a domain uses. A router that reads the label is told another domain's; the "
+        "control ignores what it is told. The matrix of all pairs of domains is forced_matrix.",
     ),
     Definition(
         "expert_cosine",
@@ -236,7 +241,14 @@ DEFINITIONS = (
         "‖YᵀX‖² / (‖XᵀX‖ ‖YᵀY‖), centred, mean over pairs",
         "0 to 1",
         "Whether outputs have the same geometry up to rotation and scale. Needs several times as many tokens as "
-        "dimensions.",
+        "dimensions: read it as what exceeds CKA by chance.",
+    ),
+    Definition(
+        "cka_chance",
+        "CKA by chance",
+        "D / (T + D) for outputs of width D on T tokens",
+        "0 to 1",
+        "About what the outputs of independent experts have.",
     ),
     Definition(
         "effective_rank",
@@ -261,11 +273,12 @@ DEFINITIONS = (
         "redundant, or one domain's two experts.",
     ),
     Definition(
-        "even_share",
-        "Even partner",
+        "mean_share",
+        "Mean partner",
         "mean over pairs of N_ij / N_i",
-        "0 to 1",
-        "What an even choice of partners gives.",
+        "0 to 1; (k − 1)/(E − 1) for k choices a token",
+        "What a partner shares on average. No level of chance for the strongest: the largest of E − 1 shares exceeds "
+        "their mean by noise alone.",
     ),
     Definition(
         "token_information",

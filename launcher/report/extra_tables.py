@@ -78,8 +78,8 @@ def _training(runs: Sequence[Results]) -> Iterator[ExtraTable]:
     rows = []
     for run in having:
         layers = run["over_training"]["settled_step"]["layers"]
-        layers += [{"mean": None}] * (num_layers - len(layers))
-        rows.append((Cell(run["label"]), *(_step(layer["mean"]) for layer in layers)))
+        missing = [Cell(NOTHING)] * (num_layers - len(layers))
+        rows.append((Cell(run["label"]), *(_step(layer["mean"]) for layer in layers), *missing))
     yield ExtraTable(
         "training",
         "When each layer settles",
@@ -137,9 +137,10 @@ def _causal(runs: Sequence[Results]) -> Iterator[ExtraTable]:
         "causes",
         "causal",
         "What happens without an expert, and with others' experts",
-        f"{sample}Changes of loss in nats per token. The bounds are 95 % bootstrap intervals, over seeds or else over "
-        "the sample's sequences. Routers without scores (hash, random) have no second choice: what they may not use "
-        "falls away.",
+        f"{sample}Changes of loss in nats per token. The bounds are bootstrap intervals at nominally 95 %, over "
+        "seeds, where few make them little more than a range, or else over the sample's sequences. Routers without "
+        "scores (hash, random) have no second choice: what they may not use falls away. Those that read the label are "
+        "told another one; the control ignores it.",
         (
             Measure("Specificity", "specificity"),
             Measure("Damage without an expert", "ablation_damage", 3),
@@ -160,6 +161,7 @@ def _redundancy(runs: Sequence[Results]) -> Iterator[ExtraTable]:
         (
             Measure("Output cosine", "expert_cosine"),
             Measure("Output CKA", "expert_cka"),
+            Measure("CKA by chance", "cka_chance"),
             Measure("Effective rank", "effective_rank", 1),
             Measure("Weight cosine", "weight_cosine"),
         ),
@@ -169,10 +171,10 @@ def _redundancy(runs: Sequence[Results]) -> Iterator[ExtraTable]:
         "coactivation",
         "redundancy",
         "Co-activation",
-        "How much of an expert's tokens its most frequent partner shares, and what an even choice of partners gives.",
+        "How much of an expert's tokens its most frequent partner shares, and how much a partner does on average.",
         (
             Measure("Strongest partner", "mean_strongest_share", 0, in_percent=True),
-            Measure("Even partner", "even_share", 0, in_percent=True),
+            Measure("Mean partner", "mean_share", 0, in_percent=True),
         ),
     )
 

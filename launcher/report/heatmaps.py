@@ -45,26 +45,31 @@ def draw_routing(
 ) -> Figure:
     """Domains x experts, one map per layer, experts sorted by owner; colours end at the share D/E.
 
-    D/E is each expert's share of its domain where experts are divided evenly among domains and used by them alone.
+    D/E is each expert's share of its domain where experts are divided evenly among domains and used by them alone. Of
+    more domains than experts none has an expert alone, and colours end at four times the even share.
     """
     maps = []
     for layer in layers:
         owner_E, order_E = owners(counts_YDE[layer])
         sorted_E = owner_E[order_E]
-        firsts = np.flatnonzero(np.diff(sorted_E, prepend=-1))
+        firsts = np.flatnonzero(np.diff(sorted_E, prepend=-2))
         maps.append(
             Map(
                 conditional(counts_YDE[layer])[:, order_E],
                 domains,
-                [(int(first), domains[sorted_E[first]]) for first in firsts],
+                [(int(first), domains[owner] if (owner := sorted_E[first]) >= 0 else "unused") for first in firsts],
                 f"MoE layer {layer}",
                 f"{len(order_E)} experts, by the domain that they serve most",
                 "share of the domain's assignments",
                 0.0,
-                min(1.0, len(domains) / len(order_E)),
+                _brightest(len(domains), len(order_E)),
             )
         )
     return _draw(maps, columns)
+
+
+def _brightest(num_domains: int, num_experts: int) -> float:
+    return num_domains / num_experts if num_domains <= num_experts else min(1.0, 4 / num_experts)
 
 
 def draw_causes(

@@ -72,7 +72,7 @@ HEADINGS = {
         "Experts",
         "Share of each domain's assignments by expert; experts are ordered by the domain that they serve most, with a "
         "white line where it changes. The colours are the same for every run: yellow is each expert's share if experts "
-        "were divided evenly among domains.",
+        "were divided evenly among domains, or four times the even share where domains outnumber experts.",
     ),
     "agreement": Heading("Agreement with the reference's groups", "Agreement"),
     "layers": Heading("Layer by layer", "Layers"),

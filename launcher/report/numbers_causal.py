@@ -50,8 +50,11 @@ def causes(analyses: Sequence[Analysis], domains: Sequence[str]) -> Results | No
     }
 
 
-def redundancy(analyses: Sequence[Analysis]) -> Results | None:
-    """How alike experts are: means over the pairs of each layer, and the rank of their stacked outputs."""
+def redundancy(analyses: Sequence[Analysis], widths: Sequence[object] = ()) -> Results | None:
+    """How alike experts are: means over the pairs of each layer, and the rank of their stacked outputs.
+
+    widths: model.hidden_size of each training analysed, for `cka_chance`, which is None where one is not known.
+    """
 
     def pairs(name: str, mean: Callable[[Floats], float]) -> Results | None:
         def of_layers(analysis: Analysis) -> list[float] | None:
@@ -71,7 +74,15 @@ def redundancy(analyses: Sequence[Analysis]) -> Results | None:
     if not any(value is not None for value in found.values()):
         return None
     tokens = [analysis.redundancy_tokens for analysis in analyses if analysis.redundancy_tokens is not None]
-    return {**found, "tokens": min(tokens) if tokens else None}
+    return {**found, "cka_chance": _cka_chance(tokens, widths), "tokens": min(tokens) if tokens else None}
+
+
+def _cka_chance(tokens: Sequence[int], widths: Sequence[object]) -> Results | None:
+    """What independent outputs of width D on T tokens have: about D / (T + D)."""
+    known = [width for width in widths if isinstance(width, int)]
+    if not known or not len(known) == len(widths) == len(tokens):
+        return None
+    return stat([width / (num_tokens + width) for width, num_tokens in zip(known, tokens, strict=True)])
 
 
 def _ablation(analyses: Sequence[Analysis], losses: str, measures: dict[str, Measure]) -> Results:

@@ -52,11 +52,10 @@ def routing(evaluations: Sequence[Evaluation]) -> Results:
         for form, table in tables.items()
     }
     top_k = found["top_k"]
-    shuffled = [
+    top_k["domain_information_shuffled"] = layered(
         [metrics.domain_information(counts_DE) for counts_DE in evaluation.shuffled_counts_top_k_YDE]
         for evaluation in evaluations
-    ]
-    top_k["domain_information_shuffled"] = layered(shuffled)
+    )
     top_k["domain_information_above_shuffled"] = layered(map(_above_shuffled, evaluations))
     if len(evaluations) > 1:
         for name in (*BOUNDED, "domain_information_above_shuffled"):
@@ -64,13 +63,14 @@ def routing(evaluations: Sequence[Evaluation]) -> Results:
     elif evaluations:
         for name in BOUNDED:
             top_k[name] |= _over_documents(evaluations[0], METRICS[name])
-        # The shuffled level is one figure: the bounds of what exceeds it are those of the information, less this.
-        information, level = top_k["domain_information"], over_layers(shuffled[0])
-        top_k["domain_information_above_shuffled"] |= {
-            name: information[name] if name == "over" else information[name] - level
-            for name in ("low", "high", "over")
-            if name in information
-        }
+        information, above = top_k["domain_information"], top_k["domain_information_above_shuffled"]
+        if "low" in information:
+            # The bias that the shuffled level measures is off the information's interval already: it is taken as it is.
+            above |= {
+                "low": min(information["low"], above["mean"]),
+                "high": max(information["high"], above["mean"]),
+                "over": information["over"],
+            }
     return found
 
 
@@ -127,16 +127,16 @@ def router(evaluations: Sequence[Evaluation]) -> Results | None:
 
 
 def coactivation(evaluations: Sequence[Evaluation]) -> Results | None:
-    """How far experts work in fixed pairs, with the value that chance gives as many choices."""
+    """How far experts work in fixed pairs: what the strongest partner shares, and what the mean one does."""
 
     def strongest(evaluation: Evaluation) -> list[float] | None:
         return _each(metrics.mean_strongest_share, evaluation.coactivation_YEE)
 
-    def even(evaluation: Evaluation) -> list[float] | None:
-        return _each(_even_share, evaluation.coactivation_YEE)
+    def mean(evaluation: Evaluation) -> list[float] | None:
+        return _each(_mean_share, evaluation.coactivation_YEE)
 
     return _unless_empty(
-        {"mean_strongest_share": by_layer(evaluations, strongest), "even_share": by_layer(evaluations, even)}
+        {"mean_strongest_share": by_layer(evaluations, strongest), "mean_share": by_layer(evaluations, mean)}
     )
 
 
@@ -213,7 +213,7 @@ def _each(metric: Metric, tables_Y: NDArray[np.float64] | NDArray[np.int64] | No
     return None if tables_Y is None else [metric(table) for table in tables_Y.astype(np.float64)]
 
 
-def _even_share(coactivation_EE: NDArray[np.float64]) -> float:
+def _mean_share(coactivation_EE: NDArray[np.float64]) -> float:
     """The mean of N_ij / N_i over all pairs: (k - 1) / (E - 1) for k choices a token, whatever the router does."""
     return float(np.nanmean(metrics.coactivation(coactivation_EE))) if np.diag(coactivation_EE).any() else math.nan
 

@@ -15,7 +15,7 @@ from moe_testbed.launcher.report.layout import Image, Section, grouped, sections
 from moe_testbed.launcher.report.pairwise import pairs
 from moe_testbed.launcher.report.records import Suite
 from moe_testbed.launcher.report.results import ranked
-from moe_testbed.launcher.report.table import COLUMNS, LEGEND, Column, status
+from moe_testbed.launcher.report.table import Column, legend, shown_columns, status, topic
 from moe_testbed.launcher.report.templates import render_template
 from moe_testbed.launcher.report.words import NOTHING, failures, headlines, verdict
 
@@ -35,13 +35,13 @@ def render(suite: Suite, results: dict[str, Any], pictures: list[Picture], table
     """The page. Everything that comes from a run's folder is escaped."""
     runs = ranked(results)
     labels = [run["label"] for run in runs]
-    groups = grouped(COLUMNS)
+    groups = grouped(shown_columns(results))
     columns = [column for group in groups for column in (*group.main, *group.more)]
     parts = sections([as_image(picture, labels) for picture in pictures], [*domain_tables(results), *tables])
     compared = [run["label"] for run in runs if run["loss"]["mean"] is not None]
     return render_template(
         "report.html",
-        suite=results["suite"],
+        title=f"{results['suite']}: {topic(results)}",
         subtitle=_subtitle(suite, results),
         headlines=headlines(results),
         links=_links(parts, compared),
@@ -50,7 +50,7 @@ def render(suite: Suite, results: dict[str, Any], pictures: list[Picture], table
         columns=columns,
         more=[column for group in groups for column in group.more],
         rows=[{"run": run, "status": status(run), "cells": [column.cell(run) for column in columns]} for run in runs],
-        legend=LEGEND,
+        legend=legend(columns),
         missing=[*failures(runs), *results["notes"]],
         embedded_data=_embedded_data(suite, results, runs, columns),
         verdicts=[verdict(run, results) for run in runs],
@@ -124,11 +124,12 @@ def as_image(picture: Picture, labels: list[str]) -> Image:
 
 def _subtitle(suite: Suite, results: dict[str, Any]) -> str:
     finished = sum(training.evaluation is not None for training in suite.trainings)
-    steps = sorted({training.steps for training in suite.trainings if training.evaluation is not None})
+    steps = sorted({training.steps for training in suite.trainings if training.evaluation is not None} - {0})
+    done = "checkpoints analysed" if suite.analysis else "trainings finished"
     parts = [
         _count(len(results["runs"]), "run"),
         _count(len(suite.seeds), "seed"),
-        f"{finished} of {len(suite.trainings)} trainings finished",
+        f"{finished} of {len(suite.trainings)} {done}",
         _count(len(results["domains"]), "domain"),
     ]
     if steps:
@@ -185,7 +186,9 @@ def _reproduction(suite: Suite) -> dict[str, Any]:
         "commits": each("commit"),
         "hardware": each("hardware"),
         "versions": versions,
-        "suite": yaml.safe_dump(yaml.safe_load((suite.folder / "suite.yaml").read_text()), sort_keys=False),
+        "suite": yaml.safe_dump(
+            yaml.safe_load((suite.folder / "suite.yaml").read_text(encoding="utf-8")), sort_keys=False
+        ),
         "configs": {
             f"{training.label}, seed {training.seed}": yaml.safe_dump(training.config, sort_keys=False)
             for training in suite.trainings

@@ -40,16 +40,16 @@ class Training:
     @property
     def router(self) -> str:
         """Name of the router, `dense` for the dense baseline."""
-        if (self.config.get("model") or {}).get("dense_baseline"):
+        if self.setting("model", "dense_baseline"):
             return "dense"
-        return str(((self.config.get("routing") or {}).get("router") or {}).get("name", "unknown"))
+        return str(self.setting("routing", "router", "name") or "unknown")
 
     def curve(self, kind: str, key: str) -> NDArray[np.float64]:
         """The (step, value) pairs [n, 2] of one value in metrics.jsonl, the last one where a step was written twice."""
         pairs = {
             line["step"]: float(line[key])
             for line in self._lines
-            if line.get("kind") == kind and key in line and "step" in line
+            if line.get("kind") == kind and isinstance(line.get(key), int | float) and isinstance(line.get("step"), int)
         }
         return np.array(sorted(pairs.items()), dtype=np.float64).reshape(-1, 2)
 
@@ -69,12 +69,27 @@ class Training:
     @property
     def split(self) -> str:
         """Which split was evaluated: validation or tuning."""
-        return str((self.config.get("evaluation") or {}).get("split", "validation"))
+        return str(self.setting("evaluation", "split") or "validation")
+
+    @property
+    def sequence_length(self) -> int | None:
+        """Tokens of a sequence that was evaluated: a training's own, or what a model of the hub was given."""
+        return self.setting("evaluation", "sequence_length") or self.setting("data", "sequence_length")
+
+    def setting(self, *keys: str) -> Any:
+        """The value under these keys, one in the other, of the config; None if it is not there."""
+        value: Any = self.config
+        for key in keys:
+            value = value.get(key) if isinstance(value, dict) else None
+        return value
 
 
 @dataclass(frozen=True)
 class Suite:
-    """A suite folder: what suite.yaml says, and a training for every run and seed, missing ones included."""
+    """A suite folder: what suite.yaml says, and a training for every run and seed, missing ones included.
+
+    `analysis`: it is one of analysed checkpoints, of which the trainings are not known.
+    """
 
     name: str
     folder: Path
@@ -83,6 +98,7 @@ class Suite:
     control: str | None
     seeds: tuple[int, ...]
     trainings: tuple[Training, ...]
+    analysis: bool = False
 
     @property
     def notes(self) -> list[str]:
@@ -99,16 +115,20 @@ class Suite:
 
 
 def read_suite(suite_dir: Path) -> Suite:
-    """Read a suite folder. Raises ValueError if it has no readable suite.yaml; broken runs become failed trainings."""
+    """Read a suite folder; broken runs become failed trainings.
+
+    Raises ValueError, in one line, if suite.yaml cannot be read or does not say which trainings there are.
+    """
     path = suite_dir / "suite.yaml"
     try:
-        content = yaml.safe_load(path.read_text())
-    except (OSError, yaml.YAMLError) as error:
-        raise ValueError(f"{suite_dir} is not a suite's folder: {path.name} cannot be read ({error})") from None
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ValueError(f"{suite_dir} is not a suite's folder: {path.name} cannot be read ({_words(error)})") from None
     if not isinstance(content, dict) or not content.get("runs"):
         raise ValueError(f"{path} names no runs: a suite needs a mapping `runs` from labels to descriptions")
+    _check(path, content)
     runs = {str(label): run for label, run in content["runs"].items()}
-    seeds = tuple(int(seed) for seed in content.get("seeds") or (1,))
+    seeds = tuple(content.get("seeds") or (1,))
     reference = content.get("reference") or ()
     trainings = [read_training(suite_dir, label, seed) for label in runs for seed in seeds]
     return Suite(
@@ -119,14 +139,34 @@ def read_suite(suite_dir: Path) -> Suite:
         control=content.get("control"),
         seeds=seeds,
         trainings=tuple(_comparable(trainings)),
+        analysis="analysis" in content,
     )
+
+
+def _check(path: Path, content: dict[str, Any]) -> None:
+    """Raises ValueError if a key of suite.yaml that the report reads has a value of another kind than it must have."""
+    runs, seeds, reference, control = (content.get(key) for key in ("runs", "seeds", "reference", "control"))
+    different = (
+        isinstance(seeds, list)
+        and all(type(seed) is int and seed >= 0 for seed in seeds)
+        and len(set(seeds)) == len(seeds)
+    )
+    labels = isinstance(reference, list) and all(isinstance(label, str | int) for label in reference)
+    for key, fits, allowed in (
+        ("runs", isinstance(runs, dict), "a mapping from labels to descriptions"),
+        ("seeds", seeds is None or different, "a list of different whole numbers of at least 0, such as [1, 2]"),
+        ("reference", reference is None or isinstance(reference, str) or labels, "a label in runs, or a list of them"),
+        ("control", control is None or isinstance(control, str), "a label in runs"),
+    ):
+        if not fits:
+            raise ValueError(f"{path}: {key} is {content[key]!r}, but must be {allowed}")
 
 
 def read_training(suite_dir: Path, label: str, seed: int) -> Training:
     """Read one run folder. The state is finished, or failed, running or missing with a reason."""
     folder = suite_dir / f"{label}-seed{seed}"
     status = read_json(folder / "status.json")
-    step, steps = int(status.get("step") or 0), int(status.get("steps") or 0)
+    step, steps = (value if isinstance(value := status.get(key), int) else 0 for key in ("step", "steps"))
     state, reason = str(status.get("state", "missing")), status.get("reason")
     evaluation, analysis, notes = None, None, []
     if state == "finished":
@@ -208,7 +248,7 @@ def _description(run: object) -> str:
 
 def _yaml(path: Path) -> dict[str, Any]:
     try:
-        content = yaml.safe_load(path.read_text())
-    except (OSError, yaml.YAMLError):
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
         return {}
     return content if isinstance(content, dict) else {}

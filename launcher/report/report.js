@@ -148,7 +148,7 @@ function lead(first, second) {
 
 function sentence(one_, other, gap) {
   if (!gap) return ["caution", `The losses of ${one_.label} and ${other.label} cannot be compared: no seed finished in both with a finite loss, or their tokenizers differ.`];
-  const bounds = `95 % interval of the difference [${signed(gap.low, 3)}, ${signed(gap.high, 3)}] over ${where(gap)}`;
+  const bounds = `bootstrap interval of the difference [${signed(gap.low, 3)}, ${signed(gap.high, 3)}] over ${where(gap)}`;
   const size = `${Math.abs(gap.value).toFixed(3)} nats per token`;
   const causal = [one_, other].filter((run) => !run.causal).map((run) => ` ${run.label} is not causal: its loss is not one of a language model.`).join("");
   if (gap.low <= 0 && gap.high >= 0) return ["caution", `Within noise: the losses differ by ${size}, ${bounds}.${causal}`];

@@ -1,7 +1,7 @@
 """The numbers of a suite: what results.json, results.csv, the report and the terminal's table show.
 
 Every number is a mean over the seeds that finished, with their sample standard deviation as `spread` (null for one
-seed). Those that a verdict rests on have the bounds `low` and `high` of a 95 % bootstrap interval, `over` seeds where
+seed). Those that a verdict rests on have the bounds `low` and `high` of a bootstrap interval, `over` seeds where
 there are several, else over documents, or over the evaluation sequences where the documents are not known. Routing
 metrics come in the forms `top_1` and `top_k`, both before dropping, and `top_k_kept`, after dropping, where anything
 was dropped; each per MoE layer and averaged over layers. What a run did not record is null. A run that failed, was cut
@@ -93,7 +93,7 @@ def _measure(trainings: Sequence[Training], domains: Sequence[str]) -> tuple[Res
         """Arrays that fit can still make no sense: that costs the part, not the report."""
         try:
             return numbers()
-        except ValueError as error:
+        except (ValueError, IndexError) as error:
             notes.append(f"{trainings[0].label}: no numbers of {part}: {' '.join(str(error).split())}")
             return None
 
@@ -104,10 +104,15 @@ def _measure(trainings: Sequence[Training], domains: Sequence[str]) -> tuple[Res
         "router_measures": lenient("the router", lambda: numbers_routing.router(evaluations)),
         "coactivation": lenient("co-activation", lambda: numbers_routing.coactivation(evaluations)),
         "vocabulary": lenient("the vocabulary", lambda: numbers_routing.vocabulary(evaluations)),
-        "redundancy": lenient("redundancy", lambda: numbers_causal.redundancy(analyses)),
+        "redundancy": lenient(
+            "redundancy",
+            lambda: numbers_causal.redundancy(
+                analyses, [t.setting("model", "hidden_size") for t in trainings if t.analysis is not None]
+            ),
+        ),
         "causes": lenient("causes", lambda: numbers_causal.causes(analyses, domains)),
         "over_training": course,
-        **{name: stat([float(t.summary.get(name, math.nan)) for t in trainings]) for name in SUMMARY},
+        **{name: stat([_figure(training.summary.get(name)) for training in trainings]) for name in SUMMARY},
     }, notes
 
 
@@ -144,6 +149,11 @@ def _split(suite: Suite) -> str:
     """The split that was evaluated."""
     splits = {training.split for training in suite.trainings if training.evaluation is not None}
     return " or ".join(sorted(splits)) or "validation"
+
+
+def _figure(value: object) -> float:
+    """A summary's number, nan for anything else."""
+    return float(value) if isinstance(value, int | float) else math.nan
 
 
 def _empty_layers(trainings: Sequence[Training]) -> list[str]:

@@ -30,7 +30,7 @@ def draw_comparison(comparison: dict[str, Any]) -> Iterator[Picture]:
                     continue
                 comparable = metric != "loss" or pair["same"] != "nothing"
                 figure = _scatter(shown, place, metric, (names[0], names[place]), comparable)
-                caption = "Bars are 95 % intervals; a star is a reference, a cross the control."
+                caption = "Bars are bootstrap intervals; a star is a reference, a cross the control."
                 if comparable:
                     caption += f" Above the line a run has more in {names[place]}."
                 title = f"{FORMS[metric].title}: {names[place]} against {names[0]}"

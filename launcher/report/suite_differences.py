@@ -69,7 +69,7 @@ class Pair:
         data = [(training.manifest, training.split) for training in trainings]
         if not data or not data[0][0] or any(content != data[0] for content in data):
             return "nothing"
-        lengths = {(training.config.get("training") or {}).get("sequence_length") for training in trainings}
+        lengths = {training.sequence_length for training in trainings}
         first, last = trainings[0].evaluation, trainings[-1].evaluation
         assert first is not None and last is not None  # chosen above; all of one suite have the same sequences
         alike = (

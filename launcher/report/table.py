@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -97,11 +97,31 @@ COLUMNS = (
     Column("Parameters", "parameters", _parameters, in_terminal=False),
 )
 
-LEGEND = (
-    "Loss: nats per token of the evaluation split, mean over domains. Recovered: share of the reference's lead over "
-    "its control (95 % interval). Routing metrics: top-k choices, mean over layers; effective experts as a share of "
-    "the maximum's logarithm. ± is the standard deviation over seeds."
-)
+
+def topic(results: dict[str, Any]) -> str:
+    """What the suite is about: its title, after its name."""
+    return "routers against the reference" if results["reference"]["labels"] else "how experts are used"
+
+
+def shown_columns(results: dict[str, Any]) -> list[Column]:
+    """The columns that say anything: a suite that names neither reference nor control has nothing to recover."""
+    compares = (
+        results["reference"]["labels"]
+        or results["control"]
+        or any(run["recovered"]["value"] is not None for run in results["runs"])
+    )
+    return [column for column in COLUMNS if compares or column.metric != "recovered"]
+
+
+def legend(columns: Iterable[Column]) -> str:
+    """What these columns mean, in a line."""
+    recovered = "Recovered: share of the reference's lead over its control (with its bootstrap interval). "
+    return (
+        "Loss: nats per token of the evaluation split, mean over domains. "
+        f"{recovered if any(column.metric == 'recovered' for column in columns) else ''}"
+        "Routing metrics: top-k choices, mean over layers; effective experts as a share of the maximum's logarithm. "
+        "± is the standard deviation over seeds."
+    )
 
 
 def status(run: dict[str, Any]) -> str:
@@ -115,7 +135,7 @@ def status(run: dict[str, Any]) -> str:
 
 def terminal_table(results: dict[str, Any]) -> str:
     """Aligned columns, then the reason of every training without a result, then the legend."""
-    columns = [column for column in COLUMNS if column.in_terminal]
+    columns = [column for column in shown_columns(results) if column.in_terminal]
     rows = [["Run", "Role", *(column.title for column in columns)]]
     for run in ranked(results):
         note = status(run)
@@ -136,5 +156,5 @@ def terminal_table(results: dict[str, Any]) -> str:
         for row in rows
     ]
     return "\n".join(
-        [lines[0], "-" * max(map(len, lines)), *lines[1:], *(["", *reasons] if reasons else []), "", LEGEND]
+        [lines[0], "-" * max(map(len, lines)), *lines[1:], *(["", *reasons] if reasons else []), "", legend(columns)]
     )

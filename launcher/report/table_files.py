@@ -17,7 +17,7 @@ from moe_testbed.launcher.report.layout import ALWAYS_SHOWN
 from moe_testbed.launcher.report.pairwise import lead_rows
 from moe_testbed.launcher.report.records import Suite
 from moe_testbed.launcher.report.results import ranked
-from moe_testbed.launcher.report.table import COLUMNS, LEGEND, Cell
+from moe_testbed.launcher.report.table import Cell, legend, shown_columns, topic
 
 
 def write_tables(suite: Suite, results: dict[str, Any], tables: Iterable[ExtraTable], folder: Path) -> None:
@@ -25,9 +25,9 @@ def write_tables(suite: Suite, results: dict[str, Any], tables: Iterable[ExtraTa
     too."""
     folder.mkdir(parents=True, exist_ok=True)
     name = results["suite"]
-    shown = [column for column in COLUMNS if column.metric in ALWAYS_SHOWN]
+    shown = [column for column in shown_columns(results) if column.metric in ALWAYS_SHOWN]
     rows = [(Cell(run["label"]), *(column.cell(run) for column in shown)) for run in ranked(results)]
-    caption = f"{name}: routers against the reference. {LEGEND}"
+    caption = f"{name}: {topic(results)}. {legend(shown)}"
     titles = ["Run", *(column.title for column in shown)]
     write_atomically(folder / "results.tex", latex_table(caption, f"tab:{_slug(name)}-results", titles, rows))
     for table in domain_tables(results):

@@ -12,6 +12,8 @@ EVEN, UNEVEN = 0.95, 0.85
 SLOW, DROPS, DIFFERENT = 0.9, 0.005, 0.02
 """What a verdict tells of the cost: fewer tokens/s than this share of the fastest run's, more assignments dropped than
 this, active parameters that differ from the reference's by more than this."""
+RANGE, FEW = 3, 5
+"""So many seeds at most: the bootstrap interval of their mean is their range; it falls well short of 95 %."""
 
 NOTHING = "–"
 
@@ -51,7 +53,7 @@ def headlines(results: dict[str, Any]) -> list[Verdict]:
         return [_without_reference(results)]
     if best is None:
         return [Verdict("No run of the reference finished, so that nothing can be said about the gap to it.", "bad")]
-    verdicts = [_against_rival(best, reference)]
+    verdicts = [_against_rival(best, results)]
     undefined = next((run["recovered"]["undefined"] for run in results["runs"] if run["label"] == best), None)
     if results["control"] is None:
         text = (
@@ -64,7 +66,8 @@ def headlines(results: dict[str, Any]) -> list[Verdict]:
         verdicts.append(
             Verdict(
                 f"Knowing the domains is worth {number(lead['value'])} nats per token: the lead of {best} over "
-                f"{lead['label']}, its control without information, {_noise(lead)}. Recovered is the share of it.",
+                f"{lead['label']}, its control without information, {_noise(results, best, lead)}. Recovered is the "
+                "share of it.",
                 "good",
             )
         )
@@ -83,7 +86,8 @@ def _without_reference(results: dict[str, Any]) -> Verdict:
     return Verdict(f"{text} {whose[0].upper()}{whose[1:]}: domain information {information}.", "plain")
 
 
-def _against_rival(best: str, reference: dict[str, Any]) -> Verdict:
+def _against_rival(best: str, results: dict[str, Any]) -> Verdict:
+    reference = results["reference"]
     rival, learned = reference["lead_over_best_other"], reference["lead_over_best_learned"]
     if rival is None:
         return Verdict(f"{best} has no router to be compared with: no other run finished.", "caution")
@@ -94,20 +98,32 @@ def _against_rival(best: str, reference: dict[str, Any]) -> Verdict:
         also = f" Of the learned routers {learned['label']} comes closest, {_behind(learned['value'])}."
     if rival["value"] <= 0:
         text = f"The reference does not win: {rival['label']} is {number(-rival['value'])} nats per token better"
-        return Verdict(f"{text} than {best}, {_noise(rival)}.{also}", "bad")
+        return Verdict(f"{text} than {best}, {_noise(results, best, rival)}.{also}", "bad")
     text = f"{best} leads {rival['label']}, the best other router, by {number(rival['value'])} nats per token"
-    if not rival["low"] > 0:
-        return Verdict(f"The reference's win is within noise: {text}, {_noise(rival)}.{also}", "caution")
-    return Verdict(f"The reference wins: {text}, {_noise(rival)}.{also}", "good")
+    text += f", {_noise(results, best, rival)}.{also}"
+    if rival["low"] is None or not rival["low"] > 0:
+        return Verdict(f"The reference's win is within noise: {text}", "caution")
+    if rival["over"] != "seeds":
+        return Verdict(f"In this one seed {text}", "caution")
+    return Verdict(f"The reference wins: {text}", "good")
 
 
 def _behind(lead: float) -> str:
     return f"{number(abs(lead))} nats per token {'behind' if lead >= 0 else 'ahead'}"
 
 
-def _noise(estimate: dict[str, Any]) -> str:
-    caveat = "" if estimate["over"] == "seeds" else " (one seed: the noise of training is not in it)"
-    return f"95 % interval {interval(estimate)} over {estimate['over']}{caveat}"
+def _noise(results: dict[str, Any], best: str, lead: dict[str, Any]) -> str:
+    """The interval of a lead of the best reference, named after what it is worth."""
+    if lead["over"] != "seeds":
+        caveat = "one seed: the noise of training is not in it"
+        return f"95 % interval {interval(lead)} over {lead['over']} ({caveat})"
+    paired = [run["trainings"] for run in results["runs"] if run["label"] in (best, lead["label"])]
+    finished = [{training["seed"] for training in run if training["state"] == "finished"} for run in paired]
+    num_seeds = len(set.intersection(*finished))
+    if num_seeds <= RANGE:
+        return f"range {interval(lead)} over {num_seeds} seeds"
+    few = ", too few for its 95 %" if num_seeds <= FEW else ""
+    return f"{'interval' if few else '95 % interval'} {interval(lead)} over {num_seeds} seeds{few}"
 
 
 def _bounded(stat: dict[str, Any], digits: int = 3, scale: float = 1.0) -> str:
@@ -196,7 +212,7 @@ def _causes(run: dict[str, Any]) -> str | None:
     causes = run.get("causes") or {}
     parts = []
     own, elsewhere = causes.get("keep_only_group"), causes.get("forced_elsewhere")
-    if elsewhere is not None and elsewhere["mean"] is not None:
+    if elsewhere is not None and elsewhere["mean"] is not None and _can_be_forced(run):
         rise = f"{_bounded(elsewhere, 2)} nats per token"
         kept = (
             "" if own is None or own["mean"] is None else f", kept to its own domain's it changes by {_bounded(own, 2)}"
@@ -205,16 +221,26 @@ def _causes(run: dict[str, Any]) -> str | None:
             parts.append(f"Forced to other domains' experts the loss rises by {rise}{kept}.")
         else:
             parts.append(f"Forced to other domains' experts the loss changes by {rise}, within noise{kept}.")
-    share, num_domains = causes.get("specificity"), len(run["loss_by_domain"])
-    if share is not None and share["mean"] is not None and num_domains > 1:
+    share, sent = causes.get("specificity"), run["routing"]["top_k"]["purity"]["mean"]
+    if share is not None and share["mean"] is not None and sent is not None and len(run["loss_by_domain"]) > 1:
         bounds = "" if share.get("low") is None else f" {interval(share, 100, 0)}"
-        chance = f"{percent(1 / num_domains)} if all domains suffered alike"
-        surely = share.get("low") is not None and share["low"] > 1 / num_domains
+        more = share.get("low") is not None and share["low"] > sent
+        said = more or percent(sent) == percent(1)  # of what sends everything there is no more
         parts.append(
-            f"Without an expert {percent(share['mean'])}{bounds} of the damage falls on the domain that it serves most "
-            f"({chance}{'' if surely else '; within noise'})."
+            f"Without an expert {percent(share['mean'])}{bounds} of the damage falls on the domain that it serves "
+            f"most, which sends it {percent(sent)} of its tokens{'' if said else ': within noise'}."
         )
     return " ".join(parts) or None
+
+
+def _can_be_forced(run: dict[str, Any]) -> bool:
+    """Whether the router chooses again among the experts that it is left, by its scores or by the label that it reads.
+
+    Without scores the choices just fall away; the control ignores the label that it is told.
+    """
+    entropy = (run["router_measures"] or {}).get("mean_token_entropy")
+    scored = entropy is not None and entropy["mean"] is not None
+    return run["role"] == "reference" or (scored and run["role"] != "control")
 
 
 def _cost(run: dict[str, Any], results: dict[str, Any]) -> str | None:

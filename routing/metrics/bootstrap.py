@@ -32,7 +32,7 @@ COUNTS_RESAMPLES = 200
 
 @dataclass(frozen=True)
 class Interval:
-    """An estimate with the bounds of its 95 % bootstrap interval, and over what was resampled."""
+    """An estimate with the bounds of its bootstrap interval, at nominally 95 %, and over what was resampled."""
 
     value: float
     low: float

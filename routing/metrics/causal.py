@@ -26,7 +26,10 @@ def ablation_damage(ablation_loss_EN: ArrayLike, baseline_loss_N: ArrayLike, dom
 
 
 def specificity(damage_ED: ArrayLike, owner_E: ArrayLike) -> FloatArray:
-    """The own domain's share [E] of the damage that the loss of an expert does: 1/D (all domains alike) to 1; or 0.
+    """The own domain's share [E] of the damage that the loss of an expert does, 0 to 1.
+
+    To be compared with the own domain's share of the expert's tokens, which `purity` averages over experts: damage that
+    falls on all its tokens alike has that share.
 
     owner_E: domain of each expert, by `owners` or `matched_groups`. Only what makes a loss worse counts as damage. nan
     where there is none, where the expert was not tried or has no owner (-1). Blind to how large the damage is, and the

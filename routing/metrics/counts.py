@@ -204,11 +204,13 @@ def entropy(probabilities: ArrayLike) -> float:
 def owners(counts_DE: ArrayLike) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """The domain that each expert serves most, argmax_d P(e|d) [E], and the experts sorted by it [E].
 
-    Experts of one owner are sorted by falling P(e|d). Domains without assignments own nothing.
+    Experts of one owner are sorted by falling P(e|d). Domains without assignments own nothing; experts without any
+    have no owner, -1, and come last.
     """
     conditional_DE = np.nan_to_num(conditional(counts_DE))
-    owner_E = conditional_DE.argmax(axis=0)
-    return owner_E, np.lexsort((-conditional_DE.max(axis=0), owner_E))
+    share_E = conditional_DE.max(axis=0)
+    owner_E = np.where(share_E > 0, conditional_DE.argmax(axis=0), -1)
+    return owner_E, np.lexsort((-share_E, owner_E, owner_E < 0))
 
 
 def weighted_mean(values_D: FloatArray, weights_D: FloatArray) -> float:

@@ -134,3 +134,15 @@ def test_seeds_without_an_interval() -> None:
     for nothing in ([], [[1.0, 2.0]]):
         with pytest.raises(ValueError, match="one number a seed"):
             metrics.seeds_interval(nothing)
+
+
+@pytest.mark.parametrize(
+    ("num_seeds", "holds", "above"),
+    [(2, 0.51, 0.24), (3, 0.75, 0.12), (4, 0.80, 0.10), (5, 0.84, 0.08), (8, 0.89, 0.06)],
+)
+def test_over_few_seeds_the_interval_is_narrower_than_its_name(num_seeds: int, holds: float, above: float) -> None:
+    """The table of docs/metrics.md, with fewer simulations."""
+    seeds = np.random.default_rng(5).standard_normal((600, num_seeds))
+    found = [metrics.seeds_interval(values_S) for values_S in seeds]
+    assert np.mean([one.low <= 0 <= one.high for one in found]) == pytest.approx(holds, abs=0.06)
+    assert np.mean([one.low > 0 for one in found]) == pytest.approx(above, abs=0.04)

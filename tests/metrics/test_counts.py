@@ -200,6 +200,13 @@ def test_owners_sort_experts_by_the_domain_that_they_serve_most() -> None:
     assert order.tolist() == [2, 3, 0, 1]
 
 
+def test_unused_experts_have_no_owner_and_come_last() -> None:
+    owner, order = metrics.owners(np.array([[0, 0, 10, 0], [0, 90, 10, 0]]))
+    assert owner.tolist() == [-1, 1, 0, -1]
+    assert order.tolist() == [2, 1, 0, 3]
+    assert metrics.owners(np.zeros((2, 3)))[0].tolist() == [-1, -1, -1]
+
+
 def public_counts() -> Path:
     default = Path(__file__).resolve().parents[2].parent / "shared" / "counts"
     return Path(os.environ.get("MOE_TESTBED_PUBLIC_COUNTS", default))

@@ -84,6 +84,19 @@ def test_experts_stand_by_owner_and_each_owner_is_named(written: list[tuple[str,
     assert [(owners[name] - left) / (right - left) for name in NAMES] == pytest.approx([1 / 4, 5 / 8, 7 / 8])
 
 
+def test_unused_experts_stand_last_and_belong_to_nobody(written: list[tuple[str, float, float]]) -> None:
+    counts_YDE = np.array([[[0, 9, 1, 0], [0, 1, 9, 0], [0, 0, 2, 0]], np.zeros((3, 4), dtype=int)])
+    figure = heatmaps.draw_routing(counts_YDE[:1], NAMES, [0])
+    left, right, lower, _ = figure.axes[0].images[0].get_extent()
+    spans = [(text, (x - left) / (right - left)) for text, x, y in written if y < lower and text in (*NAMES, "unused")]
+    shown = np.asarray(figure.axes[0].images[0].get_array())
+    assert shown[:, 2:].sum() == 0
+    assert spans[-1] == ("unused", pytest.approx(3 / 4))
+    written.clear()
+    heatmaps.draw_routing(counts_YDE[1:], NAMES, [0])
+    assert [text for text, _, _ in written].count("unused") == 1
+
+
 def test_of_many_layers_the_page_has_three_and_the_files_all(make_suite: MakeSuite, tmp_path: Path) -> None:
     domains = tuple(f"professional_topic_{d}" for d in range(57))
     suite = read_suite(

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 
 from moe_testbed.launcher.report.extra_tables import extra_tables
 from moe_testbed.launcher.report.figures import draw_all
@@ -177,6 +178,126 @@ def test_arrays_that_fit_and_make_no_sense_cost_their_part(suite: Path) -> None:
     assert note.startswith("top_k_global: no numbers of co-activation: coactivation_EE must be counts")
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "reason"),
+    [
+        ("dropped_YDE", 10**9, "dropped_YDE exceeds counts_top_k_YDE, of which it is a part"),
+        ("dropped_YDE", -1, "dropped_YDE has counts that are negative or not finite"),
+        ("counts_top_1_YDE", -1, "counts_top_1_YDE has counts that are negative or not finite"),
+        ("counts_top_k_YDE", np.nan, "counts_top_k_YDE has counts that are negative or not finite"),
+        ("shuffled_counts_top_k_YDE", np.inf, "shuffled_counts_top_k_YDE has counts that are negative or not finite"),
+        ("sequence_domain_N", 8, "sequence_domain_N has values from 8 to 8 instead of -1 to 7"),
+        ("sequence_domain_N", -1, "none of its sequences has a domain"),
+        ("sequence_loss_N", "?", "sequence_loss_N has values of type <U1 instead of numbers"),
+    ],
+)
+def test_an_evaluation_that_contradicts_itself_fails_its_training_alone(
+    suite: Path, name: str, value: float | str, reason: str
+) -> None:
+    with np.load(evaluation(suite)) as arrays:
+        shape = arrays[name].shape
+    edit(evaluation(suite), **{name: np.full(shape, value)})
+    results = summarise(read_suite(suite))
+    assert failures(results["runs"]) == [
+        f"top_k_global, seed 1: failed at step 400 of 400: its evaluation cannot be used: {reason}"
+    ]
+    assert all(run["loss"]["mean"] is not None for run in results["runs"] if run["label"] != "top_k_global")
+
+
+def test_optional_arrays_out_of_range_are_left_out_and_told(suite: Path) -> None:
+    edit(
+        evaluation(suite),
+        cluster_domain_C=np.full(16, -1),
+        vocabulary_counts_YVE=np.full((2, 40, 32), -1),
+    )
+    owner_YE = np.full((2, 32), 3)
+    owner_YE[1, 5] = 8
+    edit(suite / "top_k_global-seed1" / "analysis.npz", owner_YE=owner_YE, group_YE=owner_YE - 5)
+    results = summarise(read_suite(suite))
+    start = "top_k_global, seed 1: left out of"
+    assert results["notes"] == [
+        f"{start} its evaluation: vocabulary_counts_YVE has counts that are negative or not finite",
+        f"{start} its evaluation: cluster_domain_C has no domain in it",
+        f"{start} analysis.npz: owner_YE has values from 3 to 8 instead of -1 to 7",
+        f"{start} analysis.npz: group_YE has values from -2 to 3 instead of -1 to 7",
+    ]
+    (run,) = [run for run in results["runs"] if run["label"] == "top_k_global"]
+    assert run["vocabulary"] is None and run["loss"]["over"] == "documents"
+    assert run["causes"]["specificity"] is None and run["causes"]["forced_elsewhere"] is not None
+
+
+def test_statistics_with_impossible_counts_are_left_out_and_told(suite: Path) -> None:
+    path = suite / "top_k_global-seed1" / "statistics" / "step_00000100.npz"
+    edit(path, counts_top_k_YDE=np.full((2, 8, 32), -1))
+    assert summarise(read_suite(suite))["notes"] == [
+        "top_k_global, seed 1: 1 of 8 statistics files left out: step_00000100.npz cannot be read (counts_top_k_YDE "
+        "has counts that are negative or not finite)"
+    ]
+
+
+@pytest.mark.parametrize("error", [ValueError("two\nlines"), IndexError("two\nlines")])
+def test_a_part_that_fails_is_one_line(suite: Path, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    def fail(evaluations: object) -> None:
+        raise error
+
+    monkeypatch.setattr("moe_testbed.launcher.report.numbers_routing.agreement", fail)
+    results = summarise(read_suite(suite))
+    assert results["notes"] == [f"{label}: no numbers of agreement: two lines" for label in LABELS]
+
+
+def test_a_run_cut_off_half_way(suite: Path) -> None:
+    folder = suite / "top_k_global-seed1"
+    (folder / "status.json").write_text('{"state": "running", "step": 220, "steps": 400}')
+    evaluation(suite).write_bytes(evaluation(suite).read_bytes()[:1000])
+    for name in ("metrics.jsonl", "summary.json", "manifest.json"):
+        text = (folder / name).read_text()
+        (folder / name).write_text(text[: len(text) // 2])
+    (folder / "config.yaml").write_bytes(b"name: \xff")
+    results = report(suite)
+    assert failures(results["runs"]) == ["top_k_global, seed 1: running at step 220 of 400: cut off at step 220 of 400"]
+    assert read_suite(suite).of("top_k_global")[0].config == {}
+    assert results["runs"][0]["recovered"]["value"] == 1.0
+
+
+def test_settings_and_figures_of_another_kind_are_not_there(suite: Path) -> None:
+    folder = suite / "top_k_global-seed1"
+    (folder / "config.yaml").write_text("model: 3\nrouting: {router: top_k}\nevaluation: [validation]\n")
+    (folder / "summary.json").write_text('{"tokens_per_second": null, "parameters": "many", "tokens": 7}')
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write('{"kind": "evaluation", "step": 401, "cross_entropy": null}\n')
+    (run,) = [run for run in report(suite)["runs"] if run["label"] == "top_k_global"]
+    assert run["router"] == "unknown" and run["loss"]["mean"] is not None
+    assert [run[name]["mean"] for name in ("tokens_per_second", "parameters", "tokens")] == [None, None, 7]
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "complaint"),
+    [
+        ("runs", ["a", "b"], "runs is ['a', 'b'], but must be a mapping from labels to descriptions"),
+        ("seeds", 3, "seeds is 3, but must be a list of different whole numbers of at least 0, such as [1, 2]"),
+        ("seeds", ["one"], "seeds is ['one'], but must be a list of different whole numbers"),
+        ("seeds", [1, 1], "seeds is [1, 1], but must be a list of different whole numbers"),
+        ("reference", 3, "reference is 3, but must be a label in runs, or a list of them"),
+        ("reference", [["a"]], "reference is [['a']], but must be a label in runs, or a list of them"),
+        ("control", ["a"], "control is ['a'], but must be a label in runs"),
+    ],
+)
+def test_a_suite_of_other_kinds_is_one_line(tmp_path: Path, key: str, value: object, complaint: str) -> None:
+    path = tmp_path / "suite.yaml"
+    path.write_text(yaml.safe_dump({"runs": {"a": "the only"}, key: value}))
+    with pytest.raises(ValueError) as raised:
+        read_suite(tmp_path)
+    assert str(raised.value).startswith(f"{path}: {complaint}")
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe\x00", b"runs: [a,\nb"])
+def test_a_suite_that_cannot_be_read_is_one_line(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "suite.yaml").write_bytes(content)
+    with pytest.raises(ValueError, match=r"is not a suite's folder: suite\.yaml cannot be read") as raised:
+        read_suite(tmp_path)
+    assert "\n" not in str(raised.value)
+
+
 def test_runs_of_old_have_a_report(make_suite: MakeSuite) -> None:
     results = report(make_suite(labels=LABELS, recorded=False))
     assert results["notes"] == []
@@ -199,5 +320,5 @@ def test_a_suite_without_reference_says_what_is_there_instead(make_suite: MakeSu
 def test_a_suite_without_control_says_so_plainly(make_suite: MakeSuite) -> None:
     results = report(make_suite(labels=("reference", "top_k_global"), control=None))
     lines = headlines(results)
-    assert [line.tone for line in lines] == ["good", "plain"]
+    assert [line.tone for line in lines] == ["caution", "plain"]
     assert lines[1].text.startswith("The suite names no control")

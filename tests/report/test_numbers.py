@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from moe_testbed.launcher.report.numbers_causal import redundancy
+from moe_testbed.launcher.report.records import read_suite
 from moe_testbed.launcher.report.results import read_results
 
 MakeSuite = Callable[..., Path]
@@ -49,7 +51,7 @@ def test_partners_and_words(runs: dict[str, Any], make_suite: MakeSuite) -> None
     pairs = runs["reference"]["coactivation"]
     # Neighbours share half of what the lesser of them has, and nobody else meets.
     assert 0.4 < pairs["mean_strongest_share"]["mean"] < 0.5
-    assert pairs["even_share"]["mean"] == pytest.approx(pairs["mean_strongest_share"]["mean"] / 31, rel=1e-6)
+    assert pairs["mean_share"]["mean"] == pytest.approx(pairs["mean_strongest_share"]["mean"] / 31, rel=1e-6)
     words = runs["top_k_global"]["vocabulary"]
     assert words["token_ids"] == 40
     # The ids choose alike, so that what they seem to tell is chance.
@@ -98,6 +100,16 @@ def test_redundancy_is_a_mean_over_pairs(runs: dict[str, Any]) -> None:
     assert means(found["effective_rank"]) == pytest.approx([16] * 3)
     assert found["tokens"] == 512
     assert runs["dense"]["redundancy"] is None
+
+
+def test_cka_has_a_level_of_chance_where_the_width_is_known(make_suite: MakeSuite) -> None:
+    (training,) = read_suite(make_suite(labels=("reference",), num_layers=1)).trainings
+    assert training.analysis is not None
+    found = redundancy([training.analysis], [128])
+    assert found is not None and found["cka_chance"]["mean"] == pytest.approx(128 / (512 + 128))
+    for widths in ([None], ["wide"], []):
+        unknown = redundancy([training.analysis], widths)
+        assert unknown is not None and unknown["cka_chance"] is None
 
 
 def test_curves_over_training(runs: dict[str, Any]) -> None:
@@ -149,7 +161,10 @@ def test_headline_numbers_have_bounds(make_suite: MakeSuite) -> None:
             assert stat["low"] <= stat["mean"] <= stat["high"]
         above, whole = top_k["domain_information_above_shuffled"], top_k["domain_information"]
         if over == "documents":
-            assert whole["low"] - above["low"] == pytest.approx(top_k["domain_information_shuffled"]["mean"])
+            # What chance adds is off these bounds already: taking off the shuffled level too would count it twice.
+            assert above["mean"] < whole["mean"]
+            assert above["low"] == min(whole["low"], above["mean"])
+            assert above["high"] == max(whole["high"], above["mean"])
         else:
             values = [training["loss"] for training in run["trainings"]]
             assert min(values) <= run["loss"]["low"] < run["loss"]["high"] <= max(values)

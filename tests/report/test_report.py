@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
 from moe_testbed.launcher.report import result_table, write_report
 from moe_testbed.launcher.report.results import read_results
@@ -45,6 +46,13 @@ def edit_sequences(folder: Path, noise: float) -> None:
     deviation = noise * np.random.default_rng(0).standard_normal((8, len(content["sequence_loss_N"]) // 8))
     content["sequence_loss_N"] = content["sequence_loss_N"] + (deviation - deviation.mean()).reshape(-1)
     np.savez(path, **content)
+
+
+def edit_arrays(path: Path, **changes: np.ndarray) -> None:
+    """Change arrays of an .npz file."""
+    with np.load(path) as arrays:
+        content = {name: arrays[name] for name in arrays.files}
+    np.savez(path, **{**content, **changes})
 
 
 @pytest.fixture
@@ -112,7 +120,7 @@ def test_the_first_line_says_whether_the_reference_wins(make_suite: MakeSuite) -
 
     suite = make_suite(noise=0.0, reference=("reference", "reference_hash"))
     tone, text = first(suite)
-    assert tone == "good" and text.startswith("The reference wins: reference_hash leads hash, the best other router")
+    assert tone == "caution" and text.startswith("In this one seed reference_hash leads hash, the best other router")
     assert "by 0.040 nats per token" in text and "one seed: the noise of training is not in it" in text
     assert "Of the learned routers top_k_global comes closest, 0.090 nats per token behind." in text
 
@@ -146,6 +154,26 @@ def test_a_suite_without_any_result_still_has_a_report(make_suite: MakeSuite) ->
     page = Page(write_report(suite).report_html.read_text())
     assert "0 of 13 trainings finished" in page.text
     assert "img" not in page.tags
+
+
+def test_analysed_checkpoints_get_words_of_their_own(make_suite: MakeSuite) -> None:
+    suite = make_suite("ckpts", labels=("top_k_global", "top_k_sequence"), reference=(), control=None, num_layers=1)
+    content = yaml.safe_load((suite / "suite.yaml").read_text())
+    (suite / "suite.yaml").write_text(yaml.safe_dump({**content, "analysis": {"mix": "x", "checkpoints": ["a", "b"]}}))
+    for folder in suite.glob("*-seed1"):
+        (folder / "status.json").write_text('{"state": "finished", "step": 0, "steps": 0, "reason": null}')
+        edit_arrays(next((folder / "evaluations").glob("*.npz")), step=np.array(0))
+    html = write_report(suite).report_html.read_text()
+    page = Page(html)
+    assert html.count("ckpts: how experts are used") == 2  # the title and the heading
+    assert "2 runs · 1 seed · 2 of 2 checkpoints analysed · 8 domains" in page.text
+    assert "<h3>Commands</h3>" in html
+    told = html.partition('id="definitions"')[0]
+    for word in ("routers against the reference", "trainings", "0 steps", "Recovered"):
+        assert word not in told
+    terminal, tex = result_table(read_results(suite)), (suite / "tables" / "results.tex").read_text()
+    assert "Recovered" not in terminal and "Recovered" not in tex
+    assert "ckpts: how experts are used. Loss: nats" in tex
 
 
 def test_terminal_table(small: Path) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 
 from moe_testbed.launcher.cli import main
 from moe_testbed.launcher.report.records import read_suite
@@ -112,6 +113,22 @@ def test_other_sequences_of_the_same_data_are_compared_unpaired(tmp_path: Path) 
     np.testing.assert_allclose(
         [difference[key] for key in ("value", "low", "high")], [expected.value, expected.low, expected.high]
     )
+
+
+@pytest.mark.parametrize("section", ["data", "evaluation"])
+def test_sequences_of_other_lengths_are_compared_unpaired(tmp_path: Path, section: str) -> None:
+    """A training has its length under data; an analysed model of the hub has it under evaluation."""
+    folders = [write(tmp_path / name, {"a": gap}) for name, gap in (("x", 0.1), ("y", 0.2))]
+
+    def same(*lengths: int) -> str:
+        for folder, length in zip(folders, lengths, strict=True):
+            for path in folder.glob("*/config.yaml"):
+                config = yaml.safe_load(path.read_text())
+                path.write_text(yaml.safe_dump({**config, section: {"sequence_length": length}}))
+        return str(compare(*folders)["pairs"][0]["same"])
+
+    assert same(256, 256) == "sequences"
+    assert same(256, 512) == "data"
 
 
 def test_independent_normal_estimates_have_the_normal_interval_of_their_difference() -> None:
