@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from moe_testbed.launcher.report import write_report
+from moe_testbed.launcher.report.domain_tables import domain_tables
 from moe_testbed.launcher.report.latex import escape, latex_table
 from moe_testbed.launcher.report.results import ranked, read_results
 from moe_testbed.launcher.report.table import Cell
@@ -80,6 +81,16 @@ def test_the_tables_of_a_suite(make_suite: MakeSuite) -> None:
         assert float(row["loss_less_the_others"]) == pytest.approx(means[row["run"]] - means[row["other"]], abs=1e-6)
         assert float(row["low"]) <= float(row["loss_less_the_others"]) <= float(row["high"])
         assert row["over"] == "seeds"
+
+
+def test_many_domains_are_rows(make_suite: MakeSuite) -> None:
+    domains = tuple(f"topic_{number}" for number in range(20))
+    results = read_results(make_suite(labels=("reference", "top_k_global"), domains=domains))
+    table = next(iter(domain_tables(results)))
+    runs = ranked(results)
+    assert table.columns == ("Domain", *(run["label"] for run in runs))
+    expected = [(name, *(run["loss_by_domain"][name]["mean"] for run in runs)) for name in domains]
+    assert [(row[0].text, *(cell.value for cell in row[1:])) for row in table.rows] == expected
 
 
 def test_sections_tables_are_csv(make_suite: MakeSuite) -> None:
