@@ -52,11 +52,17 @@ def _stat_cell(stat: dict[str, Any], digits: int, in_percent: bool) -> Cell:
 
 
 def _recovered(run: dict[str, Any]) -> Cell:
-    share = run["recovered"]
-    if share["undefined"] == NO_REFERENCE:
+    if run["recovered"]["undefined"] == NO_REFERENCE or run["loss"]["mean"] is None:
+        return Cell(NOTHING)
+    return recovered_cell(run["recovered"])
+
+
+def recovered_cell(share: dict[str, Any] | None) -> Cell:
+    """A recovered share with its bounds, or that it is undefined; a dash without one."""
+    if share is None:
         return Cell(NOTHING)
     if share["value"] is None:
-        return Cell(NOTHING if run["loss"]["mean"] is None else "undefined")
+        return Cell("undefined")
     bounds = f"[{number(100 * share['low'], 0)}, {number(100 * share['high'], 0)}]"
     return Cell(percent(share["value"]), bounds, share["value"])
 

@@ -55,6 +55,7 @@ def test_the_tables_of_a_suite(make_suite: MakeSuite) -> None:
     results = read_results(suite)
     tex = (suite / "tables" / "results.tex").read_text()
     by_domain = (suite / "tables" / "loss_by_domain.tex").read_text()
+    recovered = (suite / "tables" / "recovered_by_domain.tex").read_text()
     for run in ranked(results):
         start = f"    {{{escape(run['label'])}}} & "
         row = next(line for line in tex.splitlines() if line.startswith(start))
@@ -65,7 +66,11 @@ def test_the_tables_of_a_suite(make_suite: MakeSuite) -> None:
         cells = next(line for line in by_domain.splitlines() if line.startswith(start)).split(" & ")[1:]
         means = [number(stat["mean"]) for stat in run["loss_by_domain"].values()]
         assert [cell.split()[0] for cell in cells] == means
-    for text in (tex, by_domain, (suite / "tables" / "dropped_by_domain.tex").read_text()):
+        shares = next(line for line in recovered.splitlines() if line.startswith(start)).split(" & ")[1:]
+        assert [cell.split()[0].replace("$-$", "−") for cell in shares] == [
+            number(100 * share["value"], 0) for share in run["recovered_by_domain"].values()
+        ]
+    for text in (tex, by_domain, recovered, (suite / "tables" / "dropped_by_domain.tex").read_text()):
         columns = re.search(r"\\begin\{tabular\}\{(l r*)\}".replace(" ", ""), text)
         assert columns is not None
         rows = [line for line in text.splitlines() if line.endswith(r"\\")]
