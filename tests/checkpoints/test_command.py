@@ -128,7 +128,9 @@ def broken(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[s
     return broken_checkpoints(checkpoint, tmp_path_factory.mktemp("broken"))
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=[pytest.mark.network] if case == "not on the hub" else []) for case in CASES]
+)
 def test_a_broken_checkpoint_is_one_line(
     case: str, broken: dict[str, tuple[Path | str, str]], alphabets_mix: Path, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,

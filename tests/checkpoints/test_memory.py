@@ -14,6 +14,8 @@ from moe_testbed.launcher.checkpoint_analysis.passages import Tokens, cut_passag
 from moe_testbed.launcher.checkpoint_analysis.recorder import Recorder
 from tests.checkpoints import models
 
+pytestmark = pytest.mark.slow
+
 CPU = torch.device("cpu")
 
 

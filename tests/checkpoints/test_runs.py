@@ -56,7 +56,9 @@ def runs(train_run: Callable[..., Path]) -> Callable[[str], Path]:
     return run
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=[pytest.mark.slow] if kind in ("capacity", "bfloat16") else []) for kind in KINDS]
+)
 def test_its_own_mix_gives_the_counts_of_its_last_evaluation(
     kind: str, runs: Callable[[str], Path], own_mix: Path
 ) -> None:
@@ -74,6 +76,7 @@ def test_its_own_mix_gives_the_counts_of_its_last_evaluation(
     assert result.manifest == json.loads((folder / "manifest.json").read_text())
 
 
+@pytest.mark.slow
 def test_experts_of_several_ranks_are_joined(train_run: Callable[..., Path], own_mix: Path) -> None:
     folder = train_run(
         "two_ranks", 2, parallel={"expert_parallel_size": 2}, training={"micro_batch_size": 4, "zero_stage": 1}
