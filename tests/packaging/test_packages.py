@@ -16,7 +16,7 @@ else:
     import tomli as tomllib
 
 ROOT = Path(__file__).parents[2]
-NOT_PACKAGED = {"tests", "benchmarks", "docs", "build"}
+NOT_PACKAGED = {"runs", "tests", "benchmarks", "docs", "build"}
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 
