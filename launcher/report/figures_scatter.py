@@ -49,7 +49,7 @@ def draw_scatter(points: Sequence[Point], split: str) -> Figure:
             s=330 if marker == "*" else 110, edgecolors="white", linewidths=0.9, zorder=3,
         )  # fmt: skip
     bar = figure.add_axes(((WIDTH - 1.0) / WIDTH, 0.65 / HEIGHT, 0.17 / WIDTH, (HEIGHT - 0.8) / HEIGHT))
-    figure.colorbar(colours, cax=bar, label=f"{split} loss (nats per token)")
+    figure.colorbar(colours, cax=bar, label=f"loss on {split} documents (nats per token)")
     axes.set_xlabel("domain information  (specialization) →")
     axes.set_ylabel("effective experts, normalised  (utilization) →")
     label_points(axes, [point.label for point in points], x, y)
