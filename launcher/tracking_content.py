@@ -17,9 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
-from moe_testbed.launcher.files import read_json
+from moe_testbed.launcher.files import read_json, read_yaml, value_at
 from moe_testbed.launcher.ledger import flatten
 
 DESCRIPTION = "mlflow.note.content"
@@ -80,7 +79,7 @@ def run_content(run_dir: Path, suite_dir: Path | None = None, more_tags: Mapping
 
     Every seed of a run gets the same results, the report's: means over its seeds. Tags that are empty are left out.
     """
-    config, summary = _read_yaml(run_dir / "config.yaml"), read_json(run_dir / "summary.json")
+    config, summary = read_yaml(run_dir / "config.yaml"), read_json(run_dir / "summary.json")
     label = str(config.get("name", run_dir.name))
     tags = {
         "label": label,
@@ -95,7 +94,7 @@ def run_content(run_dir: Path, suite_dir: Path | None = None, more_tags: Mapping
     files = _files(run_dir, _RUN_FILES, _RUN_FOLDERS) | _matrices(run_dir)
     if suite_dir is not None:
         report = read_json(suite_dir / "results.json")
-        run: Mapping[str, Any] = next((run for run in report.get("runs") or () if _at(run, "label") == label), {})
+        run: Mapping[str, Any] = next((run for run in report.get("runs") or () if value_at(run, "label") == label), {})
         tags |= {"suite": suite_dir.name, "role": str(run.get("role", "")), DESCRIPTION: _run_description(run, report)}
         results = _numbers(run, _RUN_RESULTS)
         files |= _figures_of(label, suite_dir)
@@ -104,7 +103,7 @@ def run_content(run_dir: Path, suite_dir: Path | None = None, more_tags: Mapping
 
 def suite_content(suite_dir: Path) -> Content:
     """Of a suite's folder. A suite has no parameters: they cannot be changed later, and its runs and seeds can."""
-    suite, report = _read_yaml(suite_dir / "suite.yaml"), read_json(suite_dir / "results.json")
+    suite, report = read_yaml(suite_dir / "suite.yaml"), read_json(suite_dir / "results.json")
     tags = {
         "suite": suite_dir.name,
         "experiment": str(suite.get("experiment", "")),
@@ -122,14 +121,18 @@ def _told(tags: Mapping[str, str]) -> dict[str, str]:
 
 
 def _router(config: Mapping[str, Any]) -> str:
-    return "dense" if _at(config, "model", "dense_baseline") else str(_at(config, "routing", "router", "name") or "")
+    return (
+        "dense"
+        if value_at(config, "model", "dense_baseline")
+        else str(value_at(config, "routing", "router", "name") or "")
+    )
 
 
 def _balancers(config: Mapping[str, Any]) -> dict[str, str]:
     """Label of each balancer -> its scope, empty for one that has none."""
-    balance = _at(config, "routing", "balance")
+    balance = value_at(config, "routing", "balance")
     labels = balance if isinstance(balance, dict) else {}
-    return {str(label): str(_at(options, "scope") or "") for label, options in labels.items()}
+    return {str(label): str(value_at(options, "scope") or "") for label, options in labels.items()}
 
 
 def _dataset(config: Mapping[str, Any], run_dir: Path) -> DatasetCard | None:
@@ -137,11 +140,11 @@ def _dataset(config: Mapping[str, Any], run_dir: Path) -> DatasetCard | None:
     if not manifest:
         return None
     tokens = {
-        str(name): int(_at(domain, "splits", "train", "tokens") or 0)
+        str(name): int(value_at(domain, "splits", "train", "tokens") or 0)
         for name, domain in (manifest.get("domains") or {}).items()
     }
     digest = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()[:16]
-    return DatasetCard(str(_at(config, "data", "mix", "name") or "data"), digest, tokens)
+    return DatasetCard(str(value_at(config, "data", "mix", "name") or "data"), digest, tokens)
 
 
 def _run_description(run: Mapping[str, Any], report: Mapping[str, Any]) -> str:
@@ -165,13 +168,13 @@ def _suite_description(report: Mapping[str, Any]) -> str:
 
 def _numbers(report: Mapping[str, Any], paths: Mapping[str, tuple[str, ...]]) -> dict[str, float]:
     """result/NAME -> the number at its path, where there is one."""
-    values = {f"result/{name}": _at(report, *path) for name, path in paths.items()}
+    values = {f"result/{name}": value_at(report, *path) for name, path in paths.items()}
     return {key: float(value) for key, value in values.items() if isinstance(value, int | float)}
 
 
 def _figures_of(label: str, suite_dir: Path) -> dict[str, Path | str]:
     """The suite's pictures KIND_LABEL and KIND_LABEL_MORE that are of this label and of no longer one."""
-    labels = {str(other) for other in _read_yaml(suite_dir / "suite.yaml").get("runs") or ()} | {label}
+    labels = {str(other) for other in read_yaml(suite_dir / "suite.yaml").get("runs") or ()} | {label}
     figures: dict[str, Path | str] = {}
     for kind in _RUN_FIGURES:
         for path in sorted((suite_dir / "figures").glob(f"{kind}{label}*")):
@@ -208,18 +211,3 @@ def _csv(table_YDE: np.ndarray[Any, Any], domains: list[str]) -> str:
     for layer, table_DE in enumerate(table_YDE.tolist()):
         writer.writerows((layer, domain, *row_E) for domain, row_E in zip(domains, table_DE, strict=True))
     return text.getvalue()
-
-
-def _at(tree: Any, *keys: str) -> Any:
-    """The value at a path of mappings; None if there is none."""
-    for key in keys:
-        tree = tree.get(key) if isinstance(tree, Mapping) else None
-    return tree
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError):
-        return {}
-    return content if isinstance(content, dict) else {}

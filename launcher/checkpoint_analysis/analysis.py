@@ -6,14 +6,11 @@ import re
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
-
-import yaml
 
 from moe_testbed.launcher.checkpoint_analysis.hub_model import HUB_NAME
 from moe_testbed.launcher.checkpoint_analysis.request import Request, Result, log
 from moe_testbed.launcher.errors import MENDABLE, CheckpointError, ConfigError
-from moe_testbed.launcher.files import write_atomically
+from moe_testbed.launcher.files import read_yaml, write_atomically
 from moe_testbed.launcher.report import print_report
 from moe_testbed.launcher.run_folder import RunFolder
 from moe_testbed.launcher.yaml_config import to_yaml
@@ -128,25 +125,14 @@ def _names(checkpoints: Sequence[str]) -> list[tuple[str, int]]:
 
 def _refuse_trainings(out: Path, targets: Sequence[Path]) -> None:
     """Raises ConfigError if a folder that would be replaced holds something else than an analysis."""
-    configs = [_yaml(folder / "config.yaml") for folder in targets]
-    suite = _yaml(out / "suite.yaml")
+    suite = out / "suite.yaml"
+    configs = [path for folder in targets if (path := folder / "config.yaml").is_file()]
     if (
         (out / "config.yaml").exists()
-        or (suite is not None and "analysis" not in suite)
-        or any(config is not None and "analysed" not in config for config in configs)
+        or (suite.is_file() and "analysis" not in read_yaml(suite))
+        or any("analysed" not in read_yaml(config) for config in configs)
     ):
         raise ConfigError(f"{out} holds trainings, which an analysis must not overwrite; choose another --out")
-
-
-def _yaml(path: Path) -> dict[str, Any] | None:
-    """The mapping in a file, an empty one if it holds something else; None without the file."""
-    if not path.is_file():
-        return None
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError):
-        return {}
-    return content if isinstance(content, dict) else {}
 
 
 def _emptied(folder: Path) -> RunFolder:

@@ -141,8 +141,7 @@ def _ablation_matrix(analyses: Sequence[Analysis], num_domains: int) -> list[lis
     for analysis in analyses:
         if analysis.ablation_loss_YEN is None or analysis.owner_YE is None:
             continue
-        for losses_EN, owner_E in zip(analysis.ablation_loss_YEN, analysis.owner_YE, strict=True):
-            damage_ED = metrics.ablation_damage(losses_EN, analysis.baseline_loss_N, analysis.sequence_domain_N)
+        for damage_ED, owner_E in zip(_damage(analysis, analysis.ablation_loss_YEN), analysis.owner_YE, strict=True):
             for owner, damage_D in zip(owner_E, damage_ED, strict=True):
                 if owner >= 0 and np.isfinite(damage_D).any():
                     by_owner[owner].append(damage_D)

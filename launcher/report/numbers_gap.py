@@ -12,6 +12,7 @@ from dataclasses import asdict
 import numpy as np
 from numpy.typing import NDArray
 
+from moe_testbed.launcher.report.arrays import paired_losses
 from moe_testbed.launcher.report.numbers import Results, stat
 from moe_testbed.launcher.report.records import Suite
 from moe_testbed.routing.metrics import gap
@@ -113,21 +114,11 @@ def _lead(suite: Suite, behind: str | None, ahead: str | None) -> Results | None
 
 def _paired(
     suite: Suite, *labels: str | None
-) -> tuple[list[NDArray[np.float64]], NDArray[np.int64], NDArray[np.int64] | None] | None:
-    """The sequence losses [S, N] of the runs over the seeds that all of them finished, the domains and clusters [N].
-
-    All runs of a suite are evaluated on the same sequences, so that the clusters of one are those of all.
-    """
+) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.int64] | None] | None:
+    """`paired_losses` of the runs over the seeds that all of them finished; None without such a seed."""
     runs = [suite.evaluations(label) if label is not None else {} for label in labels]
     seeds = [seed for seed in suite.seeds if all(seed in run for run in runs)]
-    if not seeds:
-        return None
-    evaluations = [run[seed] for run in runs for seed in seeds]
-    domain_N = evaluations[0].sequence_domain_N
-    labelled_N = domain_N >= 0
-    losses_SN = [np.stack([run[seed].sequence_loss_N[labelled_N] for seed in seeds]) for run in runs]
-    clusters = next((e.sequence_cluster_N for e in evaluations if e.sequence_cluster_N is not None), None)
-    return losses_SN, domain_N[labelled_N], None if clusters is None else clusters[labelled_N]
+    return paired_losses([[run[seed] for seed in seeds] for run in runs]) if seeds else None
 
 
 def _why_unpaired(suite: Suite, label: str, best: str | None) -> str:

@@ -44,22 +44,24 @@ def routing(evaluations: Sequence[Evaluation]) -> Results:
     }
     if any(evaluation.dropped_YDE.any() for evaluation in evaluations):
         tables["top_k_kept"] = lambda evaluation: evaluation.counts_top_k_YDE - evaluation.dropped_YDE
-    found: Results = {
+    values: dict[str, dict[str, list[list[float]]]] = {
         form: {
-            name: layered([metric(counts_DE) for counts_DE in table(evaluation)] for evaluation in evaluations)
+            name: [[metric(counts_DE) for counts_DE in table(evaluation)] for evaluation in evaluations]
             for name, metric in METRICS.items()
         }
         for form, table in tables.items()
     }
-    top_k = found["top_k"]
-    top_k["domain_information_shuffled"] = layered(
+    values["top_k"]["domain_information_shuffled"] = [
         [metrics.domain_information(counts_DE) for counts_DE in evaluation.shuffled_counts_top_k_YDE]
         for evaluation in evaluations
-    )
-    top_k["domain_information_above_shuffled"] = layered(map(_above_shuffled, evaluations))
+    ]
+    values["top_k"]["domain_information_above_shuffled"] = [_above_shuffled(evaluation) for evaluation in evaluations]
+    found: Results = {form: {name: layered(seeds) for name, seeds in of.items()} for form, of in values.items()}
+    top_k = found["top_k"]
     if len(evaluations) > 1:
         for name in (*BOUNDED, "domain_information_above_shuffled"):
-            top_k[name] |= _bounds(metrics.seeds_interval(_seed_values(evaluations, name)))
+            averages = [over_layers(layers) for layers in values["top_k"][name]]
+            top_k[name] |= _bounds(metrics.seeds_interval(averages))
     elif evaluations:
         for name in BOUNDED:
             top_k[name] |= _over_documents(evaluations[0], METRICS[name])
@@ -155,15 +157,6 @@ def vocabulary(evaluations: Sequence[Evaluation]) -> Results | None:
     )
     ids = [len(e.vocabulary_ids_V) for e in evaluations if e.vocabulary_ids_V is not None]
     return None if found is None else {**found, "token_ids": max(ids)}
-
-
-def _seed_values(evaluations: Sequence[Evaluation], name: str) -> list[float]:
-    def of_layers(evaluation: Evaluation) -> list[float]:
-        if name == "domain_information_above_shuffled":
-            return _above_shuffled(evaluation)
-        return [METRICS[name](counts_DE) for counts_DE in evaluation.counts_top_k_YDE]
-
-    return [over_layers(of_layers(evaluation)) for evaluation in evaluations]
 
 
 def _over_documents(evaluation: Evaluation, metric: Metric) -> Results:

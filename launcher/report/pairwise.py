@@ -2,7 +2,7 @@
 
 All runs see the same resamples, so that each run is resampled once and a pair costs a difference.
 
-Shapes: A runs, S seeds, N evaluation sequences, R resamples.
+Shapes: A runs, R resamples.
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ from typing import Any
 
 import numpy as np
 
+from moe_testbed.launcher.report.arrays import paired_losses
 from moe_testbed.launcher.report.numbers import rounded
 from moe_testbed.launcher.report.records import Suite
-from moe_testbed.routing.metrics.bootstrap import CONFIDENCE
+from moe_testbed.routing.metrics.bootstrap import percentiles
 from moe_testbed.routing.metrics.gap import resampled_losses
 
 Lead = tuple[float, float, float, int]
@@ -56,20 +57,12 @@ def _leads(
 ) -> Iterator[tuple[int, int, Lead]]:
     """The leads among the runs that have these seeds."""
     evaluations = [[suite.evaluations(labels[i])[seed] for seed in seeds] for i in members]
-    one = evaluations[0][0]
-    labelled_N = one.sequence_domain_N >= 0
-    losses_ASN = np.stack([[found.sequence_loss_N[labelled_N] for found in run] for run in evaluations])
-    clusters = next(
-        (e.sequence_cluster_N for run in evaluations for e in run if e.sequence_cluster_N is not None), None
-    )
-    cluster_N = None if clusters is None else clusters[labelled_N]
-    means_A, resampled_RA, unit = resampled_losses(losses_ASN, one.sequence_domain_N[labelled_N], cluster_N)
+    means_A, resampled_RA, unit = resampled_losses(*paired_losses(evaluations))
     if unit not in over:
         over.append(unit)
-    tail = 100 * (1 - CONFIDENCE) / 2
     for a, i in enumerate(members[:-1]):
         later = np.arange(a + 1, len(members))
-        bounds = np.percentile(resampled_RA[:, [a]] - resampled_RA[:, later], [tail, 100 - tail], axis=0)
+        bounds = percentiles(resampled_RA[:, [a]] - resampled_RA[:, later])
         for b, low, high in zip(later, *bounds, strict=True):
             value = float(means_A[a] - means_A[b])
             if np.isfinite([value, low, high]).all():

@@ -12,7 +12,7 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
-from moe_testbed.launcher.files import read_json, read_json_lines
+from moe_testbed.launcher.files import read_json, read_json_lines, read_yaml, value_at
 from moe_testbed.launcher.report.arrays import DAMAGED, Analysis, Evaluation, read_analysis, read_evaluation
 
 
@@ -78,10 +78,7 @@ class Training:
 
     def setting(self, *keys: str) -> Any:
         """The value under these keys, one in the other, of the config; None if it is not there."""
-        value: Any = self.config
-        for key in keys:
-            value = value.get(key) if isinstance(value, dict) else None
-        return value
+        return value_at(self.config, *keys)
 
 
 @dataclass(frozen=True)
@@ -195,7 +192,7 @@ def read_training(suite_dir: Path, label: str, seed: int) -> Training:
         reason=reason,
         step=step,
         steps=steps,
-        config=_yaml(folder / "config.yaml"),
+        config=read_yaml(folder / "config.yaml"),
         summary=read_json(folder / "summary.json"),
         manifest=read_json(folder / "manifest.json"),
         evaluation=evaluation,
@@ -244,11 +241,3 @@ def _words(error: BaseException) -> str:
 
 def _description(run: object) -> str:
     return str(run.get("description") or "") if isinstance(run, dict) else str(run or "")
-
-
-def _yaml(path: Path) -> dict[str, Any]:
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
-        return {}
-    return content if isinstance(content, dict) else {}

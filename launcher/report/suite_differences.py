@@ -1,6 +1,6 @@
 """How far apart two suites are in one run: differences with their intervals, paired where that is possible.
 
-Shapes: S seeds, N evaluation sequences, R resamples.
+Shapes: A runs, R resamples.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from moe_testbed.launcher.report.arrays import Evaluation
+from moe_testbed.launcher.report.arrays import Evaluation, paired_losses
 from moe_testbed.launcher.report.numbers import Results, over_layers
 from moe_testbed.launcher.report.records import Suite
 from moe_testbed.routing import metrics
@@ -120,11 +120,7 @@ class Pair:
         seeds = sorted(runs[0])
         if not seeds or any(sorted(run) != seeds for run in runs):
             return None
-        first = runs[0][seeds[0]]
-        labelled_N = first.sequence_domain_N >= 0
-        losses_ASN = np.stack([[run[seed].sequence_loss_N[labelled_N] for seed in seeds] for run in runs])
-        cluster_N = None if first.sequence_cluster_N is None else first.sequence_cluster_N[labelled_N]
-        return resampled_losses(losses_ASN, first.sequence_domain_N[labelled_N], cluster_N)
+        return resampled_losses(*paired_losses([[run[seed] for seed in seeds] for run in runs]))
 
 
 def independent_difference(one: Interval, other: Interval) -> Interval:

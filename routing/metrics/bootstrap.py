@@ -98,14 +98,15 @@ def percentile_interval(value: float, resampled_R: FloatArray, over: str) -> Int
     """The interval between the quantiles of the resampled values; all nan for an estimate that is not finite."""
     if not np.isfinite(value):
         return Interval(float("nan"), float("nan"), float("nan"), over)
-    return Interval(value, *percentiles(resampled_R), over)
+    low, high = percentiles(resampled_R)
+    return Interval(value, float(low), float(high), over)
 
 
-def percentiles(resampled_R: FloatArray) -> tuple[float, float]:
-    """The quantiles between which the middle 95 % of the resampled values lie."""
+def percentiles(resampled_RX: FloatArray) -> FloatArray:
+    """The quantiles [2, X] between which the middle 95 % of the resampled values lie, for X values or for one."""
     tail = 100 * (1 - CONFIDENCE) / 2
-    low, high = np.percentile(resampled_R, [tail, 100 - tail])
-    return float(low), float(high)
+    quantiles: FloatArray = np.percentile(resampled_RX, [tail, 100 - tail], axis=0)
+    return quantiles
 
 
 def draws(rng: np.random.Generator, size: int, resamples: int) -> FloatArray:
