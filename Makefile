@@ -14,27 +14,37 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --constraint constraints.txt
 PACKAGES := configs data launcher model routing
+CLUSTER_PACKAGES := slurm-wlm munge openssh-server openssh-client pdsh iproute2
 
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all test-network check typecheck wheel clean
+.PHONY: help setup demo test test-all test-network test-cluster cluster-packages check typecheck wheel clean
 
 help:  ## show the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-17s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: $(VENV)/.installed  ## create .venv with everything in it (the other targets do this by themselves)
 
 demo: setup  ## compare five routers with the reference on eight domains; ends with a table and the path of the report
 	$(BIN)/moe-testbed compare configs/suites/demo.yaml --jobs auto
 
-test: setup  ## run the tests, except the slow ones
-	$(BIN)/pytest -m "not slow and not network" $(PYTEST_ARGS)
+test: setup  ## run the tests, except the slow ones and those on a cluster
+	$(BIN)/pytest -m "not slow and not network and not cluster" $(PYTEST_ARGS)
 
 test-all: test  ## run the tests, then the slow ones
-	$(BIN)/pytest -m "slow and not network" $(PYTEST_ARGS)
+	$(BIN)/pytest -m "slow and not network and not cluster" $(PYTEST_ARGS)
 
 test-network: setup  ## run the tests that download something
 	$(BIN)/pytest -m network $(PYTEST_ARGS)
+
+test-cluster: setup cluster-packages  ## as root on Debian: test on real SLURM daemons and on hosts made of network namespaces
+	MOE_TESTBED_REQUIRE_CLUSTER=1 $(BIN)/pytest -m cluster $(PYTEST_ARGS)
+
+cluster-packages:  ## install what test-cluster needs, unless it is there
+	@dpkg --status $(CLUSTER_PACKAGES) > /dev/null 2>&1 || { \
+		echo "Installing $(CLUSTER_PACKAGES)"; \
+		apt-get update --quiet=2 && DEBIAN_FRONTEND=noninteractive \
+			apt-get install --quiet=2 --yes --no-install-recommends $(CLUSTER_PACKAGES) > /dev/null; }
 
 check: setup typecheck  ## lint, format, types and import rules
 	$(BIN)/ruff check .

@@ -42,9 +42,10 @@ def measure(arguments: argparse.Namespace) -> None:
     torch.set_num_threads(1)
     ranks = join(choose_device("cpu"))
     from moe_testbed.launcher.allocator import keep_freed_memory
+    from moe_testbed.launcher.batch_sharing import accumulation_steps, micro_batch_size
     from moe_testbed.launcher.batches import to_context
     from moe_testbed.launcher.building import build_model, build_sampler
-    from moe_testbed.launcher.engine import accumulation_steps, build_engine
+    from moe_testbed.launcher.engine import build_engine
 
     keep_freed_memory()
     trainings: dict[str, Any] = {}
@@ -53,9 +54,9 @@ def measure(arguments: argparse.Namespace) -> None:
         config = load_experiment(arguments.experiment, [balance, *arguments.overrides])
         store = build_store(config.data.mix, Path(config.data.cache_dir), print)
         model = build_model(config, store, ranks)
-        trainings[name] = model, build_engine(model, config.training, 1, ranks)
-    sampler, size = build_sampler(config, store), config.training.micro_batch_size
-    accumulation = accumulation_steps(config.training, ranks.size)
+        trainings[name] = model, build_engine(model, config, ranks)
+    sampler, size = build_sampler(config, store), micro_batch_size(config, ranks.size)
+    accumulation = accumulation_steps(config, ranks.size)
 
     def one_step(name: str, step: int) -> float:
         model, engine = trainings[name]

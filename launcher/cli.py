@@ -8,16 +8,20 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
+from moe_testbed.launcher.cli_parts import (
+    EXPERIMENT_OVERRIDES_HELP,
+    OVERRIDES_HELP,
+    add_command,
+    add_experiment,
+    new_parser,
+)
+from moe_testbed.launcher.cluster.options import add_cluster_commands
 from moe_testbed.launcher.errors import MENDABLE, WRONG_INPUT, ConfigError, OtherRankError
 
 FAILED = 1
 INTERRUPTED = 128 + signal.SIGINT
 
-EXPERIMENT_HELP = "YAML file; also one that comes with the package, such as configs/experiments/tiny.yaml"
-OVERRIDES_HELP = "values that replace the file's, such as {} (VALUE is YAML)"
-EXPERIMENT_OVERRIDES_HELP = OVERRIDES_HELP.format("training.steps=100; routing.balance.LABEL=null takes a balancer out")
 REMEDIES = {
     errno.ENOSPC: "free some space",
     errno.EDQUOT: "free some space",
@@ -71,7 +75,7 @@ def _complain(message: str) -> int:
 
 def build_parser() -> argparse.ArgumentParser:
     """The commands and their options."""
-    parser = _parser(
+    parser = new_parser(
         "Compare mixture-of-experts routers with a reference router on real, labelled domains.",
         """
         moe-testbed compare configs/suites/demo.yaml        train eight runs and write a report
@@ -83,7 +87,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
-    train = _command(
+    train = add_command(
         commands,
         "train",
         "train one experiment",
@@ -95,7 +99,7 @@ def build_parser() -> argparse.ArgumentParser:
         """,
         _train,
     )
-    _add_experiment(train)
+    add_experiment(train)
     train.add_argument(
         "--run-dir",
         type=Path,
@@ -104,7 +108,7 @@ def build_parser() -> argparse.ArgumentParser:
         "that the same command continues the same run)",
     )
 
-    compare = _command(
+    compare = add_command(
         commands,
         "compare",
         "train the runs of a suite and report on them",
@@ -133,7 +137,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="parent of the suite's folder (default: runs)",
     )
 
-    report = _command(
+    report = add_command(
         commands,
         "report",
         "report on a suite's folder, or compare suites",
@@ -154,13 +158,14 @@ def build_parser() -> argparse.ArgumentParser:
         help="folder of the comparison (default: comparison-A-B beside A, for the suites' folders A and B)",
     )
 
+    add_cluster_commands(commands)
     _add_analyze_command(commands)
     _add_data_commands(commands)
     _add_router_commands(commands)
 
-    config = _command(commands, "config", "look at configurations", "Look at configurations.", None, None)
+    config = add_command(commands, "config", "look at configurations", "Look at configurations.", None, None)
     config_commands = config.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    show = _command(
+    show = add_command(
         config_commands,
         "show",
         "print the whole configuration of an experiment",
@@ -169,14 +174,14 @@ def build_parser() -> argparse.ArgumentParser:
         "moe-testbed config show configs/experiments/tiny.yaml training.steps=100",
         _config_show,
     )
-    _add_experiment(show)
+    add_experiment(show)
     return parser
 
 
 def _add_analyze_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     from moe_testbed.launcher.checkpoint_analysis.options import add_options
 
-    analyze = _command(
+    analyze = add_command(
         commands,
         "analyze",
         "analyse the routing of existing checkpoints",
@@ -192,7 +197,7 @@ def _add_analyze_command(commands: argparse._SubParsersAction[argparse.ArgumentP
 
 
 def _add_data_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    data = _command(
+    data = add_command(
         commands, "data", "build and look at the data of a mix", "Build and look at the data of a mix.", None, None
     )
     data_commands = data.add_subparsers(title="commands", metavar="COMMAND", required=True)
@@ -213,7 +218,7 @@ def _add_data_commands(commands: argparse._SubParsersAction[argparse.ArgumentPar
             "Measure with a linear classifier how distinguishable the domains are.",
         ),
     ):
-        command = _command(
+        command = add_command(
             data_commands, name, summary, description, f"moe-testbed data {name} configs/mixes/packages8.yaml", _data
         )
         command.set_defaults(action=name)
@@ -229,9 +234,9 @@ def _add_data_commands(commands: argparse._SubParsersAction[argparse.ArgumentPar
 
 
 def _add_router_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    router = _command(commands, "router", "try routers", "Try routers.", None, None)
+    router = add_command(commands, "router", "try routers", "Try routers.", None, None)
     router_commands = router.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    check = _command(
+    check = add_command(
         router_commands,
         "check",
         "check that routers keep their promises",
@@ -252,46 +257,6 @@ def _add_router_commands(commands: argparse._SubParsersAction[argparse.ArgumentP
         help="names of routers (built in, of an installed package, package.module:Class, or path/to/file.py:Class) and "
         "options for all of them (VALUE is YAML)",
     )
-
-
-def _add_experiment(command: argparse.ArgumentParser) -> None:
-    command.add_argument("experiment", metavar="EXPERIMENT", help=EXPERIMENT_HELP)
-    command.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help=EXPERIMENT_OVERRIDES_HELP)
-
-
-def _command(
-    commands: argparse._SubParsersAction[argparse.ArgumentParser],
-    name: str,
-    summary: str,
-    description: str,
-    examples: str | None,
-    run: Callable[[argparse.Namespace], int | None] | None,
-) -> argparse.ArgumentParser:
-    command: argparse.ArgumentParser = commands.add_parser(name, help=summary, **_texts(description, examples))
-    if run is not None:
-        command.set_defaults(run=run)
-    return command
-
-
-def _parser(description: str, examples: str) -> argparse.ArgumentParser:
-    return argparse.ArgumentParser(prog="moe-testbed", **_texts(description, examples))
-
-
-def _texts(description: str, examples: str | None) -> dict[str, Any]:
-    lines = [f"  {line.strip()}" for line in (examples or "").strip().splitlines()]
-    return {
-        "description": description,
-        "epilog": "\n".join(["examples:", *lines]) if lines else None,
-        "formatter_class": _Formatter,
-        "allow_abbrev": False,
-    }
-
-
-class _Formatter(argparse.HelpFormatter):
-    """Wraps descriptions and leaves the examples as they are."""
-
-    def _fill_text(self, text: str, width: int, indent: str) -> str:
-        return text if text.startswith("examples:") else super()._fill_text(text, width, indent)
 
 
 def _jobs(text: str) -> int | None:

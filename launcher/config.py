@@ -81,7 +81,9 @@ class TrainingConfig(BaseModel, extra="forbid", frozen=True):
 
     steps: int = Field(gt=0, description="optimizer steps")
     global_batch_size: int = Field(gt=0, description="sequences of one optimizer step, over all ranks")
-    micro_batch_size: int = Field(gt=0, description="sequences that a rank computes at once")
+    micro_batch_size: int = Field(
+        gt=0, description="most sequences that a rank computes at once; fewer where its share of a step is less"
+    )
     learning_rate: float = Field(gt=0, allow_inf_nan=False, description="highest, at the end of the warm-up")
     final_learning_rate_ratio: float = Field(0.1, ge=0, le=1, description="of the last step, relative to learning_rate")
     warmup_steps: int = Field(0, ge=0)
@@ -124,6 +126,18 @@ class ParallelConfig(BaseModel, extra="forbid", frozen=True):
     """How a model is spread over ranks."""
 
     expert_parallel_size: int = Field(1, gt=0, description="ranks that share one set of experts")
+    expert_parallel_across_nodes: bool = Field(
+        False, description="true: these ranks may lie on several nodes, whose connection is slow"
+    )
+    timeout_seconds: float = Field(
+        45.0, gt=0, allow_inf_nan=False, description="how long ranks wait for one another in a step before all end"
+    )
+    slow_timeout_seconds: float = Field(
+        1800.0,
+        gt=0,
+        allow_inf_nan=False,
+        description="the same while they start, and write or read a checkpoint",
+    )
 
 
 class EvaluationConfig(BaseModel, extra="forbid", frozen=True):

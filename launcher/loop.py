@@ -12,10 +12,11 @@ from tqdm import tqdm
 
 from moe_testbed.data.store import Store
 from moe_testbed.launcher import checkpoints
+from moe_testbed.launcher.batch_sharing import accumulation_steps, check_layout, micro_batch_size
 from moe_testbed.launcher.batches import to_context
 from moe_testbed.launcher.building import build_model, build_sampler
 from moe_testbed.launcher.config import ExperimentConfig
-from moe_testbed.launcher.engine import accumulation_steps, build_engine, check_layout, learning_rate, set_learning_rate
+from moe_testbed.launcher.engine import build_engine, learning_rate, set_learning_rate
 from moe_testbed.launcher.evaluation import Evaluator, evaluation_line
 from moe_testbed.launcher.evaluation_set import EvaluationSet
 from moe_testbed.launcher.examined_model import examine_model
@@ -37,8 +38,8 @@ def run_loop(config: ExperimentConfig, run_dir: Path, folder: RunFolder | None, 
     """
     # 1. Build everything, and go back to where the last process stopped.
     training, steps = config.training, config.training.steps
-    check_layout(training, config.parallel.expert_parallel_size, ranks.size)
-    accumulation = accumulation_steps(training, ranks.size)
+    check_layout(config, ranks.size)
+    micro_size, accumulation = micro_batch_size(config, ranks.size), accumulation_steps(config, ranks.size)
     sampler = build_sampler(config, store)
     held_out = EvaluationSet.of(
         store, config.evaluation.split, config.data.sequence_length, config.evaluation.sequences_per_domain
@@ -46,7 +47,7 @@ def run_loop(config: ExperimentConfig, run_dir: Path, folder: RunFolder | None, 
     evaluator, statistics = Evaluator(config, held_out, ranks), Statistics(config, held_out, ranks)
     model = build_model(config, store, ranks)
     size = model_size(config.model, store.vocab_size, config.data.sequence_length, model.router_parameters())
-    engine = build_engine(model, training, config.parallel.expert_parallel_size, ranks)
+    engine = build_engine(model, config, ranks)
     saved = run_dir / "checkpoints"
     first_step = checkpoints.restore(engine, saved, ranks, config.parallel.expert_parallel_size)
     spent = 0.0
@@ -58,10 +59,10 @@ def run_loop(config: ExperimentConfig, run_dir: Path, folder: RunFolder | None, 
 
     def micro_batch(step: int, micro: int) -> tuple[RoutingContext, Tensor]:
         """Context and targets of this rank's micro-batch."""
-        start = (micro * ranks.size + ranks.rank) * training.micro_batch_size
+        start = (micro * ranks.size + ranks.rank) * micro_size
         # Whatever draws from torch's generator is a function of the position too, and so the same after a restart.
         torch.manual_seed(((config.seed << 40) + step * training.global_batch_size + start) % 2**63)
-        batch = sampler.batch(step, start, start + training.micro_batch_size)
+        batch = sampler.batch(step, start, start + micro_size)
         return to_context(batch, slice(None), step, ranks.device)
 
     bar = tqdm(

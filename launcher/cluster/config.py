@@ -1,0 +1,106 @@
+"""What a cluster is: the typed content of configs/clusters/*.yaml."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, Field, model_validator
+
+from moe_testbed.launcher.config import NAME_PATTERN
+from moe_testbed.launcher.config_errors import validate
+from moe_testbed.launcher.yaml_config import Rules, find_file, load_file, merge, parse_overrides
+
+TIME_PATTERN = r"^(\d+-)?\d{1,2}:\d{2}:\d{2}$"
+
+
+class InterconnectConfig(BaseModel, extra="forbid", frozen=True):
+    """How fast bytes move; the planner's times follow from it, nothing else does."""
+
+    within_node_gb_per_s: float = Field(gt=0, description="of one GPU to the others of its node, one direction, 1e9 B")
+    between_nodes_gb_per_s: float = Field(gt=0, description="of one node to all others, one direction, 1e9 B")
+
+
+class SlurmConfig(BaseModel, extra="forbid", frozen=True):
+    """What an sbatch script asks for."""
+
+    partition: str = Field(min_length=1, description="of the jobs; `sinfo` lists them")
+    account: str | None = Field(None, description="who pays; null: the user's default")
+    time: str = Field("24:00:00", pattern=TIME_PATTERN, description="limit of a job, HH:MM:SS or D-HH:MM:SS")
+    cpus_per_gpu: int | None = Field(None, gt=0, description="cores of each process; null: the partition's default")
+    container: str | None = Field(None, description="image for srun's --container-image (pyxis); null: none")
+    container_mounts: tuple[str, ...] = Field((), description="SOURCE:TARGET pairs for --container-mounts")
+    modules: tuple[str, ...] = Field((), description="loaded by `module load` before the training")
+    setup: tuple[str, ...] = Field((), description="lines of shell after the modules, such as the venv's activation")
+    options: tuple[str, ...] = Field((), description="further sbatch options, such as --exclusive or --qos=high")
+    jobs_at_once: int = Field(4, gt=0, description="runs of a suite that may run at the same time")
+    grace_seconds: int = Field(
+        120, gt=0, description="how long before its end by time or preemption a job is told to write a checkpoint"
+    )
+
+
+class ClusterConfig(BaseModel, extra="forbid", frozen=True):
+    """Nodes that are all alike, and how processes are started on them."""
+
+    name: str = Field(pattern=NAME_PATTERN, description="of the cluster")
+    nodes: int = Field(gt=0, description="nodes of a training")
+    gpus_per_node: int = Field(gt=0, description="GPUs of a node; one process each")
+    accelerator: Literal["cuda", "cpu"] = Field(
+        "cuda", description="cpu: no GPUs; gpus_per_node is then the number of processes of a node"
+    )
+    gpu_memory_gb: float = Field(gt=0, description="of a GPU, 1e9 B; of a process where there are none")
+    interconnect: InterconnectConfig
+    launcher: Literal["deepspeed", "slurm"] = Field(
+        description="deepspeed: `moe-testbed launch`; slurm: `moe-testbed slurm submit`"
+    )
+    hostfile: str | None = Field(
+        None, description="lines `HOST slots=GPUS`, as deepspeed reads them; null: this machine alone"
+    )
+    ssh_port: int = Field(22, gt=0, lt=65536, description="of the hosts")
+    master_port: int = Field(29500, gt=0, lt=65536, description="where the processes meet on the first host")
+    environment: dict[str, str] = Field(default_factory=dict, description="variables of every process")
+    nodes_reach_mlflow: bool = Field(
+        True, description="false: trainings write their folder only, and `moe-testbed sync` sends it later"
+    )
+    slurm: SlurmConfig | None = Field(None, description="needed where launcher is slurm")
+
+    @property
+    def num_gpus(self) -> int:
+        """Of all nodes; as many processes train."""
+        return self.nodes * self.gpus_per_node
+
+    @model_validator(mode="after")
+    def _launcher_has_its_part(self) -> ClusterConfig:
+        if self.launcher == "slurm" and self.slurm is None:
+            raise ValueError("launcher is slurm, but there is no part slurm; add `slurm: {partition: NAME}`")
+        if self.launcher == "deepspeed" and self.nodes > 1 and self.hostfile is None:
+            raise ValueError(
+                f"nodes is {self.nodes} with launcher deepspeed, but there is no hostfile; name a file with a line "
+                "`HOST slots=GPUS` for each node"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _variables_have_names(self) -> ClusterConfig:
+        for name in self.environment:
+            if not name.isidentifier():
+                raise ValueError(f"environment has '{name}', which is no name of a variable")
+        return self
+
+
+def load_cluster(path: str | Path, overrides: Iterable[str] = ()) -> ClusterConfig:
+    """The cluster in a YAML file, under overrides like ``nodes=8``.
+
+    A ``hostfile`` is looked for beside the YAML file that names it.
+
+    Raises:
+        ConfigError: one line that says what is wrong, where, what is allowed and how to mend it.
+    """
+    rules = Rules()
+    file = find_file(str(path), Path.cwd(), "command line")
+    tree = merge(load_file(file, rules), parse_overrides(overrides, rules), rules)
+    cluster = validate(ClusterConfig, tree, {})
+    if cluster.hostfile is not None:
+        cluster = cluster.model_copy(update={"hostfile": str(file.parent / cluster.hostfile)})
+    return cluster
