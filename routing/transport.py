@@ -8,7 +8,6 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 import torch
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 _TOLERANCE = 1e-4
@@ -112,6 +111,9 @@ def _assign(values_NE: Floats, prices_E: Floats, fewest_E: Ints, most_E: Ints) -
     values_CC = np.full((len(expert_C), len(expert_C)), -np.inf)
     values_CC[:N] = values_NE[:, expert_C]
     values_CC[N:, len(required) :] = -prices_E[optional]
+    # Half a second that only this router pays.
+    from scipy.optimize import linear_sum_assignment
+
     try:
         _, place_C = linear_sum_assignment(values_CC, maximize=True)
     except ValueError:
