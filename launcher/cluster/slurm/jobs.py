@@ -1,0 +1,116 @@
+"""What SLURM knows of the jobs of a suite."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from moe_testbed.launcher.cluster.slurm.script import LOGS
+from moe_testbed.launcher.errors import ConfigError
+from moe_testbed.launcher.files import read_json
+
+RECORD = f"{LOGS}/jobs.json"
+"""In the suite's folder: {"array": id of the newest job array, "runs": name of the run of each of its indices}."""
+
+_OVER = {
+    "BOOT_FAIL",
+    "CANCELLED",
+    "COMPLETED",
+    "DEADLINE",
+    "FAILED",
+    "NODE_FAIL",
+    "OUT_OF_MEMORY",
+    "PREEMPTED",
+    "TIMEOUT",
+}
+_TIMEOUT_SECONDS = 60
+
+
+@dataclass(frozen=True)
+class Job:
+    """A job of the array.
+
+    Attributes:
+        number: as SLURM's commands take it, such as 12_3.
+        state: in SLURM's words, such as PENDING.
+        nodes: compressed, such as node[1-2]; empty before it starts.
+        reason: why it waits, in SLURM's words.
+    """
+
+    number: str
+    state: str
+    nodes: str
+    reason: str
+
+    @property
+    def is_over(self) -> bool:
+        """It neither waits nor runs, and will not."""
+        return self.state in _OVER
+
+    @property
+    def is_waiting(self) -> bool:
+        """Its processes are not there yet, and nothing but SLURM keeps them from starting."""
+        return not self.is_over and not self.is_running and self.state != "COMPLETING"
+
+    @property
+    def is_running(self) -> bool:
+        """Its processes are there."""
+        return self.state == "RUNNING"
+
+
+def require(command: str) -> None:
+    """Raises ConfigError if one of SLURM's commands is not installed."""
+    if shutil.which(command) is None:
+        raise ConfigError(
+            f"{command} is not on the PATH: SLURM is not installed here; use a login node of the cluster, or "
+            "`moe-testbed launch` with a cluster file of launcher deepspeed"
+        )
+
+
+def call_slurm(command: Sequence[str]) -> str:
+    """What one of SLURM's commands prints.
+
+    Raises:
+        ConfigError: it is not installed, or it complains; one line with its own words.
+    """
+    require(command[0])
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT_SECONDS)
+    except subprocess.TimeoutExpired:
+        raise ConfigError(
+            f"{command[0]} gave no answer within {_TIMEOUT_SECONDS} s; see with `scontrol ping` whether SLURM's "
+            "controller is up, and repeat the command"
+        ) from None
+    if done.returncode:
+        raise ConfigError(f"{command[0]} refuses: {_complaint(done.stderr) or f'status {done.returncode}'}")
+    return done.stdout
+
+
+def read_jobs(suite_dir: Path) -> dict[str, Job]:
+    """Name of each run that was submitted -> its newest job, as far as SLURM remembers it.
+
+    Raises:
+        ConfigError: SLURM does not answer.
+    """
+    record = read_json(suite_dir / RECORD)
+    if not record:
+        return {}
+    # Ends of jobs are remembered for some minutes; of an array that is forgotten, squeue says that there is none.
+    command = ["squeue", "--noheader", "--array", "--states=all", "--format=%i|%T|%N|%r", f"--jobs={record['array']}"]
+    try:
+        lines = call_slurm(command).splitlines()
+    except ConfigError as error:
+        if "Invalid job id" in str(error):
+            return {}
+        raise
+    jobs = {int(line.partition("|")[0].partition("_")[2]): Job(*line.split("|", 3)) for line in lines}
+    return {record["runs"][index]: jobs[index] for index in sorted(jobs)}
+
+
+def _complaint(text: str) -> str:
+    """The lines of an error message as one, without the name of the program before each."""
+    lines = [line.strip().partition("error: ") for line in text.splitlines() if line.strip()]
+    return "; ".join(after or before for before, _, after in lines)

@@ -1,0 +1,151 @@
+"""The batch script of a suite: one job for each run, one process for each GPU."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from moe_testbed.launcher.cluster.config import ClusterConfig, SlurmConfig
+from moe_testbed.launcher.errors import ASKED_TO_STOP
+
+LOGS = "slurm"
+"""Folder, in the suite's, of the script and of what SLURM itself says of the jobs."""
+SCRIPT = f"{LOGS}/job.sh"
+
+_TEMPLATE = r"""#!/bin/bash
+# Trains one run of the suite @SUITE_NAME@ for each index of a job array. Written by `moe-testbed slurm submit`.
+@OPTIONS@
+
+runs=(
+@RUNS@
+)
+run=${runs[$SLURM_ARRAY_TASK_ID]}
+export RUN_DIR=@SUITE_DIR@/$run
+
+# Before a job's time ends, or a more urgent one takes its nodes, the training is told to write a checkpoint and end.
+told=no
+stop() {
+    trap '' USR1 TERM  # once is enough
+    told=yes
+    echo "$run is asked to stop"
+    kill -USR1 $! 2>/dev/null || true  # srun, if it has started; it passes the signal on
+}
+trap stop USR1 TERM
+
+# SLURM_JOB_ID would not do: of the last job of an array, it is the whole array's.
+job=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID
+echo "$run: job $job, start $((${SLURM_RESTART_COUNT:-0} + 1)), on $SLURM_JOB_NODELIST"
+touch "$RUN_DIR/logs/started"
+
+# The processes meet at the first node, at a port that no other job of this cluster is likely to use.
+MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+MASTER_PORT=$((15000 + SLURM_JOB_ID % 15000))
+export MASTER_ADDR MASTER_PORT OMP_NUM_THREADS=@THREADS@ PYTHONSAFEPATH=1
+set -e
+@SURROUNDINGS@
+set +e
+
+# Each process takes its rank from SLURM. One that was asked to stop ends with @ASKED_TO_STOP@, which srun must not take
+# for a failure, or it would end the others before they are ready.
+rank() {
+    export RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID WORLD_SIZE=$SLURM_NTASKS
+    trap : USR1 TERM
+    python3 -m moe_testbed.launcher train "$RUN_DIR/config.yaml" --run-dir "$RUN_DIR"
+    local status=$?
+    [ $status = @ASKED_TO_STOP@ ] || exit $status
+}
+export -f rank
+
+status=0
+if [ $told = no ]; then
+    srun \
+        @SRUN_OPTIONS@ \
+        bash -c rank &
+    steps=$!
+    wait $steps
+    status=$?
+    # A signal ends `wait` before srun has ended.
+    while kill -0 $steps 2>/dev/null; do
+        wait $steps
+        status=$?
+    done
+fi
+
+# 0: finished; @ASKED_TO_STOP@: to be continued; else it has failed, for a reason that stands in its folder.
+@PYTHON@ -m moe_testbed.launcher.cluster.slurm.ending "$RUN_DIR" --status $status --told $told \
+    --log @LOGS@/"$job.txt"
+status=$?
+# A job that is being cancelled is no longer running, and must not come back.
+if [ $status = @ASKED_TO_STOP@ ] && [ "$(squeue --noheader --jobs="$job" --format=%T)" = RUNNING ]; then
+    scontrol requeue "$job" || echo "$run is not queued again"
+fi
+exit $status
+"""
+
+
+def job_script(suite_dir: Path, runs: Sequence[str], cluster: ClusterConfig, slurm: SlurmConfig) -> str:
+    """The script that trains runs of a suite, as `sbatch` takes it.
+
+    Args:
+        suite_dir: absolute, on a disk that all nodes see; holds the runs' folders.
+        runs: names of these folders.
+        slurm: the cluster's part of that name.
+    """
+    parts = {
+        "SUITE_NAME": suite_dir.name,
+        "OPTIONS": "\n".join(f"#SBATCH {option}" for option in _sbatch_options(suite_dir, len(runs), cluster, slurm)),
+        "RUNS": "\n".join(f"    {run}" for run in runs),
+        "SUITE_DIR": shlex.quote(str(suite_dir)),
+        "LOGS": shlex.quote(str(suite_dir / LOGS)),
+        "THREADS": str(slurm.cpus_per_gpu or 1),
+        "SURROUNDINGS": "\n".join(_surroundings(cluster, slurm)),
+        "SRUN_OPTIONS": " \\\n        ".join(_srun_options(slurm)),
+        "PYTHON": shlex.quote(sys.executable),
+        "ASKED_TO_STOP": str(ASKED_TO_STOP),
+    }
+    return re.sub("@([A-Z_]+)@", lambda match: parts[match[1]], _TEMPLATE)
+
+
+def _sbatch_options(suite_dir: Path, num_runs: int, cluster: ClusterConfig, slurm: SlurmConfig) -> list[str]:
+    # sbatch reads % as the beginning of a placeholder, and two of them as one.
+    logs = str(suite_dir / LOGS).replace("%", "%%")
+    options: dict[str, object] = {
+        "job-name": suite_dir.name,
+        "array": f"0-{num_runs - 1}%{slurm.jobs_at_once}",
+        "partition": slurm.partition,
+        "account": slurm.account,
+        "time": slurm.time,
+        "nodes": cluster.nodes,
+        "ntasks-per-node": cluster.gpus_per_node,
+        "gpus-per-node": cluster.gpus_per_node if cluster.accelerator == "cuda" else None,
+        "cpus-per-task": slurm.cpus_per_gpu,
+        "signal": f"B:USR1@{slurm.grace_seconds}",
+        "open-mode": "append",
+        "output": shlex.quote(f"{logs}/%A_%a.txt"),
+    }
+    given = [f"--{name}={value}" for name, value in options.items() if value is not None]
+    return [*given, "--requeue", *slurm.options]
+
+
+def _srun_options(slurm: SlurmConfig) -> list[str]:
+    options = ["--kill-on-bad-exit=1", "--open-mode=append", '--output="$RUN_DIR/logs/rank-%t.txt"']
+    if slurm.cpus_per_gpu is not None:
+        # srun does not take it over from sbatch.
+        options.append(f"--cpus-per-task={slurm.cpus_per_gpu}")
+    if slurm.container is not None:
+        options += [f"--container-image={shlex.quote(slurm.container)}", '--container-workdir="$PWD"']
+    if slurm.container_mounts:
+        options.append(f"--container-mounts={shlex.quote(','.join(slurm.container_mounts))}")
+    return options
+
+
+def _surroundings(cluster: ClusterConfig, slurm: SlurmConfig) -> list[str]:
+    """Lines of shell. The Python that submits trains too, unless the modules or the setup put another one first."""
+    lines = [f"export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH"]
+    lines += [f"module load {shlex.quote(module)}" for module in slurm.modules]
+    lines += slurm.setup
+    # After the setup: what the cluster's file says of a variable holds.
+    return lines + [f"export {name}={shlex.quote(value)}" for name, value in cluster.environment.items()]

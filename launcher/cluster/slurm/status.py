@@ -1,0 +1,71 @@
+"""How far the runs of a suite are: what their folders say, and what SLURM says of their jobs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import astuple, dataclass
+from pathlib import Path
+
+from moe_testbed.launcher.cluster.slurm.jobs import Job, read_jobs
+from moe_testbed.launcher.cluster.slurm.script import LOGS
+from moe_testbed.launcher.progress import read_progress, read_status
+from moe_testbed.launcher.suite import Suite, SuiteRun, suite_runs
+
+_HEADER = ("run", "state", "step", "job", "nodes", "reason")
+_FOLDER_STATES = {"finished": "done", "failed": "failed", "stopped": "stopped", "running": "cut off"}
+_JOB_STATES = {"PENDING": "queued", "RUNNING": "running", "COMPLETING": "ending"}
+_NO_REASON = "None"  # SLURM's word
+
+
+@dataclass(frozen=True)
+class _Row:
+    run: str
+    state: str
+    step: str
+    job: str
+    nodes: str
+    reason: str
+
+
+def print_status(suite: Suite, runs_dir: Path) -> int:
+    """Prints a table of the suite's runs.
+
+    Returns:
+        Exit status: 1 if a run has failed for good, else 0.
+
+    Raises:
+        ConfigError: SLURM does not answer.
+    """
+    folder = runs_dir.resolve() / suite.config.name
+    jobs = read_jobs(folder)
+    rows = [_row(run, jobs.get(run.name)) for run in suite_runs(suite, runs_dir.resolve())]
+    texts = [_HEADER, *(astuple(row) for row in rows)]
+    widths = [max(len(line[i]) for line in texts) for i in range(len(_HEADER))]
+    for line in texts:
+        print("  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip())
+    return 1 if any(row.state == "failed" for row in rows) else 0
+
+
+def _row(run: SuiteRun, job: Job | None) -> _Row:
+    status = read_status(run.run_dir)
+    steps = run.config.training.steps
+    progress = read_progress(run.run_dir, steps)
+    in_folder, told = str(status.get("state", "")), str(status.get("reason") or "")
+    if in_folder == "finished" or job is None or job.is_over:
+        state = _FOLDER_STATES.get(in_folder, "not started")
+        if job is not None and in_folder in ("", "running"):
+            told = f"its job ended as {job.state}; see {run.run_dir.parent / LOGS / job.number}.txt"
+        elif job is None and in_folder == "running":
+            told = "no job of it is left"
+    else:
+        state = _JOB_STATES.get(job.state, job.state.lower())
+        told = ", ".join(_why_queued(job, told)) if state == "queued" else ""
+    step = f"{progress.step:,} of {steps:,}"
+    return _Row(run.name, state, step, job.number if job else "", job.nodes if job else "", told)
+
+
+def _why_queued(job: Job, last_end: str) -> Iterator[str]:
+    if job.reason != _NO_REASON:
+        yield f"waits: {job.reason}"
+    if last_end:
+        yield f"after: {last_end}"

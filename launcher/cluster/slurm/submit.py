@@ -1,0 +1,133 @@
+"""Submits what is missing of a suite."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+
+from moe_testbed.launcher.cluster.config import ClusterConfig, SlurmConfig
+from moe_testbed.launcher.cluster.layout import layout_of
+from moe_testbed.launcher.cluster.run_config import config_on
+from moe_testbed.launcher.cluster.slurm.ending import FAILURES
+from moe_testbed.launcher.cluster.slurm.jobs import RECORD, call_slurm, read_jobs, require
+from moe_testbed.launcher.cluster.slurm.script import LOGS, SCRIPT, job_script
+from moe_testbed.launcher.config import dump_config
+from moe_testbed.launcher.errors import ConfigError
+from moe_testbed.launcher.files import write_atomically
+from moe_testbed.launcher.run_folder import RunFolder, is_finished
+from moe_testbed.launcher.suite import Suite, SuiteRun, suite_runs
+from moe_testbed.launcher.suite_folder import build_stores, held
+from moe_testbed.launcher.tracking import open_suite
+
+_SHORTEST_WORK_SECONDS = 90  # SLURM may tell a job 60 s earlier than it was asked to
+
+
+def submit(suite: Suite, runs_dir: Path, cluster: ClusterConfig, dry_run: bool) -> int:
+    """Submits the runs of a suite that are not finished as one job array, or prints its script.
+
+    Args:
+        runs_dir: parent of the suite's folder, on a disk that all nodes see.
+        dry_run: print the script, write and submit nothing.
+
+    Returns:
+        Exit status 0.
+
+    Raises:
+        ConfigError: the runs do not fit the cluster, jobs of the suite are in the queue, or SLURM refuses.
+        DataError: the data cannot be built.
+    """
+    slurm = _slurm_part(cluster)
+    runs = suite_runs(suite, runs_dir.resolve())
+    for run in runs:
+        _check_layout(run, cluster)
+    folder = runs_dir.resolve() / suite.config.name
+    missing = [run for run in runs if not is_finished(run.run_dir)]
+    if not missing:
+        print(f"all {len(runs)} runs are finished; `moe-testbed report {folder}` reports on them")
+        return 0
+    script = job_script(folder, [run.name for run in missing], cluster, slurm)
+    if dry_run:
+        print(script, end="")
+        return 0
+    require("sbatch")
+    _check_partition(slurm.partition)
+    folder.mkdir(parents=True, exist_ok=True)
+    with held(folder):
+        _refuse_queued(folder)
+        _prepare(folder, suite, runs, cluster)
+        build_stores(missing)
+        number = _send(folder, script, [run.name for run in missing])
+    if len(missing) < len(runs):
+        print(f"{len(runs) - len(missing)} of {len(runs)} runs are finished and skipped", file=sys.stderr)
+    script_path = folder / SCRIPT
+    print(f"{len(missing)} runs submitted as job array {number}, at most {slurm.jobs_at_once} at a time: {script_path}")
+    return 0
+
+
+def _prepare(folder: Path, suite: Suite, runs: list[SuiteRun], cluster: ClusterConfig) -> None:
+    """Writes what the jobs find in the suite's folder, and gives runs that have failed before a new chance."""
+    for run in runs:
+        RunFolder.prepare(run.run_dir, config_on(run.config, cluster))
+        (run.run_dir / "logs").mkdir(exist_ok=True)
+        (run.run_dir / FAILURES).unlink(missing_ok=True)
+    write_atomically(folder / "suite.yaml", dump_config(suite.config))
+    tracking = runs[0].config.tracking
+    if tracking.mlflow and cluster.nodes_reach_mlflow:
+        open_suite(folder, tracking.experiment)
+
+
+def _send(folder: Path, script: str, names: list[str]) -> str:
+    """Submits the script; returns the number of the job array."""
+    (folder / LOGS).mkdir(exist_ok=True)
+    write_atomically(folder / SCRIPT, script)
+    # The answer is the number and, behind a semicolon, the name of one among several clusters.
+    number = call_slurm(["sbatch", "--parsable", str(folder / SCRIPT)]).strip().partition(";")[0]
+    write_atomically(folder / RECORD, json.dumps({"array": number, "runs": names}, indent=1) + "\n")
+    return number
+
+
+def _slurm_part(cluster: ClusterConfig) -> SlurmConfig:
+    slurm = cluster.slurm
+    if cluster.launcher != "slurm" or slurm is None:
+        raise ConfigError(
+            f"the cluster {cluster.name} has launcher {cluster.launcher}; set launcher to slurm and add `slurm: "
+            "{partition: NAME}`, or train with `moe-testbed launch`"
+        )
+    if _seconds(slurm.time) < slurm.grace_seconds + _SHORTEST_WORK_SECONDS:
+        raise ConfigError(
+            f"slurm.time is {slurm.time} and slurm.grace_seconds {slurm.grace_seconds}: a job would be told to stop "
+            f"as it starts; the time must be at least {_SHORTEST_WORK_SECONDS} s longer than the grace"
+        )
+    return slurm
+
+
+def _seconds(time: str) -> int:
+    """Of D-HH:MM:SS or HH:MM:SS."""
+    days, hours, minutes, seconds = (int(part) for part in re.split("[-:]", time if "-" in time else f"0-{time}"))
+    return ((days * 24 + hours) * 60 + minutes) * 60 + seconds
+
+
+def _check_layout(run: SuiteRun, cluster: ClusterConfig) -> None:
+    try:
+        layout_of(run.config, cluster)
+    except ConfigError as error:
+        raise ConfigError(f"run '{run.label}' on the cluster {cluster.name}: {error}") from None
+
+
+def _refuse_queued(folder: Path) -> None:
+    queued = [job for job in read_jobs(folder).values() if not job.is_over]
+    if queued:
+        told = ", ".join(f"{job.number} {job.state}" for job in queued[:3]) + (", ..." if len(queued) > 3 else "")
+        raise ConfigError(
+            f"the suite {folder.name} has {len(queued)} jobs in the queue ({told}); wait for them, or end them by "
+            "`moe-testbed slurm cancel`"
+        )
+
+
+def _check_partition(names: str) -> None:
+    there = call_slurm(["sinfo", "--noheader", "--format=%R"]).split()
+    for name in names.split(","):
+        if name not in there:
+            raise ConfigError(f"slurm.partition is '{name}', which is none of this cluster's: {', '.join(there)}")

@@ -1,0 +1,222 @@
+"""`moe-testbed launch`: the command that it prints, what it refuses, and how it ends."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from moe_testbed.launcher.cli import main
+from moe_testbed.launcher.cluster.command import EXPORTED
+from moe_testbed.launcher.config import load_experiment
+from moe_testbed.launcher.errors import ASKED_TO_STOP, WRONG_INPUT
+from moe_testbed.launcher.files import read_json
+
+Write = Callable[[str, str], Path]
+Launch = Callable[..., int]
+
+DEEPSPEED = str(Path(sys.executable).with_name("deepspeed"))
+
+CLUSTER = """
+    name: trial
+    nodes: 2
+    gpus_per_node: 2
+    accelerator: cpu
+    gpu_memory_gb: 8
+    interconnect: {within_node_gb_per_s: 10, between_nodes_gb_per_s: 1}
+    launcher: deepspeed
+    hostfile: hosts
+    environment: {GLOO_SOCKET_IFNAME: eth0}
+"""
+HERE = ["--set", "nodes=1", "--set", "hostfile=null"]
+
+
+@pytest.fixture
+def launch(experiment: Path, write: Write) -> Launch:
+    """``launch(*options)`` -> exit status of a launch of small.yaml on two hosts of two processes."""
+    write("cluster.yaml", CLUSTER)
+    write("hosts", "node1 slots=2\nnode2 slots=2\n")
+    command = ["launch", str(experiment), "--cluster", "cluster.yaml", "--run-dir", "runs/trial"]
+    return lambda *options: main([*command, *options])
+
+
+def words(text: str) -> list[str]:
+    """Of the command that was printed, as a shell reads it."""
+    return shlex.split(text.splitlines()[-1])
+
+
+def training(folder: Path) -> list[str]:
+    run_dir = folder / "runs" / "trial"
+    return ["--module", "moe_testbed.launcher", "train", f"{run_dir}/config.yaml", "--run-dir", str(run_dir)]
+
+
+def test_a_dry_run_over_ssh(launch: Launch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert launch("--dry-run", "--set", "ssh_port=2222", "--set", "master_port=29777") == 0
+    exported, ssh_options, *command = words(capsys.readouterr().out)
+    hosts = ["--hostfile", str(tmp_path / "hosts"), "--force_multi", "--ssh_port", "2222", "--master_port", "29777"]
+    assert command == [DEEPSPEED, "--quiet", *hosts, *training(tmp_path)]
+    assert exported == f"DS_ENV_FILE={tmp_path}/runs/trial/{EXPORTED}"
+    assert ssh_options.startswith("PDSH_SSH_ARGS_APPEND=") and "BatchMode=yes" in ssh_options
+    lines = (tmp_path / "runs" / "trial" / EXPORTED).read_text().splitlines()
+    assert "GLOO_SOCKET_IFNAME=eth0" in lines and "DS_ACCELERATOR=cpu" in lines
+
+
+def test_a_dry_run_without_ssh(launch: Launch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert launch("--dry-run", "--node-rank", "1") == 0
+    variables, command = split_variables(words(capsys.readouterr().out))
+    hosts = ["--hostfile", str(tmp_path / "hosts"), "--no_ssh", "--node_rank", "1", "--master_addr", "node1"]
+    assert command == [DEEPSPEED, "--quiet", *hosts, "--master_port", "29500", *training(tmp_path)]
+    assert variables["GLOO_SOCKET_IFNAME"] == "eth0" and variables["DS_ACCELERATOR"] == "cpu"
+
+
+def test_a_dry_run_on_this_machine(launch: Launch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert launch("--dry-run", *HERE, "--set", "environment={OMP_NUM_THREADS: '3'}") == 0
+    variables, command = split_variables(words(capsys.readouterr().out))
+    processes = ["--hostfile", "/dev/null", "--num_accelerators", "2", "--master_port", "29500"]
+    assert command == [DEEPSPEED, "--quiet", *processes, *training(tmp_path)]
+    assert variables == {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "3", "GLOO_SOCKET_IFNAME": "eth0"}
+
+
+def split_variables(words: list[str]) -> tuple[dict[str, str], list[str]]:
+    command = words.index(DEEPSPEED)
+    return dict(word.split("=", 1) for word in words[:command]), words[command:]
+
+
+def test_the_run_is_the_experiment_on_the_accelerator_of_the_cluster(launch: Launch, tmp_path: Path) -> None:
+    assert launch("--dry-run", "--set", "nodes_reach_mlflow=false", "tracking.mlflow=true") == 0
+    written = load_experiment(tmp_path / "runs" / "trial" / "config.yaml")
+    wanted = load_experiment(tmp_path / "small.yaml", ["runtime.device=cpu", "tracking.mlflow=false"])
+    assert written == wanted
+
+
+def test_variables_reach_a_shell_as_they_are(launch: Launch, tmp_path: Path) -> None:
+    values = {
+        "A": "plain",
+        "B": "two words",
+        "C": "$HOME `id` \"quoted\" back\\slash 'single'",
+        "D": "50%",
+        "E": "%h; ls",
+    }
+    options = ["--set", f"environment={json.dumps(values)}"]
+    assert launch("--dry-run", *options) == 0
+    runner = pytest.importorskip("deepspeed.launcher.multinode_runner").PDSHRunner
+    deepspeed = runner(argparse.Namespace(user_args=[], user_script=""), "")
+    for line in (tmp_path / "runs" / "trial" / EXPORTED).read_text().splitlines():
+        deepspeed.add_export(*line.split("=", 1))
+    exports = "".join(f"export {name}={value}; " for name, value in deepspeed.exports.items())
+    # pdsh reads %% as %.
+    script = exports.replace("%%", "%") + f"{sys.executable} -c 'import json, os; print(json.dumps(dict(os.environ)))'"
+    told = json.loads(subprocess.run(["bash", "-c", script], capture_output=True, check=True).stdout)
+    assert {name: told[name] for name in values} == values
+
+
+FAKE_DEEPSPEED = """
+    #!/bin/sh
+    for last; do :; done
+    [ -z "$STATE" ] || printf '{"state": "%s", "step": 2, "steps": 4, "reason": "why"}' "$STATE" > "$last/status.json"
+    exit "$CODE"
+"""
+
+
+@pytest.mark.parametrize(
+    ("state", "code", "status"),
+    [
+        ("finished", 0, 0),
+        # What a rank does after its last word does not matter.
+        ("finished", 1, 0),
+        ("stopped", 1, ASKED_TO_STOP),
+        ("failed", 1, 1),
+        ("failed", 247, 1),
+        ("failed", WRONG_INPUT, WRONG_INPUT),
+        # deepspeed ends with 0 when its own launcher is killed.
+        ("", 0, 1),
+        ("running", 0, 1),
+    ],
+)
+def test_the_exit_status_is_what_the_folder_says(
+    state: str, code: int, status: int, launch: Launch, write: Write, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    write("bin/deepspeed", FAKE_DEEPSPEED).chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "bin" / "python"))
+    monkeypatch.setattr("moe_testbed.launcher.cluster.launch.build_store", lambda *_: None)
+    monkeypatch.setenv("STATE", state)
+    monkeypatch.setenv("CODE", str(code))
+    # Of an earlier start, and no word of this one.
+    write("runs/trial/status.json", '{"state": "stopped", "step": 1, "steps": 4, "reason": null}')
+    assert launch(*HERE, "--set", f"master_port={free_port()}") == status
+    told = read_json(tmp_path / "runs" / "trial" / "status.json")
+    if state in ("", "running"):
+        assert told["state"] == "failed" and f"deepspeed ended with exit status {code}" in told["reason"]
+    else:
+        assert told["state"] == state
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--node-rank", "2"], "--node-rank is 2; it is 0 to 1, the hosts of "),
+        (["--node-rank", "0", *HERE], "--node-rank is 0; it is for clusters with a hostfile"),
+        (["--set", "launcher=slurm", "--set", "slurm.partition=gpu"], "launcher of cluster trial is slurm; use "),
+        (["--set", "nodes=3"], "names 2 hosts, but nodes of cluster trial is 3"),
+        (["--set", "gpus_per_node=1"], "node1 has slots=2, but gpus_per_node of cluster trial is 1"),
+        (["--set", "hostfile=nowhere"], "nowhere cannot be read"),
+        (["parallel.expert_parallel_size=8"], "is 8, which does not divide the number of ranks, 4"),
+        (["parallel.expert_parallel_size=4"], "across the nodes 0, 1"),
+        (["training.global_batch_size=6"], "global_batch_size is 6"),
+        (["--set", 'environment={A: "two\\nlines"}'], "environment.A has a line break"),
+    ],
+)
+def test_wrong_input_is_one_line(
+    options: list[str], message: str, launch: Launch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert launch("--dry-run", *options) == WRONG_INPUT
+    told = capsys.readouterr().err.splitlines()
+    assert len(told) == 1 and message in told[0]
+
+
+def free_port() -> int:
+    with socket.create_server(("", 0)) as server:
+        port: int = server.getsockname()[1]
+        return port
+
+
+def test_a_port_in_use_is_told_before_anything_starts(launch: Launch, capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.create_server(("", 0)) as server:
+        port = server.getsockname()[1]
+        assert launch(*HERE, "--set", f"master_port={port}") == WRONG_INPUT
+    assert f"port {port} is in use on this machine" in capsys.readouterr().err
+
+
+def test_too_few_gpus_are_told_before_anything_starts(
+    launch: Launch, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    assert launch(*HERE, "--set", "accelerator=cuda") == WRONG_INPUT
+    message = "gpus_per_node of cluster trial is 2, but torch sees 1 on this machine"
+    assert message in capsys.readouterr().err
+
+
+def test_without_pdsh_the_other_form_is_told(
+    launch: Launch, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "ssh").touch(mode=0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert launch() == WRONG_INPUT
+    assert "pdsh is not on the PATH" in (told := capsys.readouterr().err) and "--node-rank" in told
+
+
+def test_paths_that_deepspeed_cannot_pass_on_are_told(
+    launch: Launch, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for program in ("ssh", "pdsh"):
+        (tmp_path / program).touch(mode=0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert launch("--run-dir", "runs/my run; ls") == WRONG_INPUT
+    assert "runs/my run; ls' has characters that deepspeed cannot pass on" in capsys.readouterr().err

@@ -1,0 +1,136 @@
+"""`launch` and its ranks end together, whichever process is killed, and signals reach all ranks."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from moe_testbed.launcher.errors import ASKED_TO_STOP, ConfigError
+from moe_testbed.launcher.lifeline import LIFELINE_VARIABLE, end_with_launch
+from tests.cluster import stand_ins
+
+SECONDS = 60.0
+
+
+def wait_until(holds: Callable[[], object]) -> None:
+    deadline = time.monotonic() + SECONDS
+    while not holds():
+        assert time.monotonic() < deadline, f"not within {SECONDS} s"
+        time.sleep(0.02)
+
+
+class Job:
+    """A stand-in for `launch` and all below it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.process = subprocess.Popen([sys.executable, stand_ins.__file__, "launch", str(folder)])
+
+    def pid(self, name: str) -> int:
+        return int((self.folder / f"{name}.pid").read_text())
+
+    def ranks(self) -> list[int]:
+        return [self.pid(f"rank{rank}") for rank in range(stand_ins.NUM_RANKS)]
+
+    def start_ranks(self) -> None:
+        (self.folder / "go").touch()
+        names = [f"rank{rank}.pid" for rank in range(stand_ins.NUM_RANKS)]
+        wait_until(lambda: all((self.folder / name).exists() for name in names))
+
+    def signals(self) -> list[str]:
+        return [(self.folder / f"rank{rank}.signal").read_text() for rank in range(stand_ins.NUM_RANKS)]
+
+    def end(self) -> dict[str, Any]:
+        assert self.process.wait(SECONDS) == 0
+        content: dict[str, Any] = json.loads((self.folder / "end.json").read_text())
+        return content
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Iterator[Job]:
+    job = Job(tmp_path)
+    try:
+        wait_until(lambda: (tmp_path / "deepspeed.pid").exists())
+        yield job
+    finally:
+        for pid in [job.process.pid, *(int(file.read_text()) for file in tmp_path.glob("*.pid"))]:
+            if psutil.pid_exists(pid):
+                os.kill(pid, signal.SIGKILL)
+        job.process.wait()
+
+
+def is_gone(pid: int) -> bool:
+    return not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+
+
+def test_it_ends_with_the_last_rank(job: Job) -> None:
+    job.start_ranks()
+    (job.folder / "finish").touch()
+    assert job.end() == {"code": 0, "asked": False, "all_gone": True}
+
+
+@pytest.mark.parametrize(
+    ("sent", "heard"), [("SIGTERM", "SIGTERM"), ("SIGINT", "SIGTERM"), ("SIGHUP", "SIGTERM"), ("SIGUSR1", "SIGUSR1")]
+)
+def test_signals_reach_all_ranks(job: Job, sent: str, heard: str) -> None:
+    job.start_ranks()
+    job.process.send_signal(signal.Signals[sent])
+    assert job.end() == {"code": ASKED_TO_STOP, "asked": True, "all_gone": True}
+    assert job.signals() == [heard] * stand_ins.NUM_RANKS
+
+
+def test_ranks_that_connect_later_hear_it_too(job: Job) -> None:
+    job.process.send_signal(signal.SIGUSR1)
+    (job.folder / "go").touch()
+    assert job.end() == {"code": ASKED_TO_STOP, "asked": True, "all_gone": True}
+    assert job.signals() == ["SIGUSR1"] * stand_ins.NUM_RANKS
+
+
+def test_a_second_ctrl_c_ends_all_at_once(job: Job) -> None:
+    (job.folder / "stubborn").touch()
+    job.start_ranks()
+    ranks = job.ranks()
+    job.process.send_signal(signal.SIGINT)
+    wait_until(lambda: len(list(job.folder.glob("*.signal"))) == stand_ins.NUM_RANKS)
+    job.process.send_signal(signal.SIGINT)
+    assert job.end() == {"code": -signal.SIGKILL, "asked": True, "all_gone": True}
+    wait_until(lambda: all(is_gone(pid) for pid in ranks))
+
+
+def test_ranks_end_when_launch_is_killed(job: Job) -> None:
+    job.start_ranks()
+    processes = [*job.ranks(), job.pid("deepspeed")]
+    job.process.kill()
+    wait_until(lambda: all(is_gone(pid) for pid in processes))
+
+
+def test_ranks_end_when_deepspeed_is_killed(job: Job) -> None:
+    job.start_ranks()
+    ranks = job.ranks()
+    os.kill(job.pid("deepspeed"), signal.SIGKILL)
+    assert job.end() == {"code": -signal.SIGKILL, "asked": False, "all_gone": True}
+    wait_until(lambda: all(is_gone(pid) for pid in ranks))
+
+
+def test_a_rank_that_cannot_reach_launch_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    monkeypatch.setenv(LIFELINE_VARIABLE, f"127.0.0.1:{port}")
+    with pytest.raises(ConfigError, match=rf"cannot reach `moe-testbed launch` at 127.0.0.1, port {port} .*refused"):
+        end_with_launch()
+
+
+def test_without_a_launch_nothing_is_tied(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(LIFELINE_VARIABLE, raising=False)
+    end_with_launch()
