@@ -67,6 +67,11 @@ class Background:
 
 
 def _in_short(error: Exception) -> str:
-    """One line with both ends of a long message: what was tried, and the cause. A password in a URL is left out."""
-    text = re.sub(r"//[^/@\s]*@", "//", " ".join(str(error).split())) or type(error).__name__
+    """One line with both ends of a long message: what was tried, and the cause."""
+    text = without_password(" ".join(str(error).split())) or type(error).__name__
     return text if len(text) <= 250 else f"{text[:100]} … {text[-150:]}"
+
+
+def without_password(text: str) -> str:
+    """The text, names and passwords of its URLs left out."""
+    return re.sub(r"//[^/@\s]*@", "//", text)

@@ -64,15 +64,15 @@ class Point(NamedTuple):
 def read_ledger(folder: Path, store: str) -> Ledger:
     """The folder's ledger; a new one if there is none, or if it is about another store than the one at this URI.
 
-    A damaged one is told on stderr and put aside, so that it is told once.
+    A damaged one is told on stderr and put aside, so that it is told once. A run keeps its key and its times from store
+    to store: sent to one, to another and to the first again, it is found there, and its values are known.
     """
     name = hashlib.sha256(store.encode()).hexdigest()[:16]
     path = folder / LEDGER_NAME
     with contextlib.suppress(FileNotFoundError):
         try:
             ledger = _LEDGERS.validate_json(path.read_bytes())
-            if ledger.store == name:
-                return ledger
+            return ledger if ledger.store == name else Ledger(name, ledger.key, ledger.started_ms)
         except ValidationError:
             aside = path.with_name(f"{LEDGER_NAME}.damaged")
             print(f"{path} is damaged and now {aside.name}; MLflow gets the run anew", file=sys.stderr)

@@ -39,19 +39,24 @@ def append(folder: Path, steps: Iterable[int], extra: str = "", **values: object
         file.write(extra)
 
 
+def write_state(folder: Path, state: str) -> None:
+    """What the run's status.json says of it."""
+    (folder / "status.json").write_text(json.dumps({"state": state}))
+
+
 def append_line(folder: Path, **line: object) -> None:
     """Any one line."""
     with (folder / "metrics.jsonl").open("a") as file:
         file.write(json.dumps(line) + "\n")
 
 
-def make_suite(folder: Path) -> Path:
+def make_suite(folder: Path, **config: object) -> Path:
     """Three finished runs of two labels, one of which begins with the other, and a report."""
     for label, router, seed in (("top_k", "top_k", 1), ("top_k", "top_k", 2), ("top_k_hash", "hash", 1)):
         balance = {"load_balancing_loss": {"scope": "sequence"}, "z_loss": {}} if router == "top_k" else {}
         routing = {"router": {"name": router}, "balance": balance}
         mix = {"mix": {"name": "two"}}
-        run = make_run(folder / f"{label}-seed{seed}", name=label, seed=seed, routing=routing, data=mix)
+        run = make_run(folder / f"{label}-seed{seed}", name=label, seed=seed, routing=routing, data=mix, **config)
         (run / "manifest.json").write_text(json.dumps(MANIFEST))
         for step in range(1, 31):
             append(run, [step])

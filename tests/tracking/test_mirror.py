@@ -15,6 +15,7 @@ import pytest
 
 from moe_testbed.launcher.ledger import MAX_KEYS_OF_A_KIND, flatten, new_points, read_ledger, write_ledger
 from moe_testbed.launcher.tracking import Mirror, SuiteMirror
+from moe_testbed.launcher.tracking_store import store_uri
 from tests.tracking.folders import append, append_line, make_run
 
 mlflow_tracking = pytest.importorskip("mlflow.tracking")
@@ -222,11 +223,9 @@ def test_two_runs_side_by_side_create_one_store(tmp_path: Path, monkeypatch: pyt
 
 
 def test_the_default_store_is_in_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from moe_testbed.launcher import tracking
-
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.chdir(tmp_path)
-    assert tracking._tracking_uri() == f"sqlite:///{tmp_path / 'mlflow.db'}"
+    assert store_uri() == f"sqlite:///{tmp_path / 'mlflow.db'}"
 
 
 @pytest.mark.parametrize("content", ['{"store": ', "[]", '{"store": "a"}', "{}"])
@@ -255,8 +254,8 @@ def test_batches_are_bounded_and_the_ledger_moves_with_them(tmp_path: Path) -> N
     write_ledger(tmp_path, batches[0][1])
     again = [points for points, _ in new_points(tmp_path / "metrics.jsonl", read_ledger(tmp_path, "store"))]
     assert again == [batches[1][0]]
-    assert read_ledger(tmp_path, "another store").run_id is None
-    assert read_ledger(tmp_path, "another store").offset == 0
+    other = read_ledger(tmp_path, "another store")
+    assert (other.run_id, other.offset, other.key) == (None, 0, ledger.key)
 
 
 def test_a_run_that_a_store_hears_of_late_has_its_own_times(tmp_path: Path, client: Any, store: str) -> None:
