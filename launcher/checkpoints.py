@@ -2,6 +2,9 @@
 
 DeepSpeed writes the files of a checkpoint one after another. A checkpoint counts once ``complete.json`` stands beside
 them, written last and listing every file with its size; anything else is a crash's leftover.
+
+On the ranks that wrote it, training continues bit for bit; on others the optimizer's state is regrouped, and only the
+order of sums changes.
 """
 
 from __future__ import annotations
@@ -9,6 +12,8 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+import zipfile
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +22,9 @@ import torch.distributed as dist
 from moe_testbed.launcher.errors import CheckpointError
 from moe_testbed.launcher.files import write_atomically
 from moe_testbed.launcher.ranks import Ranks
+from moe_testbed.launcher.regrouping import RankLayout, regroup
 
 _MARK = "complete.json"
-
-
-def _layout(ranks: Ranks, expert_parallel_size: int) -> dict[str, int]:
-    return {"ranks": ranks.size, "expert_parallel_size": expert_parallel_size}
 
 
 def save(engine: Any, folder: Path, step: int, keep: int, ranks: Ranks, expert_parallel_size: int) -> None:
@@ -46,7 +48,7 @@ def save(engine: Any, folder: Path, step: int, keep: int, ranks: Ranks, expert_p
     if ranks.rank != 0:
         return
     files = {path.name: path.stat().st_size for path in sorted((folder / tag).iterdir())}
-    mark = {"step": step, "layout": _layout(ranks, expert_parallel_size), "files": files}
+    mark = {"step": step, "layout": asdict(RankLayout(ranks.size, expert_parallel_size)), "files": files}
     write_atomically(folder / tag / _MARK, json.dumps(mark, indent=1) + "\n")
     checkpoints = sorted(folder.glob("step_*"))
     kept = [checkpoint for checkpoint in checkpoints if _is_whole(checkpoint)][-keep:]
@@ -63,14 +65,20 @@ def _is_whole(checkpoint: Path) -> bool:
         return False
 
 
+def _can_be_opened(checkpoint: Path) -> bool:
+    """After a loss of power files may have their sizes and be empty. torch's are archives with a directory at the
+    end."""
+    return all(zipfile.is_zipfile(path) for path in checkpoint.glob("*.pt"))
+
+
 def restore(engine: Any, folder: Path, ranks: Ranks, expert_parallel_size: int) -> int:
-    """Restores weights, optimizer and balancers from the newest whole checkpoint.
+    """Restores weights, optimizer and balancers from the newest whole checkpoint, whatever ranks have written it.
 
     Returns:
         Optimizer steps completed; 0 without a checkpoint.
 
     Raises:
-        CheckpointError: the checkpoint was written by another layout of ranks.
+        CheckpointError: the checkpoint has to be regrouped, but is damaged or does not fit the model.
     """
     # One rank chooses for all: on a shared disk two of them may not see the same files at the same moment.
     chosen = [newest_whole(folder) if ranks.rank == 0 else None]
@@ -80,25 +88,22 @@ def restore(engine: Any, folder: Path, ranks: Ranks, expert_parallel_size: int) 
     if checkpoint is None:
         return 0
     mark = json.loads((checkpoint / _MARK).read_text(encoding="utf-8"))
-    layout = _layout(ranks, expert_parallel_size)
-    if mark["layout"] != layout:
-        raise CheckpointError(
-            f"{checkpoint}: written with {_in_words(mark['layout'])}, but this run has {_in_words(layout)}; "
-            "start it with the same layout, or use another --run-dir to begin anew"
-        )
-    loaded, _ = engine.load_checkpoint(str(folder), tag=checkpoint.name)
+    step, written = int(mark["step"]), RankLayout(**mark["layout"])
+    present = RankLayout(ranks.size, expert_parallel_size)
+    loaded, _ = engine.load_checkpoint(str(folder), tag=checkpoint.name, load_module_only=written != present)
     assert loaded is not None, f"DeepSpeed found nothing to load in {checkpoint}"
-    return int(mark["step"])
+    if written != present:
+        if ranks.rank == 0:
+            print(f"{checkpoint}: written by {written}, regrouped for {present}", file=sys.stderr)
+        regroup(engine, checkpoint, written, present, ranks)
+        engine.global_steps = step
+    return step
 
 
 def newest_whole(folder: Path) -> Path | None:
     """The newest whole checkpoint among those of a run; None if there is none."""
     for checkpoint in sorted(folder.glob("step_*"), reverse=True):
-        if _is_whole(checkpoint):
+        if _is_whole(checkpoint) and _can_be_opened(checkpoint):
             return checkpoint
         print(f"{checkpoint} is not whole (cut off or damaged) and is passed over", file=sys.stderr)
     return None
-
-
-def _in_words(layout: dict[str, int]) -> str:
-    return f"{layout['ranks']} ranks and expert_parallel_size {layout['expert_parallel_size']}"

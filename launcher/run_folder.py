@@ -18,8 +18,9 @@ from moe_testbed.launcher.files import read_json, read_json_lines, write_atomica
 
 Arrays = Mapping[str, npt.NDArray[Any]]
 
-# What decides a run's result. The rest (where it runs, how often it saves) may change between two starts.
-_DECIDING = ("seed", "data", "model", "routing", "training", "parallel", "evaluation")
+# What decides a run's result. The rest (where it runs and on how many ranks, how often it saves) may change between two
+# starts.
+_DECIDING = ("seed", "data", "model", "routing", "training", "evaluation")
 
 # Folders with one file of arrays for each step that was looked at.
 _SERIES = ("evaluations", "statistics")

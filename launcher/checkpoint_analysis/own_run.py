@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import pickle
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from moe_testbed.data.loading import tokenise
 from moe_testbed.data.splits import SPLITS, VALIDATION
 from moe_testbed.data.store import Region, Store
 from moe_testbed.launcher.building import build_model
+from moe_testbed.launcher.checkpoint_files import EXPERTS, MODULE, read_file
 from moe_testbed.launcher.checkpoints import newest_whole
 from moe_testbed.launcher.config import ExperimentConfig, load_experiment
 from moe_testbed.launcher.errors import CheckpointError, ConfigError
@@ -26,9 +26,6 @@ from moe_testbed.launcher.files import read_json
 from moe_testbed.launcher.ranks import Ranks
 from moe_testbed.model.language_model import LanguageModel
 from moe_testbed.routing.records import UNLABELLED
-
-_MODULE = "mp_rank_00_model_states.pt"
-_EXPERTS = "*_expert_*_model_states.pt"
 
 
 @dataclass(frozen=True)
@@ -84,8 +81,6 @@ def open_run(folder: Path, cache_dir: Path | None, log: Any) -> OwnRun:
 def load_model(run: OwnRun, dtype: torch.dtype | None, ranks: Ranks) -> LanguageModel:
     """The model with the checkpoint's weights and balancer state, in evaluation mode.
 
-    Every expert has a file of its own, with its number among all experts, however many ranks trained it.
-
     Args:
         dtype: None: as it was trained.
 
@@ -94,12 +89,9 @@ def load_model(run: OwnRun, dtype: torch.dtype | None, ranks: Ranks) -> Language
     """
     model = build_model(run.config, run.store, ranks)
     state: dict[str, Any] = {}
-    for path in [run.checkpoint / _MODULE, *sorted(run.checkpoint.glob(_EXPERTS))]:
-        try:
-            content = torch.load(path, map_location="cpu", weights_only=True)
-        except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-            raise CheckpointError(f"{path} cannot be read, it is damaged; use an earlier checkpoint") from error
-        state |= content["module"] if path.name == _MODULE else content
+    for path in [run.checkpoint / MODULE, *sorted(run.checkpoint.glob(EXPERTS))]:
+        content = read_file(path)
+        state |= content["module"] if path.name == MODULE else content
     try:
         model.load_state_dict(state)
     except RuntimeError as error:

@@ -147,9 +147,10 @@ def test_broken_runs_are_said(runs: Callable[[str], Path], own_mix: Path, tmp_pa
         analysis(str(folder))
 
     folder = copy()
-    # Whole by its size, but with other content.
+    # Whole by its size and its directory, but with other content.
     path = next((folder / "checkpoints").glob("*/mp_rank_00*"))
-    path.write_bytes(bytes(path.stat().st_size))
+    content = path.read_bytes()
+    path.write_bytes(content[:1000] + b"?" * 400 + content[1400:])
     with pytest.raises(CheckpointError, match=r"mp_rank_00_model_states.pt cannot be read"):
         analysis(str(folder))
 

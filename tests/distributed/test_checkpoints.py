@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from tests.training import driver
 from tests.training.results import assert_same_run
@@ -46,21 +48,55 @@ def test_two_ranks_killed_continue_exactly(
     assert_same_run(tmp_path / "killed", tmp_path / "whole")
 
 
-def test_another_number_of_ranks_is_refused(
+OPTIMIZER = "zero_pp_rank_1_mp_rank_00_optim_states.pt"
+
+
+def rewrite(checkpoint: Path, change: Callable[[Any], None]) -> None:
+    """Changes the optimizer's file of rank 1, and its size in the mark."""
+    content = torch.load(checkpoint / OPTIMIZER, weights_only=False)
+    change(content["optimizer_state_dict"])
+    torch.save(content, checkpoint / OPTIMIZER)
+    mark = json.loads((checkpoint / "complete.json").read_text())
+    mark["files"][OPTIMIZER] = (checkpoint / OPTIMIZER).stat().st_size
+    (checkpoint / "complete.json").write_text(json.dumps(mark))
+
+
+def take_away(checkpoint: Path) -> None:
+    """As if the file had never been written."""
+    (checkpoint / OPTIMIZER).unlink()
+    mark = json.loads((checkpoint / "complete.json").read_text())
+    del mark["files"][OPTIMIZER]
+    (checkpoint / "complete.json").write_text(json.dumps(mark))
+
+
+def garble(checkpoint: Path) -> None:
+    """Within the file, where its names and numbers begin."""
+    content = bytearray((checkpoint / OPTIMIZER).read_bytes())
+    content[1000:1400] = b"?" * 400
+    (checkpoint / OPTIMIZER).write_bytes(content)
+
+
+def of_a_smaller_model(checkpoint: Path) -> None:
+    rewrite(checkpoint, lambda state: state["param_slice_mappings"][0].pop("embedding.weight"))
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (take_away, rf"/step_00000002/{OPTIMIZER} cannot be read, it is damaged or missing; remove the checkpoint"),
+        (garble, rf"/step_00000002/{OPTIMIZER} cannot be read, it is damaged or missing; remove the checkpoint"),
+        (of_a_smaller_model, r"weights of embedding\.weight: \d,\d+ numbers are there, .* not of this model"),
+    ],
+)
+def test_what_cannot_be_regrouped_is_one_line(
+    damage: Callable[[Path], None],
+    message: str,
     make_two_rank_experiment: MakeExperiment,
     run_on_ranks: Callable[..., list[Any]],
     run_until_killed: Callable[..., None],
     tmp_path: Path,
 ) -> None:
-    config, run_dir = make_two_rank_experiment(1), str(tmp_path / "run")
-    run_until_killed(driver.train_and_die, 2, config, run_dir, "before a step", 4)
-    with pytest.raises(
-        AssertionError,
-        match=r"CheckpointError: .*step_00000002: written with 2 ranks and expert_parallel_size 1, but this run has "
-        r"1 ranks and expert_parallel_size 1; start it with the same layout",
-    ):
-        run_on_ranks(driver.train, 1, config, run_dir)
-    with pytest.raises(AssertionError, match=r"ConfigError: .* holds a run that differs in parallel"):
-        run_on_ranks(driver.train, 2, make_two_rank_experiment(2), run_dir)
-    # Neither refusal has harmed the run.
-    run_on_ranks(driver.train, 2, config, run_dir)
+    run_until_killed(driver.train_and_die, 2, make_two_rank_experiment(2), str(tmp_path), "before a step", 4)
+    damage(tmp_path / "checkpoints/step_00000002")
+    with pytest.raises(AssertionError, match=rf"CheckpointError: .*{message}"):
+        run_on_ranks(driver.train, 1, make_two_rank_experiment(1), str(tmp_path))

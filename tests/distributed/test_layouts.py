@@ -79,38 +79,49 @@ def compare(run_dir: Path, oracle: Path) -> None:
     torch.testing.assert_close(weights, expected_weights, rtol=0, atol=WEIGHT_TOLERANCE)
 
 
-@pytest.mark.parametrize(
-    ("expert_parallel_size", "dispatch", "zero_stage", "clipping"),
-    [
-        (1, "dropless", 0, 0.5),
-        (1, "dropless", 1, 0.5),
-        (1, "capacity", 2, 0.5),
-        (2, "dropless", 1, 0.5),
-        (2, "dropless", 2, 0.5),
-        (2, "capacity", 1, 0.5),
-        (2, "capacity", 2, 0.5),
-        (2, "dropless", 0, 0.0),
-    ],
-)
-def test_two_ranks_equal_one_process(
+def grid() -> list[Any]:
+    """Ranks, expert-parallel size, dispatch, ZeRO stage; four ranks take long."""
+    cells = []
+    for ranks, expert_parallel_size in [(2, 1), (2, 2), (4, 1), (4, 2), (4, 4)]:
+        for dispatch in ("dropless", "capacity"):
+            for stage in (0, 1, 2):
+                marks = [pytest.mark.slow] if ranks == 4 and (expert_parallel_size, stage) != (4, 1) else []
+                cells.append(pytest.param(ranks, expert_parallel_size, dispatch, stage, marks=marks))
+    return cells
+
+
+@pytest.mark.parametrize(("ranks", "expert_parallel_size", "dispatch", "zero_stage"), grid())
+def test_ranks_equal_one_process(
+    ranks: int,
     expert_parallel_size: int,
     dispatch: str,
     zero_stage: int,
-    clipping: float,
     make_experiment: MakeExperiment,
     one_process: Callable[[float], Path],
     run_on_ranks: Run,
     tmp_path: Path,
 ) -> None:
+    # Experts on several ranks cannot be clipped without ZeRO.
+    clipping = 0.0 if zero_stage == 0 and expert_parallel_size > 1 else 0.5
     oracle = one_process(clipping)
     if clipping:
         # The limit binds, else it would not be tested.
         assert all(line["gradient_norm"] > clipping for line in read_metrics(oracle) if line["kind"] == "train")
+    micro = 8 // ranks
     config = layout(
-        make_experiment, expert_parallel_size, dispatch, 4, zero_stage=zero_stage, gradient_clipping=clipping
+        make_experiment, expert_parallel_size, dispatch, micro, zero_stage=zero_stage, gradient_clipping=clipping
     )
-    run_on_ranks(driver.train, 2, config, str(tmp_path / "run"))
+    run_on_ranks(driver.train, ranks, config, str(tmp_path / "run"))
     compare(tmp_path / "run", oracle)
+
+
+def test_ranks_take_their_share_of_a_micro_batch_that_is_too_large_for_the_step(
+    make_experiment: MakeExperiment, one_process: Callable[[float], Path], run_on_ranks: Run, tmp_path: Path
+) -> None:
+    """The same experiment file as on one process."""
+    config = layout(make_experiment, 1, "dropless", 8, gradient_clipping=0.5)
+    run_on_ranks(driver.train, 2, config, str(tmp_path / "run"))
+    compare(tmp_path / "run", one_process(0.5))
 
 
 def test_activation_checkpointing_on_two_ranks_changes_nothing(
@@ -140,5 +151,5 @@ def test_a_router_that_leaves_a_rank_without_tokens_trains(
 def test_ranks_that_cannot_share_the_batch_are_refused(
     make_experiment: MakeExperiment, run_on_ranks: Run, tmp_path: Path
 ) -> None:
-    with pytest.raises(AssertionError, match=r"global_batch_size is 8, which 2 ranks.*make it a multiple of 16"):
-        run_on_ranks(driver.train, 2, make_experiment(), str(tmp_path / "run"))
+    with pytest.raises(AssertionError, match=r"ConfigError: .*global_batch_size is 8, which 3 ranks cannot share"):
+        run_on_ranks(driver.train, 3, make_experiment(), str(tmp_path / "run"))

@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 
 import torch
 
-from moe_testbed.launcher import checkpoints, loop, training
+from moe_testbed.launcher import batches, checkpoints, loop, training
 from moe_testbed.launcher.config import ExperimentConfig
 from moe_testbed.launcher.run_folder import RunFolder
 
@@ -35,7 +35,7 @@ def train_and_fail(config: dict[str, Any], run_dir: str, number: int) -> None:
     def fail(*_: Any, **__: Any) -> NoReturn:
         raise RuntimeError("the reason\nand more of it")
 
-    _at_call(loop, "to_context", number, fail)
+    _at_call(batches, "to_context", number, fail)
     train(config, run_dir)
 
 

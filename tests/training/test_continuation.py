@@ -99,7 +99,7 @@ def test_a_run_killed_again_and_again_continues_exactly(
     assert_same_run(finished_after_kills(places, generator), whole)
 
 
-@pytest.mark.parametrize("damage", ["cut in half", "a file is gone", "no mark"])
+@pytest.mark.parametrize("damage", ["cut in half", "empty of the same size", "a file is gone", "no mark"])
 def test_a_damaged_checkpoint_is_passed_over_for_an_older_one(
     damage: str,
     config: dict[str, Any],
@@ -116,6 +116,8 @@ def test_a_damaged_checkpoint_is_passed_over_for_an_older_one(
     weights = checkpoints[-1] / "mp_rank_00_model_states.pt"
     if damage == "cut in half":
         weights.write_bytes(weights.read_bytes()[: weights.stat().st_size // 2])
+    elif damage == "empty of the same size":
+        weights.write_bytes(bytes(weights.stat().st_size))
     elif damage == "a file is gone":
         weights.unlink()
     else:

@@ -1,0 +1,35 @@
+"""The files of a checkpoint as DeepSpeed names them, read from any number of processes."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from moe_testbed.launcher.errors import CheckpointError
+
+MODULE = "mp_rank_00_model_states.pt"
+"""Weights and buffers but for the experts'; without ZeRO also the optimizer's state of rank 0."""
+
+EXPERTS = "*_expert_*_model_states.pt"
+"""One file per layer and expert, by its number among all experts, however many ranks hold them."""
+
+
+def read_file(path: Path, weights_only: bool = True) -> Any:
+    """What ``torch.save`` wrote, its tensors on the CPU and mapped: they come from the disk when they are used.
+
+    Args:
+        weights_only: False lets the file name classes, as those of DeepSpeed's optimizers do, and so run any code: for
+            checkpoints that DeepSpeed is to load anyhow.
+
+    Raises:
+        CheckpointError: the file is missing or damaged.
+    """
+    try:
+        return torch.load(path, map_location="cpu", mmap=True, weights_only=weights_only)
+    except (pickle.UnpicklingError, EOFError, OSError, RuntimeError) as error:
+        raise CheckpointError(
+            f"{path} cannot be read, it is damaged or missing; remove the checkpoint, and the one before it is used"
+        ) from error
