@@ -39,7 +39,7 @@ def gradients(experiment: str, overrides: list[str], micro_batches: int, steps: 
     """Gradient of each scope's loss at every step but the first ones, [steps, numbers in the routers' weights]."""
     config = load_experiment(experiment, ["tracking.mlflow=false", *overrides])
     torch.set_num_threads(1)
-    ranks = join(choose_device("cpu"))
+    ranks = join(choose_device("cpu"), timeout_seconds=600.0)
     from moe_testbed.launcher.batches import to_context
     from moe_testbed.launcher.building import build_model, build_sampler
     from moe_testbed.routing.balancers.load_balancing_loss import LoadBalancingLossConfig

@@ -40,7 +40,7 @@ SCOPES = {
 def measure(arguments: argparse.Namespace) -> None:
     """Prints the table on rank 0."""
     torch.set_num_threads(1)
-    ranks = join(choose_device("cpu"))
+    ranks = join(choose_device("cpu"), timeout_seconds=600.0)
     from moe_testbed.launcher.allocator import keep_freed_memory
     from moe_testbed.launcher.batch_sharing import accumulation_steps, micro_batch_size
     from moe_testbed.launcher.batches import to_context

@@ -10,6 +10,11 @@ import torch
 from torch import Tensor
 
 from moe_testbed.data.sampler import Batch
+from moe_testbed.data.store import Store
+from moe_testbed.launcher.batch_sharing import micro_batch_size
+from moe_testbed.launcher.building import build_sampler
+from moe_testbed.launcher.config import ExperimentConfig
+from moe_testbed.launcher.ranks import Ranks
 from moe_testbed.routing.records import RoutingContext
 
 
@@ -30,3 +35,20 @@ def to_context(
         step=step,
     )
     return context, move(batch.targets_BL)
+
+
+class MicroBatches:
+    """The micro-batches of one rank, which are functions of the step alone."""
+
+    def __init__(self, config: ExperimentConfig, store: Store, ranks: Ranks) -> None:
+        self._config, self._ranks = config, ranks
+        self._sampler, self._size = build_sampler(config, store), micro_batch_size(config, ranks.size)
+
+    def __call__(self, step: int, number: int) -> tuple[RoutingContext, Tensor]:
+        """Context and targets of the n-th micro-batch of a step."""
+        start = (number * self._ranks.size + self._ranks.rank) * self._size
+        # Whatever draws from torch's generator is a function of the position too, and so the same after a restart.
+        position = step * self._config.training.global_batch_size + start
+        torch.manual_seed(((self._config.seed << 40) + position) % 2**63)
+        batch = self._sampler.batch(step, start, start + self._size)
+        return to_context(batch, slice(None), step, self._ranks.device)

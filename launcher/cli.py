@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -17,7 +18,15 @@ from moe_testbed.launcher.cli_parts import (
     new_parser,
 )
 from moe_testbed.launcher.cluster.options import add_cluster_commands
-from moe_testbed.launcher.errors import MENDABLE, WRONG_INPUT, ConfigError, OtherRankError
+from moe_testbed.launcher.errors import (
+    ASKED_TO_STOP,
+    MENDABLE,
+    WRONG_INPUT,
+    AskedToStop,
+    ConfigError,
+    LostRankError,
+    OtherRankError,
+)
 
 FAILED = 1
 INTERRUPTED = 128 + signal.SIGINT
@@ -35,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command.
 
     Returns:
-        Exit status: 0 done, 1 a training failed, 2 wrong input, 130 interrupted.
+        Exit status: 0 done, 1 a training failed, 2 wrong input, 75 a signal has stopped a training, 130 interrupted.
     """
     parser = build_parser()
     arguments, extra = parser.parse_known_args(argv)
@@ -54,6 +63,11 @@ def guarded(command: Callable[[], int]) -> int:
         return command()
     except (*MENDABLE, OtherRankError) as error:
         return _complain(str(error))
+    except AskedToStop as stop:
+        print(f"moe-testbed: {stop}; the same command continues", file=sys.stderr)
+        return ASKED_TO_STOP
+    except LostRankError:
+        return FAILED
     except KeyboardInterrupt:
         print("interrupted; the same command continues where it stopped", file=sys.stderr)
         return INTERRUPTED
@@ -268,6 +282,9 @@ def _jobs(text: str) -> int | None:
 
 
 def _train(arguments: argparse.Namespace) -> None:
+    # Read when torch is imported: a lost connection would be told in fifty lines of C++.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+
     from moe_testbed.launcher.config import load_experiment, run_name
     from moe_testbed.launcher.processes import end_with_parent
 

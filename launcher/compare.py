@@ -9,11 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
-from filelock import FileLock, Timeout
-
 from moe_testbed.data.machine import usable_cores
-from moe_testbed.launcher.config import TrackingConfig, dump_config
-from moe_testbed.launcher.errors import ConfigError
+from moe_testbed.launcher.config import dump_config
 from moe_testbed.launcher.files import write_atomically
 from moe_testbed.launcher.machine import free_memory_bytes, jobs_at_once
 from moe_testbed.launcher.progress import ProgressView
@@ -21,6 +18,7 @@ from moe_testbed.launcher.report import print_report
 from moe_testbed.launcher.run_folder import RunFolder, is_finished
 from moe_testbed.launcher.scheduling import TRAIN_COMMAND, train_all
 from moe_testbed.launcher.suite import Suite, SuiteRun, suite_runs
+from moe_testbed.launcher.suite_folder import build_stores, held
 from moe_testbed.launcher.tracking import SuiteMirror
 
 
@@ -41,11 +39,11 @@ def compare(suite: Suite, runs_dir: Path, jobs: int | None = None, command: Sequ
     """
     folder = runs_dir / suite.config.name
     folder.mkdir(parents=True, exist_ok=True)
-    with _alone(folder), _ended_by_signals():
+    with held(folder), _ended_by_signals():
         runs = suite_runs(suite, runs_dir)
         for run in runs:
             # The suite's own process mirrors its runs to MLflow, so that each training need not load it.
-            quiet = run.config.model_copy(update={"tracking": TrackingConfig(mlflow=False)})
+            quiet = run.config.model_copy(update={"tracking": run.config.tracking.model_copy(update={"mlflow": False})})
             RunFolder.prepare(run.run_dir, quiet)
         write_atomically(folder / "suite.yaml", dump_config(suite.config))
         for label in dict.fromkeys(run.label for run in runs if not run.config.causal):
@@ -65,7 +63,7 @@ def compare(suite: Suite, runs_dir: Path, jobs: int | None = None, command: Sequ
 
 
 def _train_missing(runs: list[SuiteRun], jobs: int | None, command: Sequence[str]) -> dict[str, str]:
-    _build_stores(runs)
+    build_stores(runs)
     cores = usable_cores()
     jobs = min(jobs or jobs_at_once(cores, free_memory_bytes(), len(runs)), len(runs))
     threads = max(1, cores // jobs)
@@ -73,35 +71,6 @@ def _train_missing(runs: list[SuiteRun], jobs: int | None, command: Sequence[str
     # Without the safe path, a module in the working directory could take the place of an installed one.
     environment = {"OMP_NUM_THREADS": str(threads), "PYTHONSAFEPATH": "1"}
     return train_all(runs, jobs, environment, ProgressView(sys.stderr, len(runs)), command)
-
-
-def _build_stores(runs: list[SuiteRun]) -> None:
-    """Builds the data once, before several trainings would wait for it."""
-    from moe_testbed.data.build import build_store, store_path
-
-    built = set()
-    for run in runs:
-        data = run.config.data
-        path = store_path(data.mix, Path(data.cache_dir))
-        if path not in built:
-            build_store(data.mix, Path(data.cache_dir), lambda text: print(text, file=sys.stderr))
-            built.add(path)
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Holds the suite's folder; the lock goes with the process, however it ends."""
-    lock = FileLock(folder / ".lock", timeout=0)
-    try:
-        lock.acquire()
-    except Timeout:
-        raise ConfigError(
-            f"{folder} is being compared by another process; wait for it, or choose another --runs-dir"
-        ) from None
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 @contextmanager

@@ -1,18 +1,31 @@
-"""Why ranks fail together: the one that cannot go on tells the others, which only see its connections close."""
+"""Who is missing when ranks cannot go on together.
+
+A rank that dies closes its connections, and one that hangs or is cut off lets the others' collectives run out of time:
+either way the others see an error of the transport, which names an address at best. So they check in with the store by
+which the ranks have met. Who does not is lost.
+"""
 
 from __future__ import annotations
 
-import contextlib
-from pathlib import Path
-from typing import Any
+import json
+import os
+import re
+import socket
+import time
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
 import torch.distributed as dist
 
-from moe_testbed.launcher.errors import MENDABLE
-from moe_testbed.launcher.files import read_json
-from moe_testbed.launcher.ranks import Ranks
+from moe_testbed.launcher.errors import MENDABLE, AskedToStop
 
-_KEY = "moe_testbed/failure"
+_TRANSPORT = re.compile(r"gloo|nccl|connection (closed|reset|refused)|socket", re.IGNORECASE)
+
+
+def host_name() -> str:
+    """Of this machine; of the node, where SLURM simulates several on one machine."""
+    return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
 
 
 def reason_of(error: BaseException) -> str:
@@ -20,37 +33,128 @@ def reason_of(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}".splitlines()[0]
 
 
-class Failure:
-    """Where a rank leaves why it ends, if it is for what a user can mend.
+def is_of_transport(error: BaseException) -> bool:
+    """The error tells of a connection to other ranks, and so of a failure of theirs. Backends raise plain
+    RuntimeErrors too."""
+    return isinstance(error, dist.DistError) or (
+        isinstance(error, RuntimeError) and bool(_TRANSPORT.search(str(error)))
+    )
 
-    That is the store by which the ranks have met, since rank 0 may write a step's status over a reason in the run's
-    folder. Where rank 0 keeps the store itself, it takes it along; its reason is the status that it writes last.
 
-    Args:
-        ranks: that have joined.
-        run_dir: folder of the run.
+def symptom_of(error: BaseException) -> str:
+    """What an error of the transport says in its first sentence, without the place in the source before it."""
+    first = re.sub(r"^(\[[^]]*\]\s*)+", "", str(error).strip()).partition("\n")[0]
+    return first.partition(". ")[0][:200]
+
+
+@dataclass(frozen=True)
+class Alarm:
+    """Why a rank cannot go on.
+
+    Attributes:
+        kind: transport: it has lost another one; mendable: by the user; stopped: it was asked to; failed: the rest.
+        rank: that was the first to say so.
+        reason: one line.
     """
 
-    def __init__(self, ranks: Ranks, run_dir: Path) -> None:
-        self._store: Any = dist.distributed_c10d._get_default_store() if ranks.size > 1 else None
-        self._status = run_dir / "status.json"
-        self._written_before = self._time_of_status()
+    kind: Literal["transport", "mendable", "stopped", "failed"]
+    rank: int
+    reason: str
 
-    def tell(self, error: BaseException) -> None:
-        """Leaves the reason. To be called before this rank's connections close, which is what the others notice."""
-        if self._store is not None and isinstance(error, MENDABLE):
-            with contextlib.suppress(RuntimeError):
-                self._store.set(_KEY, reason_of(error))
+    @classmethod
+    def of(cls, rank: int, error: BaseException) -> Alarm:
+        """The alarm of a rank that has met an error."""
+        if isinstance(error, AskedToStop):
+            return cls("stopped", rank, str(error))
+        if isinstance(error, MENDABLE):
+            return cls("mendable", rank, reason_of(error))
+        if is_of_transport(error):
+            return cls("transport", rank, symptom_of(error))
+        return cls("failed", rank, reason_of(error))
 
-    def told(self) -> str | None:
-        """The reason that a rank has left, this one included; None without one."""
-        if self._store is None:
-            return None
-        with contextlib.suppress(RuntimeError):
-            return str(self._store.get(_KEY).decode()) if self._store.check([_KEY]) else None
-        status = read_json(self._status)
-        is_news = status.get("state") == "failed" and self._time_of_status() != self._written_before
-        return status["reason"] if is_news else None
+    @property
+    def state(self) -> str:
+        """Of the run."""
+        return "stopped" if self.kind == "stopped" else "failed"
 
-    def _time_of_status(self) -> int:
-        return self._status.stat().st_mtime_ns if self._status.exists() else 0
+
+class CheckIn:
+    """What ranks tell one another in the store.
+
+    Every method raises RuntimeError, or never returns, if the store cannot be reached.
+
+    Args:
+        store: of the process group. A connection of its own is made: others may wait in theirs.
+        rank, size: number of this rank, number of ranks.
+    """
+
+    def __init__(self, store: Any, rank: int, size: int) -> None:
+        self._store: Any = dist.PrefixStore("moe_testbed", store.clone())  # type: ignore[attr-defined]
+        self._rank, self._size = rank, size
+        self._store.set(f"host/{rank}", host_name())
+
+    def sound(self, alarm: Alarm) -> None:
+        """Raises an alarm; the first one counts."""
+        self._store.compare_set("alarm", "", json.dumps(asdict(alarm)))
+
+    def heard(self) -> Alarm | None:
+        """The alarm, if there is one."""
+        return Alarm(**json.loads(self._store.get("alarm"))) if self._store.check(["alarm"]) else None
+
+    def present(self) -> None:
+        """Says that this rank is alive."""
+        self._store.set(f"present/{self._rank}", "")
+
+    def waited(self) -> None:
+        """Says that this rank has met an error of the transport, and so has come to the collective that failed."""
+        self._store.set(f"waited/{self._rank}", "")
+
+    def missing(self) -> list[int]:
+        """Ranks that have not said that they are alive."""
+        return self._without("present")
+
+    def late(self) -> list[int]:
+        """Ranks that have not said that they have waited."""
+        return self._without("waited")
+
+    def speaks(self) -> bool:
+        """This rank is the one that finds out who is lost, and tells it."""
+        return bool(self._store.compare_set("speaker", "", str(self._rank)) == str(self._rank).encode())
+
+    def tell(self, verdict: str) -> None:
+        """Tells the other ranks."""
+        self._store.set("verdict", verdict)
+
+    def told(self, seconds: float) -> str:
+        """What the rank that speaks has told. Raises TimeoutError if it has not within this time."""
+        self._wait_for("verdict", seconds)
+        return str(self._store.get("verdict").decode())
+
+    def leave(self) -> None:
+        """Says that this rank needs the store no more."""
+        self._store.set(f"left/{self._rank}", "")
+
+    def wait_for_others(self, lost: list[int], seconds: float) -> None:
+        """Waits until all ranks but the lost ones have left, no longer than this: the process that keeps the store
+        takes it along."""
+        deadline = time.monotonic() + seconds
+        while set(self._without("left")) - set(lost) and time.monotonic() < deadline:
+            time.sleep(0.05)
+
+    def names(self, ranks: Iterable[int]) -> str:
+        """For instance "rank 3 on host node2"."""
+        return ", ".join(f"rank {rank} on host {self.host(rank)}" for rank in ranks)
+
+    def host(self, rank: int) -> str:
+        """Name of a rank's host."""
+        return str(self._store.get(f"host/{rank}").decode())
+
+    def _without(self, kind: str) -> list[int]:
+        return [rank for rank in range(self._size) if not self._store.check([f"{kind}/{rank}"])]
+
+    def _wait_for(self, key: str, seconds: float) -> None:
+        deadline = time.monotonic() + seconds
+        while not self._store.check([key]):
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"{key} was not told within {seconds:g} s")
+            time.sleep(0.05)

@@ -6,41 +6,51 @@ import time
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from tqdm import tqdm
 
 from moe_testbed.data.store import Store
 from moe_testbed.launcher import checkpoints
-from moe_testbed.launcher.batch_sharing import accumulation_steps, check_layout, micro_batch_size
-from moe_testbed.launcher.batches import to_context
-from moe_testbed.launcher.building import build_model, build_sampler
+from moe_testbed.launcher.batch_sharing import accumulation_steps, check_layout
+from moe_testbed.launcher.batches import MicroBatches
+from moe_testbed.launcher.building import build_model
 from moe_testbed.launcher.config import ExperimentConfig
 from moe_testbed.launcher.engine import build_engine, learning_rate, set_learning_rate
 from moe_testbed.launcher.evaluation import Evaluator, evaluation_line
 from moe_testbed.launcher.evaluation_set import EvaluationSet
 from moe_testbed.launcher.examined_model import examine_model
-from moe_testbed.launcher.ranks import Ranks
+from moe_testbed.launcher.ranks import Ranks, mean_over_ranks
 from moe_testbed.launcher.run_folder import RunFolder
 from moe_testbed.launcher.statistics import Statistics
+from moe_testbed.launcher.stopping import Stopping
 from moe_testbed.launcher.summary import announce, summary
 from moe_testbed.launcher.system_metrics import SystemMetrics
+from moe_testbed.launcher.watchdog import Watchdog
 from moe_testbed.model.config import model_size
-from moe_testbed.routing.records import RoutingContext
 
 
-def run_loop(config: ExperimentConfig, run_dir: Path, folder: RunFolder | None, store: Store, ranks: Ranks) -> None:
+def run_loop(
+    config: ExperimentConfig,
+    run_dir: Path,
+    folder: RunFolder | None,
+    store: Store,
+    ranks: Ranks,
+    stopping: Stopping,
+    watchdog: Watchdog,
+) -> str | None:
     """Trains on all ranks. Rank 0 writes the run's folder; checkpoints are written by all.
 
     Args:
         run_dir: of the run; its newest whole checkpoint is where training begins.
         folder: the same on rank 0, None elsewhere.
+
+    Returns:
+        Why it has stopped after a checkpoint before the end; None at the end.
     """
     # 1. Build everything, and go back to where the last process stopped.
     training, steps = config.training, config.training.steps
     check_layout(config, ranks.size)
-    micro_size, accumulation = micro_batch_size(config, ranks.size), accumulation_steps(config, ranks.size)
-    sampler = build_sampler(config, store)
+    micro_batch, accumulation = MicroBatches(config, store, ranks), accumulation_steps(config, ranks.size)
     held_out = EvaluationSet.of(
         store, config.evaluation.split, config.data.sequence_length, config.evaluation.sequences_per_domain
     )
@@ -49,7 +59,8 @@ def run_loop(config: ExperimentConfig, run_dir: Path, folder: RunFolder | None, 
     size = model_size(config.model, store.vocab_size, config.data.sequence_length, model.router_parameters())
     engine = build_engine(model, config, ranks)
     saved = run_dir / "checkpoints"
-    first_step = checkpoints.restore(engine, saved, ranks, config.parallel.expert_parallel_size)
+    expert_parallel = config.parallel.expert_parallel_size
+    first_step = checkpoints.restore(engine, saved, ranks, expert_parallel)
     spent = 0.0
     if folder:
         spent = folder.rewind(first_step)
@@ -57,18 +68,11 @@ def run_loop(config: ExperimentConfig, run_dir: Path, folder: RunFolder | None, 
     started, system = time.perf_counter() - spent, SystemMetrics()
     tokens_per_step = training.global_batch_size * config.data.sequence_length
 
-    def micro_batch(step: int, micro: int) -> tuple[RoutingContext, Tensor]:
-        """Context and targets of this rank's micro-batch."""
-        start = (micro * ranks.size + ranks.rank) * micro_size
-        # Whatever draws from torch's generator is a function of the position too, and so the same after a restart.
-        torch.manual_seed(((config.seed << 40) + step * training.global_batch_size + start) % 2**63)
-        batch = sampler.batch(step, start, start + micro_size)
-        return to_context(batch, slice(None), step, ranks.device)
-
     bar = tqdm(
         range(first_step, steps), initial=first_step, total=steps, unit="step", disable=not folder, mininterval=1.0
     )
     evaluated = None
+    stopping.hold()
     for step in bar:
         # 2. One optimizer step: forward and backward for each micro-batch, then the update.
         step_started = time.perf_counter()
@@ -93,10 +97,10 @@ def run_loop(config: ExperimentConfig, run_dir: Path, folder: RunFolder | None, 
 
         # 3. Tell how it went.
         done, now = step + 1, time.perf_counter()
-        line = _mean_over_ranks(sums, ranks) | {
-            "learning_rate": rate,
-            "tokens_per_second": tokens_per_step / (now - step_started),
-        }
+        line = mean_over_ranks(sums | stopping.wishes(ranks), ranks)
+        asked = stopping.agreed(line, ranks)
+        watchdog.passed(done)
+        line |= {"learning_rate": rate, "tokens_per_second": tokens_per_step / (now - step_started)}
         # DeepSpeed does not tell it with ZeRO 0.
         if (norm := engine.get_global_grad_norm()) is not None:
             line["gradient_norm"] = float(norm)
@@ -117,9 +121,13 @@ def run_loop(config: ExperimentConfig, run_dir: Path, folder: RunFolder | None, 
             if folder:
                 folder.write_arrays("evaluations", done, evaluated)
                 folder.append_metrics(evaluation_line(evaluated, done, time.perf_counter() - started))
-        if _is_time(done, steps, config.checkpoint.every):
-            checkpoints.save(engine, saved, done, config.checkpoint.keep, ranks, config.parallel.expert_parallel_size)
+        if asked or _is_time(done, steps, config.checkpoint.every):
+            with watchdog.slow():
+                checkpoints.save(engine, saved, done, config.checkpoint.keep, ranks, expert_parallel)
+        if asked:
+            return f"asked to stop by {asked.name} after step {done}"
 
+    stopping.let_go()
     seconds = time.perf_counter() - started
 
     # 5. Bar and compare the experts. What was evaluated last is gone if the last process stopped after the last step.
@@ -133,15 +141,8 @@ def run_loop(config: ExperimentConfig, run_dir: Path, folder: RunFolder | None, 
     if folder:
         folder.write_json("summary.json", summary(config, size, ranks, seconds))
         folder.write_status("finished", steps, steps)
+    return None
 
 
 def _is_time(done: int, steps: int, every: int) -> bool:
     return done == steps or (every > 0 and done % every == 0)
-
-
-def _mean_over_ranks(sums: dict[str, Tensor], ranks: Ranks) -> dict[str, float]:
-    values = torch.stack([value.float() for value in sums.values()])
-    if ranks.group is not None:
-        dist.all_reduce(values, group=ranks.group)
-        values /= ranks.size
-    return dict(zip(sums, values.tolist(), strict=True))

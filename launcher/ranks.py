@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from typing import Literal
+from datetime import timedelta
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from moe_testbed.launcher.errors import ConfigError
 
@@ -65,13 +67,51 @@ def _check_environment() -> None:
         )
 
 
-def join(device: torch.device) -> Ranks:
-    """Joins the process group that the environment describes, or makes one of a single process without a network."""
+def join(device: torch.device, timeout_seconds: float) -> Ranks:
+    """Joins the process group that the environment describes, or makes one of a single process without a network.
+
+    Args:
+        timeout_seconds: how long to wait for the others, and how long they may wait for one another in any group made
+            from now on.
+
+    Raises:
+        ConfigError: another program listens where the ranks are to meet, or some did not come.
+    """
     backend = "nccl" if device.type == "cuda" else "gloo"
+    timeout = timedelta(seconds=timeout_seconds)
+    # DeepSpeed makes its groups without a word about time.
+    defaults: Any = dist.distributed_c10d
+    defaults.default_pg_timeout = defaults.default_pg_nccl_timeout = timeout
     if not dist.is_initialized():
         if "RANK" in os.environ and "MASTER_ADDR" in os.environ:
-            dist.init_process_group(backend)
+            _meet(backend, timeout)
         else:
             dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)  # type: ignore[attr-defined]
     size = dist.get_world_size()
     return Ranks(dist.get_rank(), size, device, dist.group.WORLD if size > 1 else None)
+
+
+def _meet(backend: str, timeout: timedelta) -> None:
+    port, address = os.environ["MASTER_PORT"], os.environ["MASTER_ADDR"]
+    try:
+        dist.init_process_group(backend, timeout=timeout)
+    except dist.DistNetworkError as error:
+        if "EADDRINUSE" not in str(error):
+            raise
+        raise ConfigError(
+            f"MASTER_PORT is {port}, which is in use by another program on {address}; choose a free port"
+        ) from error
+    except dist.DistStoreError as error:
+        raise ConfigError(
+            f"not all of the {os.environ['WORLD_SIZE']} ranks came to port {port} of {address} within "
+            f"{timeout.total_seconds():g} s (parallel.slow_timeout_seconds); see what became of the others"
+        ) from error
+
+
+def mean_over_ranks(values: dict[str, Tensor], ranks: Ranks) -> dict[str, float]:
+    """The mean of each value, a tensor without dimensions."""
+    means = torch.stack([value.float() for value in values.values()])
+    if ranks.group is not None:
+        dist.all_reduce(means, group=ranks.group)
+        means /= ranks.size
+    return dict(zip(values, means.tolist(), strict=True))

@@ -99,7 +99,7 @@ class RunFolder:
         write_atomically(self.path / name, json.dumps(content, indent=1) + "\n")
 
     def write_status(self, state: str, step: int, steps: int, reason: str | None = None) -> None:
-        """``state`` is running, finished or failed."""
+        """``state`` is running, finished, stopped (asked to, with a checkpoint) or failed."""
         self.write_json("status.json", {"state": state, "step": step, "steps": steps, "reason": reason})
 
     def append_metrics(self, line: dict[str, Any]) -> None:

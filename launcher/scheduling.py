@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from moe_testbed.launcher import processes
-from moe_testbed.launcher.errors import WRONG_INPUT
+from moe_testbed.launcher.errors import ASKED_TO_STOP, WRONG_INPUT
 from moe_testbed.launcher.progress import ProgressView, duration, read_progress, read_status
 from moe_testbed.launcher.run_folder import RunFolder
 from moe_testbed.launcher.suite import SuiteRun
@@ -41,7 +41,8 @@ def train_all(
     """Trains every run to its end, ``jobs`` at a time.
 
     A run that fails is started again, which continues from its last checkpoint, unless it fails a second time for the
-    same reason, `MOST_ATTEMPTS` times in all, or for wrong input. Whatever ends this function ends the children.
+    same reason, `MOST_ATTEMPTS` times in all, or for wrong input. One that a signal has stopped continues. Whatever
+    ends this function ends the children.
 
     Args:
         environment: variables that the children get besides this process's own.
@@ -62,10 +63,15 @@ def train_all(
                 running.append(attempt)
             for attempt in [one for one in running if one.process is not None and one.process.poll() is not None]:
                 running.remove(attempt)
+                assert attempt.process is not None
+                if attempt.process.returncode == ASKED_TO_STOP:
+                    view.event(f"{attempt.run.name}: was asked to stop, starting it again")
+                    waiting.appendleft(_Attempt(attempt.run, attempt.earlier_reasons))
+                    continue
                 reason = _failure(attempt)
                 if reason is None:
                     view.event(f"{attempt.run.name}: finished after {duration(time.time() - attempt.started)}")
-                elif _gives_up(attempt, reason):
+                elif gives_up(attempt.process.returncode, reason, attempt.earlier_reasons):
                     failed[attempt.run.name] = reason
                     _note_failure(attempt.run, reason)
                     view.event(f"{attempt.run.name}: failed: {reason} (see {attempt.run.run_dir / 'log.txt'})")
@@ -121,13 +127,9 @@ def _last_line(log: Path, offset: int) -> str:
     return last.removeprefix("moe-testbed: ")
 
 
-def _gives_up(attempt: _Attempt, reason: str) -> bool:
-    assert attempt.process is not None
-    return (
-        attempt.process.returncode == WRONG_INPUT
-        or reason in attempt.earlier_reasons[-1:]
-        or len(attempt.earlier_reasons) + 1 >= MOST_ATTEMPTS
-    )
+def gives_up(status: int, reason: str, earlier_reasons: Sequence[str]) -> bool:
+    """A run that ended with this status and for this reason is not started again, after failures for earlier ones."""
+    return status == WRONG_INPUT or reason in earlier_reasons[-1:] or len(earlier_reasons) + 1 >= MOST_ATTEMPTS
 
 
 def _note_failure(run: SuiteRun, reason: str) -> None:

@@ -11,11 +11,16 @@ import torch.distributed as dist
 from moe_testbed.data.build import build_store
 from moe_testbed.launcher.allocator import keep_freed_memory
 from moe_testbed.launcher.config import ExperimentConfig
-from moe_testbed.launcher.errors import MENDABLE, OtherRankError
-from moe_testbed.launcher.failure import Failure, reason_of
+from moe_testbed.launcher.errors import AskedToStop, ConfigError
+from moe_testbed.launcher.failure import reason_of
+from moe_testbed.launcher.lifeline import end_with_launch
+from moe_testbed.launcher.progress import read_status
 from moe_testbed.launcher.ranks import choose_device, is_first_rank, join
+from moe_testbed.launcher.roll_call import call_the_roll
 from moe_testbed.launcher.run_folder import RunFolder, is_finished
+from moe_testbed.launcher.stopping import Stopping
 from moe_testbed.launcher.tracking import Mirror
+from moe_testbed.launcher.watchdog import Watchdog
 
 
 def train(config: ExperimentConfig, run_dir: Path) -> None:
@@ -24,7 +29,15 @@ def train(config: ExperimentConfig, run_dir: Path) -> None:
     Raises:
         ConfigError, DataError, CheckpointError, RouterError: what a user can mend; the message says how.
         OtherRankError: another rank ended for one of them.
+        LostRankError: another rank has died, hangs or cannot be reached.
+        AskedToStop: by SIGUSR1 or SIGTERM; the same call continues.
     """
+    with Stopping() as stopping:
+        end_with_launch()
+        _train(config, run_dir, stopping)
+
+
+def _train(config: ExperimentConfig, run_dir: Path, stopping: Stopping) -> None:
     device = choose_device(config.runtime.device)
     # This imports DeepSpeed, which looks for its accelerator once, and must not meet the mirror's import of MLflow.
     from moe_testbed.launcher.loop import run_loop
@@ -43,28 +56,43 @@ def train(config: ExperimentConfig, run_dir: Path) -> None:
                 # The store may have been away when it finished.
                 Mirror(run_dir, config.tracking.experiment).finish()
         return
-    ranks = join(device)
-    failure = Failure(ranks, run_dir)
+    status = folder or RunFolder(run_dir)
+
+    def note(state: str, reason: str) -> None:
+        # The first reason counts: another rank may have found out more.
+        if read_status(run_dir).get("state") == "running":
+            status.write_status(state, status.last_step, config.training.steps, reason)
+
+    if folder:
+        folder.write_status("running", folder.last_step, config.training.steps)
+        stopping.note = lambda stop: note("stopped", str(stop))
+    try:
+        ranks = join(device, config.parallel.slow_timeout_seconds)
+    except ConfigError as error:
+        if folder:
+            note("failed", reason_of(error))
+        raise
+    watchdog = Watchdog(ranks, config.parallel, note)
+    stopping.note = watchdog.explain
     mirror = Mirror(run_dir, config.tracking.experiment) if folder and config.tracking.mlflow else None
     try:
+        call_the_roll(config, store, ranks)
         if mirror:
             mirror.start()
-        run_loop(config, run_dir, folder, store, ranks)
+        stopped = run_loop(config, run_dir, folder, store, ranks, stopping, watchdog)
+        if stopped and folder:
+            note("stopped", stopped)
+        watchdog.close()
         if mirror:
-            mirror.finish()
+            mirror.finish("killed" if stopped else "finished")
     except BaseException as error:
-        failure.tell(error)
-        told = failure.told()
-        # A rank that ends for its own reason writes it too: the launcher may kill rank 0 before it hears of it.
-        if folder or isinstance(error, MENDABLE):
-            status = folder or RunFolder(run_dir)
-            status.write_status("failed", status.last_step, config.training.steps, told or reason_of(error))
+        cause = watchdog.explain(error)
         if mirror:
-            mirror.finish("failed")
-        if told and not isinstance(error, MENDABLE):
-            raise OtherRankError(f"another rank ended with {told}") from error
-        raise
+            mirror.finish("killed" if isinstance(cause, AskedToStop) else "failed")
+        raise cause from (None if cause is error else error)
     finally:
         if folder:
             folder.release()
         dist.destroy_process_group()
+    if stopped:
+        raise AskedToStop(stopped)

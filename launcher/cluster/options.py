@@ -23,7 +23,7 @@ def add_cluster_commands(commands: Commands[argparse.ArgumentParser]) -> None:
         "bytes a step moves. Starts nothing. Ends with status 1 if it will not fit.",
         """
         moe-testbed plan configs/experiments/large.yaml --cluster configs/clusters/slurm_h100.yaml
-        moe-testbed plan configs/experiments/large.yaml --cluster configs/clusters/slurm_h100.yaml --set nodes=64
+        moe-testbed plan configs/experiments/large.yaml --cluster configs/clusters/slurm_h100.yaml --set nodes=16
         """,
         _plan,
     )
@@ -99,7 +99,7 @@ def add_cluster_commands(commands: Commands[argparse.ArgumentParser]) -> None:
         "Send to the MLflow store what it does not have yet of the folders of runs or suites, also of unfinished ones.",
         """
         moe-testbed sync runs/demo
-        MLFLOW_TRACKING_URI=http://tracking:5000 moe-testbed sync runs/*
+        moe-testbed sync runs/demo runs/study
         """,
         _sync,
     )

@@ -160,7 +160,7 @@ def _check(path: Path, content: dict[str, Any]) -> None:
 
 
 def read_training(suite_dir: Path, label: str, seed: int) -> Training:
-    """Read one run folder. The state is finished, or failed, running or missing with a reason."""
+    """Read one run folder. The state is finished, or failed, stopped, running or missing with a reason."""
     folder = suite_dir / f"{label}-seed{seed}"
     status = read_json(folder / "status.json")
     step, steps = (value if isinstance(value := status.get(key), int) else 0 for key in ("step", "steps"))

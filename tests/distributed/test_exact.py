@@ -29,7 +29,7 @@ def step_gradient(options: dict[str, Any], estimator: str, accumulation: int) ->
         "load_balancing_loss": {"coefficient": 1.0, "scope": "global_batch", "estimator": estimator}
     }
     config = ExperimentConfig.model_validate(options)
-    ranks = join(torch.device("cpu"))
+    ranks = join(torch.device("cpu"), timeout_seconds=60.0)
     create_expert_parallel_groups(1)
     store = build_store(config.data.mix, Path(config.data.cache_dir), print)
     sampler, model = build_sampler(config, store), build_model(config, store, ranks)

@@ -43,6 +43,9 @@ def main() -> None:
             sys.exit(1)
         if step == 2 and done == 0 and behaviour == "dies_once":
             os.kill(os.getpid(), signal.SIGKILL)
+        if step == 2 and done == 0 and behaviour == "is_stopped_once":
+            status(run_dir, "stopped", step, steps, "asked to stop by SIGUSR1 after step 2")
+            sys.exit(75)
         if step == 2 and behaviour.startswith("meets"):
             until(lambda: events.read_text().count("start ") >= 2)
         if step == 2 and behaviour == "hangs":

@@ -22,6 +22,13 @@ COMMANDS = [
     "train",
     "compare",
     "report",
+    "plan",
+    "launch",
+    "slurm",
+    "slurm submit",
+    "slurm status",
+    "slurm cancel",
+    "sync",
     "analyze",
     "data",
     "data build",
@@ -42,7 +49,7 @@ def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]
     assert ended.value.code == 0
     text = capsys.readouterr().out
     assert text.startswith(f"usage: {' '.join(['moe-testbed', *command.split()])}")
-    assert "examples:" in text or command in ("data", "router", "config")
+    assert "examples:" in text or command in ("data", "router", "config", "slurm")
 
 
 def test_help_imports_nothing_heavy() -> None:
@@ -111,8 +118,10 @@ def test_trainings_under_other_overrides_get_other_folders(experiment: Path) -> 
 
 
 def test_the_examples_of_the_help_work(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    from moe_testbed.launcher import compare, data_commands, report, router_check, training
+    from moe_testbed.launcher import compare, data_commands, report, router_check, sync, training
     from moe_testbed.launcher.checkpoint_analysis import analysis
+    from moe_testbed.launcher.cluster import launch, plan
+    from moe_testbed.launcher.cluster.slurm import cancel, status, submit
 
     done = []
     for module, name in (
@@ -121,8 +130,14 @@ def test_the_examples_of_the_help_work(capsys: pytest.CaptureFixture[str], monke
         (report, "print_report"),
         (report, "print_comparison"),
         (analysis, "analyze"),
+        (plan, "print_plan"),
+        (launch, "launch"),
+        (submit, "submit"),
+        (status, "print_status"),
+        (cancel, "cancel"),
+        (sync, "sync"),
     ):
-        monkeypatch.setattr(module, name, lambda *_, name=name: done.append(name))
+        monkeypatch.setattr(module, name, lambda *_, name=name: done.append(name) or 0)
     for name in ("build", "show", "check"):
         monkeypatch.setattr(data_commands, name, lambda *_, name=name: done.append(name))
     monkeypatch.setattr(router_check, "check_routers", lambda *_: done.append("check_routers") or 0)
@@ -135,7 +150,8 @@ def test_the_examples_of_the_help_work(capsys: pytest.CaptureFixture[str], monke
             assert arguments.pop(0) == "moe-testbed"
             assert main(arguments) == 0, example
     reports = {"print_report", "print_comparison"}
-    assert set(done) == {"train", "compare", "analyze", "build", "show", "check", "check_routers"} | reports
+    clusters = {"print_plan", "launch", "submit", "print_status", "cancel", "sync"}
+    assert set(done) == {"train", "compare", "analyze", "build", "show", "check", "check_routers"} | reports | clusters
 
 
 @pytest.mark.parametrize(

@@ -83,7 +83,7 @@ def test_folders_hold_the_resolved_suite_and_configs(make_suite: MakeSuite, stub
 def test_two_comparisons_of_one_folder_are_refused(make_suite: MakeSuite, stub_command: list[str]) -> None:
     suite = make_suite("a")
     Path("runs/stubs").mkdir(parents=True)
-    with FileLock("runs/stubs/.lock"), pytest.raises(ConfigError, match="is being compared by another process"):
+    with FileLock("runs/stubs/.lock"), pytest.raises(ConfigError, match="is being compared or submitted"):
         compare(suite, RUNS, 1, stub_command)
 
 

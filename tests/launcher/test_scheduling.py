@@ -101,6 +101,14 @@ def test_a_killed_run_continues_where_it_was(make_suite: MakeSuite, stub_command
     assert "continues (it had come to step 2)" in said
 
 
+def test_a_run_that_a_signal_has_stopped_continues(make_suite: MakeSuite, stub_command: list[str]) -> None:
+    trained = Trained(make_suite("is_stopped_once"), stub_command)
+    assert trained.failed == {}
+    assert trained.starts("is_stopped_once") == 2
+    assert trained.state("is_stopped_once") == "finished"
+    assert "is_stopped_once-seed1: was asked to stop, starting it again" in trained.said.getvalue()
+
+
 def test_a_run_that_ends_well_without_being_finished_has_failed(make_suite: MakeSuite, stub_command: list[str]) -> None:
     trained = Trained(make_suite("lies"), stub_command)
     assert trained.failed == {"lies-seed1": "ended with status 0 without a message"}

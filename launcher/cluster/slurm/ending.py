@@ -25,8 +25,7 @@ _SIGNALLED = 128  # what a shell adds to a signal's number
 def decide(run_dir: Path, status: int, told: bool, log: str) -> int:
     """Notes a failure in the run's folder and says what is to be done, as an exit status.
 
-    As `compare` does, a run that fails is started again unless it fails a second time in a row for the same reason,
-    `MOST_ATTEMPTS` times in all, or for wrong input.
+    As `compare` does, a run that fails is started again unless `gives_up` says otherwise.
 
     Args:
         status: of srun.
@@ -34,7 +33,7 @@ def decide(run_dir: Path, status: int, told: bool, log: str) -> int:
         log: what srun has said of this start.
 
     Returns:
-        0 if the run is finished, `ASKED_TO_STOP` if it is to be started again, `WRONG_INPUT` for wrong input, else 1.
+        0 if the run is finished, `ASKED_TO_STOP` if it is to be started again, else another one.
     """
     now = _status_of_this_start(run_dir)
     if read_json(run_dir / "status.json").get("state") == "finished":
@@ -50,11 +49,11 @@ def decide(run_dir: Path, status: int, told: bool, log: str) -> int:
     earlier = read_json(run_dir / FAILURES).get("reasons", [])
     write_atomically(run_dir / FAILURES, json.dumps({"reasons": [*earlier, reason]}, indent=1) + "\n")
     _note(run_dir, reason)
-    if is_wrong_input:
-        return WRONG_INPUT
-    from moe_testbed.launcher.scheduling import MOST_ATTEMPTS
+    from moe_testbed.launcher.scheduling import gives_up
 
-    return 1 if reason in earlier[-1:] or len(earlier) + 1 >= MOST_ATTEMPTS else ASKED_TO_STOP
+    if is_wrong_input:
+        status = WRONG_INPUT
+    return (status or 1) if gives_up(status, reason, earlier) else ASKED_TO_STOP
 
 
 def _status_of_this_start(run_dir: Path) -> dict[str, object]:

@@ -1,0 +1,98 @@
+"""Time of a training step of one process, now and at an earlier commit.
+
+    python benchmarks/earlier_commit.py COMMIT [EXPERIMENT] [OVERRIDE ...] [--rounds N]
+
+Each version trains a few steps in a process of its own, in turn, round after round, on one thread; the ratio is the
+median over the rounds. A step's time is that of the processor, which other work on the machine changes less than that
+of the clock. The first steps, in which memory is taken for the first time, are left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import itertools
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tarfile
+import tempfile
+from pathlib import Path
+
+_ROOT = Path(__file__).resolve().parents[1]
+_PACKAGES = ("configs", "data", "launcher", "model", "routing")
+_WARM = 10
+
+_CHILD = """
+import json, os, sys, time
+from pathlib import Path
+os.environ["DS_ACCELERATOR"] = "cpu"
+from moe_testbed.launcher import loop, training
+from moe_testbed.launcher.config import load_experiment
+times, original = [], loop.set_learning_rate
+def begin_step(*arguments):
+    times.append(time.process_time())
+    original(*arguments)
+loop.set_learning_rate = begin_step
+training.train(load_experiment(sys.argv[2], sys.argv[3:]), Path(sys.argv[1]))
+print(json.dumps(times))
+"""
+
+
+def lay_out(files: Path, path: Path) -> Path:
+    """Makes the files of a checkout an import package below ``path``, which PYTHONPATH must name."""
+    (path / "moe_testbed").mkdir(parents=True)
+    for package in _PACKAGES:
+        (path / "moe_testbed" / package).symlink_to(files / package)
+    return path
+
+
+def unpack(commit: str, folder: Path) -> Path:
+    """Writes the files of a commit."""
+    archive = subprocess.run(["git", "archive", commit], cwd=_ROOT, check=True, capture_output=True).stdout
+    with tarfile.open(fileobj=io.BytesIO(archive)) as files:
+        files.extractall(folder)
+    return folder
+
+
+def seconds_per_step(path: Path, experiment: str, overrides: list[str]) -> float:
+    """Median over the steps of one short training by the version at ``path``."""
+    short = ["training.steps=60", "training.warmup_steps=1", "evaluation.every=0", "evaluation.sequences_per_domain=1"]
+    short += ["statistics.points=0", "examination.sequences_per_domain=0", "tracking.mlflow=false", "runtime.threads=1"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(path)}
+    with tempfile.TemporaryDirectory() as run_dir:
+        done = subprocess.run(
+            [sys.executable, "-c", _CHILD, run_dir, experiment, *short, "runtime.device=cpu", *overrides],
+            check=True,
+            stdout=subprocess.PIPE,
+            env=environment,
+        )
+    times = json.loads(done.stdout.splitlines()[-1])[_WARM:]
+    return statistics.median(after - before for before, after in itertools.pairwise(times))
+
+
+def main() -> None:
+    """Prints the ratio."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("commit")
+    parser.add_argument("experiment", nargs="?", default="configs/experiments/tiny.yaml")
+    parser.add_argument("overrides", nargs="*")
+    parser.add_argument("--rounds", type=int, default=5)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        now = lay_out(_ROOT, Path(folder) / "now")
+        then = lay_out(unpack(arguments.commit, Path(folder) / "files"), Path(folder) / "then")
+        ratios = []
+        for number in range(arguments.rounds):
+            # Whoever comes first may find a cooler machine.
+            order = [now, then] if number % 2 else [then, now]
+            seconds = {path: seconds_per_step(path, arguments.experiment, arguments.overrides) for path in order}
+            ratios.append(seconds[now] / seconds[then])
+            print(f"round {number + 1}: {seconds[now]:.4f} s now, {seconds[then]:.4f} s then", flush=True)
+    print(f"step time now: {statistics.median(ratios):.3f} x that of {arguments.commit}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,73 @@
+"""How ranks find out who of them is missing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch.distributed as dist
+
+from moe_testbed.launcher.errors import AskedToStop, CheckpointError, ConfigError
+from moe_testbed.launcher.failure import Alarm, CheckIn, symptom_of
+
+CLOSED = "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:538] Connection closed by peer [10.0.0.2]:54. See\nmore"
+
+
+@pytest.mark.parametrize(
+    ("error", "alarm"),
+    [
+        (RuntimeError(CLOSED), Alarm("transport", 3, "Connection closed by peer [10.0.0.2]:54")),
+        (dist.DistBackendError("NCCL error in: x.cpp:1"), Alarm("transport", 3, "NCCL error in: x.cpp:1")),
+        (RuntimeError("mat1 and mat2 do not fit"), Alarm("failed", 3, "RuntimeError: mat1 and mat2 do not fit")),
+        (ValueError("no socket for it"), Alarm("failed", 3, "ValueError: no socket for it")),
+        (CheckpointError("no room"), Alarm("mendable", 3, "CheckpointError: no room")),
+        (AskedToStop("asked to stop by SIGTERM"), Alarm("stopped", 3, "asked to stop by SIGTERM")),
+        (KeyboardInterrupt(), Alarm("failed", 3, "KeyboardInterrupt: ")),
+    ],
+)
+def test_an_error_is_told_by_its_kind(error: BaseException, alarm: Alarm) -> None:
+    assert Alarm.of(3, error) == alarm
+
+
+def test_a_long_symptom_is_cut() -> None:
+    assert len(symptom_of(RuntimeError("gloo " * 1000))) == 200
+
+
+@pytest.fixture
+def check_ins(tmp_path: Path) -> list[CheckIn]:
+    """Of four ranks."""
+    return [CheckIn(dist.FileStore(str(tmp_path / "store"), 4), rank, 4) for rank in range(4)]  # type: ignore[call-arg]
+
+
+def test_the_first_alarm_counts(check_ins: list[CheckIn]) -> None:
+    assert check_ins[2].heard() is None
+    first = Alarm.of(1, ConfigError("the first"))
+    check_ins[1].sound(first)
+    check_ins[3].sound(Alarm.of(3, ConfigError("the second")))
+    assert [one.heard() for one in check_ins] == [first] * 4
+
+
+def test_who_does_not_check_in_is_missing(check_ins: list[CheckIn], monkeypatch: pytest.MonkeyPatch) -> None:
+    for rank in (0, 2):
+        check_ins[rank].present()
+    assert check_ins[0].missing() == [1, 3]
+    check_ins[2].waited()
+    assert check_ins[0].late() == [0, 1, 3]
+    host = check_ins[0].host(1)
+    assert check_ins[2].names([1, 3]) == f"rank 1 on host {host}, rank 3 on host {host}"
+
+
+def test_one_speaks_and_the_others_hear_it(check_ins: list[CheckIn]) -> None:
+    assert [one.speaks() for one in check_ins] == [True, False, False, False]
+    with pytest.raises(TimeoutError, match="verdict was not told"):
+        check_ins[1].told(0.0)
+    check_ins[0].tell("rank 7 was lost")
+    assert check_ins[1].told(1.0) == "rank 7 was lost"
+
+
+def test_the_first_rank_waits_for_those_that_are_alive(check_ins: list[CheckIn]) -> None:
+    for rank in (0, 1, 3):
+        check_ins[rank].leave()
+    # Returns long before its time.
+    check_ins[0].wait_for_others([2], seconds=10_000.0)
+    check_ins[0].wait_for_others([], seconds=0.0)
