@@ -44,6 +44,17 @@ def accumulation_steps(config: ExperimentConfig, num_ranks: int) -> int:
     return config.training.global_batch_size // (micro_batch_size(config, num_ranks) * num_ranks)
 
 
+def shared_among(config: ExperimentConfig, num_ranks: int) -> ExperimentConfig:
+    """The experiment with the micro-batch size that so many ranks use, in training and evaluation.
+
+    Raises:
+        ConfigError: the ranks cannot share the batch or the experts evenly.
+    """
+    check_layout(config, num_ranks)
+    size = micro_batch_size(config, num_ranks)
+    return config.model_copy(update={"training": config.training.model_copy(update={"micro_batch_size": size})})
+
+
 def check_layout(config: ExperimentConfig, num_ranks: int) -> None:
     """Raises ConfigError if the ranks cannot share the batch or the experts evenly."""
     micro_batch_size(config, num_ranks)

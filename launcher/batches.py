@@ -11,7 +11,6 @@ from torch import Tensor
 
 from moe_testbed.data.sampler import Batch
 from moe_testbed.data.store import Store
-from moe_testbed.launcher.batch_sharing import micro_batch_size
 from moe_testbed.launcher.building import build_sampler
 from moe_testbed.launcher.config import ExperimentConfig
 from moe_testbed.launcher.ranks import Ranks
@@ -38,11 +37,14 @@ def to_context(
 
 
 class MicroBatches:
-    """The micro-batches of one rank, which are functions of the step alone."""
+    """The micro-batches of one rank, which are functions of the step alone.
+
+    config: as the ranks share it, see `shared_among`.
+    """
 
     def __init__(self, config: ExperimentConfig, store: Store, ranks: Ranks) -> None:
         self._config, self._ranks = config, ranks
-        self._sampler, self._size = build_sampler(config, store), micro_batch_size(config, ranks.size)
+        self._sampler, self._size = build_sampler(config, store), config.training.micro_batch_size
 
     def __call__(self, step: int, number: int) -> tuple[RoutingContext, Tensor]:
         """Context and targets of the n-th micro-batch of a step."""

@@ -10,9 +10,12 @@ order of sums changes.
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
+import time
 import zipfile
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -25,6 +28,8 @@ from moe_testbed.launcher.ranks import Ranks
 from moe_testbed.launcher.regrouping import RankLayout, regroup
 
 _MARK = "complete.json"
+# How long a shared disk may take to show one host what another has written.
+_SEEN_SECONDS = 60.0
 
 
 def save(engine: Any, folder: Path, step: int, keep: int, ranks: Ranks, expert_parallel_size: int) -> None:
@@ -44,23 +49,60 @@ def save(engine: Any, folder: Path, step: int, keep: int, ranks: Ranks, expert_p
             f"{folder / tag} could not be written, {free:,} bytes are free there; make room and start the same command "
             "again: training continues from the checkpoint before"
         ) from error
-    dist.barrier()
+    files = _written(folder / tag, ranks)
     if ranks.rank != 0:
         return
-    files = {path.name: path.stat().st_size for path in sorted((folder / tag).iterdir())}
+    _wait_for(files, folder / tag)
     mark = {"step": step, "layout": asdict(RankLayout(ranks.size, expert_parallel_size)), "files": files}
     write_atomically(folder / tag / _MARK, json.dumps(mark, indent=1) + "\n")
     checkpoints = sorted(folder.glob("step_*"))
     kept = [checkpoint for checkpoint in checkpoints if _is_whole(checkpoint)][-keep:]
     for checkpoint in checkpoints:
         if checkpoint not in kept:
-            shutil.rmtree(checkpoint)
+            # What a shared disk holds on to is no whole checkpoint any more, and goes with the next one.
+            shutil.rmtree(checkpoint, ignore_errors=True)
+
+
+def _written(checkpoint: Path, ranks: Ranks) -> dict[str, int]:
+    """Name and size of every file. Each host tells of those it sees, since it sees its own at once."""
+    if ranks.group is not None:
+        dist.barrier(group=ranks.group)
+    seen: dict[str, int] = {}
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        seen = {path.name: path.stat().st_size for path in checkpoint.iterdir()}
+    everywhere = [seen] * ranks.size
+    if ranks.group is not None:
+        dist.all_gather_object(everywhere, seen, group=ranks.group)
+    return dict(sorted(item for files in everywhere for item in files.items()))
+
+
+def _wait_for(files: Mapping[str, int], checkpoint: Path) -> None:
+    """Returns when this process sees the files, as it does at once where all hosts are one.
+
+    Raises:
+        CheckpointError: it does not see them, and so would take a checkpoint for whole that it cannot read.
+    """
+    deadline = time.monotonic() + _SEEN_SECONDS
+    while missing := [name for name, size in files.items() if not _has_size(checkpoint / name, size)]:
+        if time.monotonic() > deadline:
+            raise CheckpointError(
+                f"{checkpoint}: {len(missing)} files that other hosts have written, such as {missing[0]}, are not seen "
+                f"by rank 0 after {_SEEN_SECONDS:.0f} s; put the run's folder on a disk that all hosts share"
+            )
+        time.sleep(0.2)
+
+
+def _has_size(path: Path, size: int) -> bool:
+    try:
+        return path.stat().st_size == size
+    except OSError:
+        return False
 
 
 def _is_whole(checkpoint: Path) -> bool:
     try:
         files = json.loads((checkpoint / _MARK).read_text(encoding="utf-8"))["files"]
-        return all((checkpoint / name).stat().st_size == size for name, size in files.items())
+        return all(_has_size(checkpoint / name, size) for name, size in files.items())
     except (OSError, ValueError, KeyError):
         return False
 

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from moe_testbed.data.store import Store
 from moe_testbed.launcher import checkpoints
-from moe_testbed.launcher.batch_sharing import accumulation_steps, check_layout
+from moe_testbed.launcher.batch_sharing import accumulation_steps, shared_among
 from moe_testbed.launcher.batches import MicroBatches
 from moe_testbed.launcher.building import build_model
 from moe_testbed.launcher.config import ExperimentConfig
@@ -48,8 +48,8 @@ def run_loop(
         Why it has stopped after a checkpoint before the end; None at the end.
     """
     # 1. Build everything, and go back to where the last process stopped.
+    config = shared_among(config, ranks.size)
     training, steps = config.training, config.training.steps
-    check_layout(config, ranks.size)
     micro_batch, accumulation = MicroBatches(config, store, ranks), accumulation_steps(config, ranks.size)
     held_out = EvaluationSet.of(
         store, config.evaluation.split, config.data.sequence_length, config.evaluation.sequences_per_domain

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field, model_validator
+from pydantic import BaseModel, Field, field_validator, model_validator
 
 from moe_testbed.launcher.config import NAME_PATTERN
 from moe_testbed.launcher.config_errors import validate
 from moe_testbed.launcher.yaml_config import Rules, find_file, load_file, merge, parse_overrides
 
 TIME_PATTERN = r"^(\d+-)?\d{1,2}:\d{2}:\d{2}$"
+
+# What stands in a line of a script must not begin another.
+Word = Annotated[str, Field(pattern=r"^\S+$")]
+Line = Annotated[str, Field(pattern=r"^[^\n]+$")]
 
 
 class InterconnectConfig(BaseModel, extra="forbid", frozen=True):
@@ -25,15 +30,15 @@ class InterconnectConfig(BaseModel, extra="forbid", frozen=True):
 class SlurmConfig(BaseModel, extra="forbid", frozen=True):
     """What an sbatch script asks for."""
 
-    partition: str = Field(min_length=1, description="of the jobs; `sinfo` lists them")
-    account: str | None = Field(None, description="who pays; null: the user's default")
+    partition: Word = Field(description="of the jobs; `sinfo` lists them")
+    account: Word | None = Field(None, description="who pays; null: the user's default")
     time: str = Field("24:00:00", pattern=TIME_PATTERN, description="limit of a job, HH:MM:SS or D-HH:MM:SS")
     cpus_per_gpu: int | None = Field(None, gt=0, description="cores of each process; null: the partition's default")
-    container: str | None = Field(None, description="image for srun's --container-image (pyxis); null: none")
-    container_mounts: tuple[str, ...] = Field((), description="SOURCE:TARGET pairs for --container-mounts")
-    modules: tuple[str, ...] = Field((), description="loaded by `module load` before the training")
-    setup: tuple[str, ...] = Field((), description="lines of shell after the modules, such as the venv's activation")
-    options: tuple[str, ...] = Field((), description="further sbatch options, such as --exclusive or --qos=high")
+    container: Line | None = Field(None, description="image for srun's --container-image (pyxis); null: none")
+    container_mounts: tuple[Line, ...] = Field((), description="SOURCE:TARGET pairs for --container-mounts")
+    modules: tuple[Line, ...] = Field((), description="loaded by `module load` before the training")
+    setup: tuple[Line, ...] = Field((), description="lines of shell after the modules, such as the venv's activation")
+    options: tuple[Line, ...] = Field((), description="further sbatch options, such as --exclusive or --qos=high")
     jobs_at_once: int = Field(4, gt=0, description="runs of a suite that may run at the same time")
     grace_seconds: int = Field(
         120, gt=0, description="how long before its end by time or preemption a job is told to write a checkpoint"
@@ -58,6 +63,7 @@ class ClusterConfig(BaseModel, extra="forbid", frozen=True):
         None, description="lines `HOST slots=GPUS`, as deepspeed reads them; null: this machine alone"
     )
     ssh_port: int = Field(22, gt=0, lt=65536, description="of the hosts")
+    master_addr: str | None = Field(None, description="where the processes meet; null: the hostfile's first host")
     master_port: int = Field(29500, gt=0, lt=65536, description="where the processes meet on the first host")
     environment: dict[str, str] = Field(default_factory=dict, description="variables of every process")
     nodes_reach_mlflow: bool = Field(
@@ -80,6 +86,13 @@ class ClusterConfig(BaseModel, extra="forbid", frozen=True):
                 "`HOST slots=GPUS` for each node"
             )
         return self
+
+    @field_validator("environment", mode="before")
+    @classmethod
+    def _numbers_are_text(cls, value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        return {name: json.dumps(item) if isinstance(item, (int, float)) else item for name, item in value.items()}
 
     @model_validator(mode="after")
     def _variables_have_names(self) -> ClusterConfig:

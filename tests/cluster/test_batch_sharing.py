@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from moe_testbed.launcher.batch_sharing import accumulation_steps, check_layout, micro_batch_size
+from moe_testbed.launcher.batch_sharing import accumulation_steps, check_layout, micro_batch_size, shared_among
 from moe_testbed.launcher.config import ExperimentConfig, load_experiment
 from moe_testbed.launcher.errors import ConfigError
 
@@ -31,7 +31,7 @@ def test_every_sequence_is_computed_once_in_as_few_steps_as_memory_allows(
             micro_batch_size(config, num_ranks)
         return
     size, accumulation = micro_batch_size(config, num_ranks), accumulation_steps(config, num_ranks)
-    assert size == max(sizes)
+    assert size == max(sizes) == shared_among(config, num_ranks).training.micro_batch_size
     sequences = [
         (step * num_ranks + rank) * size + place
         for step in range(accumulation)

@@ -54,6 +54,11 @@ def test_overrides_replace_what_the_file_says(lab: Path) -> None:
     assert cluster.environment == {"NCCL_DEBUG": "INFO"}
 
 
+def test_numbers_in_the_environment_need_no_quotes(lab: Path) -> None:
+    cluster = load_cluster(lab, ["environment.NCCL_IB_DISABLE=1", "environment.RATIO=0.5", "environment.CHECK=true"])
+    assert cluster.environment == {"NCCL_IB_DISABLE": "1", "RATIO": "0.5", "CHECK": "true"}
+
+
 def test_a_hostfile_lies_beside_its_cluster_file(write: Write, tmp_path: Path) -> None:
     write("deep/two.yaml", CLUSTER.replace("launcher: slurm", "launcher: deepspeed\n    hostfile: hosts"))
     assert load_cluster("deep/two.yaml").hostfile == str(tmp_path / "deep" / "hosts")
@@ -69,6 +74,9 @@ BAD_INPUT = [
     (["nodes=0"], "nodes is 0: input should be greater than 0"),
     (["interconnect.within_node_gb_per_s=0"], "interconnect.within_node_gb_per_s is 0: input should be greater than 0"),
     (["master_port=70000"], "master_port is 70000: input should be less than 65536"),
+    (['slurm.options=["--exclusive\\ntouch x"]'], "slurm.options.0 is"),
+    (["slurm.partition='gpu long'"], 'slurm.partition is "gpu long"'),
+    (["environment={NCCL_DEBUG: [INFO]}"], "environment.NCCL_DEBUG is"),
     (["environment={'NCCL DEBUG': INFO}"], "environment has 'NCCL DEBUG', which is no name of a variable"),
 ]
 
