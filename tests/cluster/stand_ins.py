@@ -13,6 +13,7 @@ from pathlib import Path
 from types import FrameType
 
 NUM_RANKS = 2
+PATIENCE_SECONDS = 1.0
 
 
 def launch(folder: Path) -> None:
@@ -23,9 +24,9 @@ def launch(folder: Path) -> None:
     # A shell starts what runs in the background, such as these tests, with signals ignored.
     for number in (signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_DFL)
-    lifelines = Lifelines(everywhere=False)
+    lifelines = Lifelines(everywhere=False, num_ranks=NUM_RANKS)
     environment = os.environ | {LIFELINE_VARIABLE: f"127.0.0.1:{lifelines.port}"}
-    end = supervise([sys.executable, __file__, "deepspeed", str(folder)], environment, lifelines)
+    end = supervise([sys.executable, __file__, "deepspeed", str(folder)], environment, lifelines, PATIENCE_SECONDS)
     (folder / "end.json").write_text(json.dumps(asdict(end)))
 
 
@@ -44,7 +45,8 @@ def deepspeed(folder: Path) -> None:
 
 
 def rank(folder: Path) -> None:
-    """Trains, as it were, until the folder has a file `finish` or a signal comes, which it writes down."""
+    """Trains, as it were, until the folder has a file `finish`, or one of its own, or a signal comes, which it writes
+    down."""
     from moe_testbed.launcher.errors import ASKED_TO_STOP
     from moe_testbed.launcher.lifeline import end_with_launch
 
@@ -59,7 +61,7 @@ def rank(folder: Path) -> None:
         signal.signal(number, stop)
     end_with_launch()
     write_pid(folder, name)
-    while not (folder / "finish").exists():
+    while not (folder / "finish").exists() and not (folder / f"{name}.finish").exists():
         time.sleep(0.02)
 
 

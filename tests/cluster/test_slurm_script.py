@@ -14,7 +14,7 @@ from textwrap import dedent
 import pytest
 
 from moe_testbed.launcher.cluster.config import ClusterConfig
-from moe_testbed.launcher.cluster.slurm.script import job_script
+from moe_testbed.launcher.cluster.slurm.script import ENVIRONMENT, environment_file, job_script
 from tests.cluster.slurm_clusters import make_cluster
 
 # srun starts rank 1 of 2 alone; scontrol and squeue tell of a job on two nodes; all note how they were called.
@@ -116,6 +116,7 @@ class Job:
             (commands / name).chmod(0o755)
         script = self.suite_dir / "slurm" / "job.sh"
         script.write_text(script_of(self.suite_dir, cluster))
+        (self.suite_dir / ENVIRONMENT).write_text(environment_file(cluster))
         self.calls = folder / "calls"
         environment = os.environ | {
             "PATH": f"{commands}:{os.environ['PATH']}",
@@ -124,6 +125,7 @@ class Job:
             "SLURM_ARRAY_JOB_ID": "40",
             "SLURM_ARRAY_TASK_ID": "1",
             "SLURM_JOB_ID": "15042",
+            "SLURM_RESTART_COUNT": "2",
             "SLURM_JOB_NODELIST": "node[3-4]",
         }
         with (self.suite_dir / "slurm" / "40_1.txt").open("w") as log:
@@ -158,10 +160,41 @@ def test_a_job_trains_its_run_with_slurms_ranks(tmp_path: Path, setup: dict[str,
         "LOCAL_RANK": "0",
         "WORLD_SIZE": "2",
         "MASTER_ADDR": "node3",
-        "MASTER_PORT": "15042",
+        "MASTER_PORT": "15056",
         "SAID": 'it\'s "$HOME"',
     }
     assert len(calls) == 4
+    assert job.log() == "b-seed1: job 40_1, start 3, on node[3-4]\njob 40_1, start 3, rank 1 on \n"
+
+
+def test_variables_stand_in_a_file_apart(tmp_path: Path) -> None:
+    cluster = make_cluster(environment={"TOKEN": "secret"})
+    assert "secret" not in script_of(tmp_path, cluster) and "TOKEN" not in script_of(tmp_path, cluster)
+    assert environment_file(cluster) == "export TOKEN=secret\n"
+
+
+@pytest.mark.parametrize(
+    ("slurm", "expected"),
+    [
+        ({}, sys.executable),
+        ({"modules": ("cuda/12",), "setup": ("export OTHER=1",)}, sys.executable),
+        ({"setup": ("export PATH=FOLDER/bin:$PATH",)}, "python3"),
+        ({"container": "lab/image:1"}, "python3"),
+    ],
+    ids=["plain", "no other python", "a python of the setup", "the container's"],
+)
+def test_the_python_that_submits_trains_unless_another_is_put_first(
+    tmp_path: Path, slurm: dict[str, object], expected: str
+) -> None:
+    if "setup" in slurm:
+        slurm = slurm | {"setup": [str(line).replace("FOLDER", str(tmp_path)) for line in list(slurm["setup"])]}
+    script = script_of(tmp_path, make_cluster(slurm))
+    lines = script.partition("set -e\n")[2].partition("\n. ")[0]
+    stand_in = tmp_path / "bin" / "python3"
+    stand_in.parent.mkdir()
+    stand_in.touch(0o755)
+    run = f"module() {{ :; }}; set -e; {lines}; printenv python"
+    assert subprocess.run(["bash", "-c", run], capture_output=True, text=True).stdout.strip() == expected
 
 
 @pytest.mark.parametrize(("state", "comes_back"), [("RUNNING", True), ("COMPLETING", False)])

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from moe_testbed.data import build
 from moe_testbed.launcher.cluster.config import ClusterConfig
 from moe_testbed.launcher.cluster.slurm.script import job_script
 from moe_testbed.launcher.cluster.slurm.submit import submit
@@ -32,6 +33,31 @@ def test_a_dry_run_prints_the_script_and_writes_nothing(suite: Suite, capsys: py
         Path.cwd() / "runs" / "two", ["a-seed1", "b-seed1"], cluster, cluster.slurm
     )
     assert sorted(Path.cwd().rglob("*")) == before
+
+
+def test_runs_without_checkpoints_are_warned_of(
+    experiment: Path, write: Write, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write("mixed.yaml", "name: mixed\nexperiment: small.yaml\nruns: {a: {overrides: {checkpoint.every: 2}}, b: {}}\n")
+    submit(load_suite("mixed.yaml", ["checkpoint.every=3"]), Path("runs"), make_cluster(), dry_run=True)
+    assert not capsys.readouterr().err
+    submit(load_suite("mixed.yaml"), Path("runs"), make_cluster(), dry_run=True)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("moe-testbed: checkpoint.every is 0 in 1 of 2 runs") and "set checkpoint.every" in line
+
+
+def test_only_its_owner_can_read_the_variables(suite: Suite, write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(build, "build_store", lambda mix, cache_dir, log: None)
+    for name, says in {"sbatch": "7", "sinfo": "gpu"}.items():
+        write(f"bin/{name}", f"#!/bin/sh\necho {says}\n").chmod(0o755)
+    monkeypatch.setenv("PATH", str(Path("bin").resolve()), prepend=":")
+    folder = Path("runs/two/slurm")
+    folder.mkdir(parents=True)
+    (folder / "environment.sh").touch(0o644)
+    submit(suite, Path("runs"), make_cluster(environment={"TOKEN": "secret"}), dry_run=False)
+    assert (folder / "environment.sh").read_text() == "export TOKEN=secret\n"
+    assert (folder / "environment.sh").stat().st_mode & 0o777 == 0o600
+    assert "secret" not in (folder / "job.sh").read_text()
 
 
 def test_finished_runs_are_not_submitted(suite: Suite, capsys: pytest.CaptureFixture[str]) -> None:

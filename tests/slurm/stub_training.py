@@ -67,6 +67,11 @@ class _Stub:
             sys.exit(2)
         self._until(lambda: False)
 
+    def _stops(self) -> None:
+        """All ranks are told by others than the job, and have nothing to save."""
+        self._write("stopped", "asked to stop by SIGUSR1 outside the steps")
+        sys.exit(_ASKED_TO_STOP)
+
     def _dies(self) -> None:
         """One rank is killed in the first start; the other does not hear of it."""
         if os.environ.get("SLURM_RESTART_COUNT", "0") == "0":
@@ -75,8 +80,10 @@ class _Stub:
             self._until(lambda: False)
 
     def _stop(self, number: int, frame: FrameType | None) -> NoReturn:
-        if self.behaviour in ("dies", "refuses"):
-            sys.exit(1)
+        if self.rank == 0:
+            mark = self.run_dir / f"checkpoints/step_{self.step:08d}/complete.json"
+            mark.parent.mkdir(parents=True, exist_ok=True)
+            mark.touch()
         self._write("stopped", f"asked to stop by {signal.Signals(number).name} after step {self.step}")
         self._note("stops")
         sys.exit(_ASKED_TO_STOP)

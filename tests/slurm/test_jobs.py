@@ -109,6 +109,12 @@ def test_ranks_come_from_slurm_and_write_logs_of_their_own(
         assert [told[rank][name] for name in names] == expected
     assert told[0]["host"] == told[1]["host"] != told[2]["host"] == told[3]["host"]
     assert len({ports["MASTER_PORT"] for ports in told}) == 1
+    assert "it's $HOME" not in slurm.call("scontrol", "write", "batch_script", f"{read_array()}_0", "-")
+
+
+def read_array() -> str:
+    """Number of the job array."""
+    return str(json.loads((SUITE / "slurm/jobs.json").read_text())["array"])
 
 
 def test_gpus_are_asked_for(slurm: SlurmCluster, make_stub_suite: MakeSuite, make_cluster: MakeCluster) -> None:
@@ -211,7 +217,18 @@ def test_wrong_input_of_one_rank_is_not_tried_again(
     until_queue_is_empty()
     reason = read_status(SUITE / "refuses-seed1")["reason"]
     assert reason.startswith("rank 1 on host node") and reason.endswith(": a value is wrong; mend it")
-    assert events() == ["starts refuses-seed1"]
+    assert events().count("starts refuses-seed1") == 1
+
+
+@pytest.mark.slow
+def test_a_job_that_is_stopped_twice_without_a_checkpoint_is_given_up(
+    slurm: SlurmCluster, make_stub_suite: MakeSuite, make_cluster: MakeCluster
+) -> None:
+    submit(make_stub_suite("stops"), RUNS, make_cluster(), dry_run=False)
+    until_queue_is_empty()
+    status = read_status(SUITE / "stops-seed1")
+    assert (status["state"], events()) == ("failed", ["starts stops-seed1"] * 2)
+    assert status["reason"].startswith("stopped twice without a new checkpoint since the start")
 
 
 @pytest.mark.slow
@@ -221,7 +238,7 @@ def test_a_killed_rank_ends_the_job_which_continues(
     submit(make_stub_suite("dies"), RUNS, make_cluster(), dry_run=False)
     until_queue_is_empty()
     assert read_status(SUITE / "dies-seed1")["state"] == "finished"
-    (reason,) = json.loads((SUITE / "dies-seed1/failures.json").read_text())["reasons"]
+    (reason,) = json.loads((SUITE / "dies-seed1/ends.json").read_text())["failures"]
     assert reason.startswith("rank 1 on host node") and reason.endswith("was killed by SIGKILL")
     assert events().count("starts dies-seed1") == 2
 

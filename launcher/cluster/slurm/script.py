@@ -14,6 +14,8 @@ from moe_testbed.launcher.errors import ASKED_TO_STOP
 LOGS = "slurm"
 """Folder, in the suite's, of the script and of what SLURM itself says of the jobs."""
 SCRIPT = f"{LOGS}/job.sh"
+ENVIRONMENT = f"{LOGS}/environment.sh"
+"""What the cluster's file says of variables: apart, since SLURM shows the script of a job to others."""
 
 _TEMPLATE = r"""#!/bin/bash
 # Trains one run of the suite @SUITE_NAME@ for each index of a job array. Written by `moe-testbed slurm submit`.
@@ -37,23 +39,30 @@ trap stop USR1 TERM
 
 # SLURM_JOB_ID would not do: of the last job of an array, it is the whole array's.
 job=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID
-echo "$run: job $job, start $((${SLURM_RESTART_COUNT:-0} + 1)), on $SLURM_JOB_NODELIST"
-touch "$RUN_DIR/logs/started"
+export start="job $job, start $((${SLURM_RESTART_COUNT:-0} + 1))"
+echo "$run: $start, on $SLURM_JOB_NODELIST"
+mkdir -p "$RUN_DIR/logs" && touch "$RUN_DIR/logs/started"
 
-# The processes meet at the first node, at a port that no other job of this cluster is likely to use.
+# The processes meet at the first node, at a port that no other job of this cluster is likely to use. If one does, the
+# next start takes another.
 MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
-MASTER_PORT=$((15000 + SLURM_JOB_ID % 15000))
+MASTER_PORT=$((15000 + (SLURM_JOB_ID + 7 * ${SLURM_RESTART_COUNT:-0}) % 15000))
 export MASTER_ADDR MASTER_PORT OMP_NUM_THREADS=@THREADS@ PYTHONSAFEPATH=1
+
+# The Python that submits trains too, unless the modules or the setup put another one first, or a container has its own.
 set -e
 @SURROUNDINGS@
+. @ENVIRONMENT@
 set +e
 
 # Each process takes its rank from SLURM. One that was asked to stop ends with @ASKED_TO_STOP@, which srun must not take
 # for a failure, or it would end the others before they are ready.
 rank() {
     export RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID WORLD_SIZE=$SLURM_NTASKS
+    echo "$start, rank $RANK on $SLURMD_NODENAME"
     trap : USR1 TERM
-    python3 -m moe_testbed.launcher train "$RUN_DIR/config.yaml" --run-dir "$RUN_DIR"
+    . @ENVIRONMENT@  # again: in a container, what its image says of a variable goes first
+    "$python" -m moe_testbed.launcher train "$RUN_DIR/config.yaml" --run-dir "$RUN_DIR"
     local status=$?
     [ $status = @ASKED_TO_STOP@ ] || exit $status
 }
@@ -76,7 +85,7 @@ fi
 
 # 0: finished; @ASKED_TO_STOP@: to be continued; else it has failed, for a reason that stands in its folder.
 @PYTHON@ -m moe_testbed.launcher.cluster.slurm.ending "$RUN_DIR" --status $status --told $told \
-    --log @LOGS@/"$job.txt"
+    --start "$start" --log @LOGS@/"$job.txt"
 status=$?
 # A job that is being cancelled is no longer running, and must not come back.
 if [ $status = @ASKED_TO_STOP@ ] && [ "$(squeue --noheader --jobs="$job" --format=%T)" = RUNNING ]; then
@@ -101,12 +110,18 @@ def job_script(suite_dir: Path, runs: Sequence[str], cluster: ClusterConfig, slu
         "SUITE_DIR": shlex.quote(str(suite_dir)),
         "LOGS": shlex.quote(str(suite_dir / LOGS)),
         "THREADS": str(slurm.cpus_per_gpu or 1),
-        "SURROUNDINGS": "\n".join(_surroundings(cluster, slurm)),
+        "SURROUNDINGS": "\n".join(_surroundings(slurm)),
+        "ENVIRONMENT": shlex.quote(str(suite_dir / ENVIRONMENT)),
         "SRUN_OPTIONS": " \\\n        ".join(_srun_options(slurm)),
         "PYTHON": shlex.quote(sys.executable),
         "ASKED_TO_STOP": str(ASKED_TO_STOP),
     }
     return re.sub("@([A-Z_]+)@", lambda match: parts[match[1]], _TEMPLATE)
+
+
+def environment_file(cluster: ClusterConfig) -> str:
+    """What the script reads after the modules and the setup: what the cluster's file says of a variable holds."""
+    return "".join(f"export {name}={shlex.quote(value)}\n" for name, value in cluster.environment.items())
 
 
 def _sbatch_options(suite_dir: Path, num_runs: int, cluster: ClusterConfig, slurm: SlurmConfig) -> list[str]:
@@ -142,10 +157,13 @@ def _srun_options(slurm: SlurmConfig) -> list[str]:
     return options
 
 
-def _surroundings(cluster: ClusterConfig, slurm: SlurmConfig) -> list[str]:
-    """Lines of shell. The Python that submits trains too, unless the modules or the setup put another one first."""
-    lines = [f"export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH"]
-    lines += [f"module load {shlex.quote(module)}" for module in slurm.modules]
-    lines += slurm.setup
-    # After the setup: what the cluster's file says of a variable holds.
-    return lines + [f"export {name}={shlex.quote(value)}" for name, value in cluster.environment.items()]
+def _surroundings(slurm: SlurmConfig) -> list[str]:
+    """Lines of shell, after which `python` names what trains."""
+    here = Path(sys.executable)
+    around = [*(f"module load {shlex.quote(module)}" for module in slurm.modules), *slurm.setup]
+    lines = [f"export PATH={shlex.quote(str(here.parent))}:$PATH", *around, "export python=python3"]
+    if slurm.container is not None:
+        return lines
+    # The python3 beside the Python that submits may be of another version.
+    lines.insert(1, "first=$(command -v python3 || true)")
+    return [*lines, f'[ "$(command -v python3)" != "$first" ] || python={shlex.quote(str(here))}']

@@ -10,9 +10,9 @@ from pathlib import Path
 from moe_testbed.launcher.cluster.config import ClusterConfig, SlurmConfig
 from moe_testbed.launcher.cluster.layout import layout_of
 from moe_testbed.launcher.cluster.run_config import config_on
-from moe_testbed.launcher.cluster.slurm.ending import FAILURES
+from moe_testbed.launcher.cluster.slurm.ending import ENDS
 from moe_testbed.launcher.cluster.slurm.jobs import RECORD, call_slurm, read_jobs, require
-from moe_testbed.launcher.cluster.slurm.script import LOGS, SCRIPT, job_script
+from moe_testbed.launcher.cluster.slurm.script import ENVIRONMENT, LOGS, SCRIPT, environment_file, job_script
 from moe_testbed.launcher.config import dump_config
 from moe_testbed.launcher.errors import ConfigError
 from moe_testbed.launcher.files import write_atomically
@@ -47,6 +47,7 @@ def submit(suite: Suite, runs_dir: Path, cluster: ClusterConfig, dry_run: bool) 
     if not missing:
         print(f"all {len(runs)} runs are finished; `moe-testbed report {folder}` reports on them")
         return 0
+    _warn_of_lost_work(missing)
     script = job_script(folder, [run.name for run in missing], cluster, slurm)
     if dry_run:
         print(script, end="")
@@ -58,7 +59,7 @@ def submit(suite: Suite, runs_dir: Path, cluster: ClusterConfig, dry_run: bool) 
         _refuse_queued(folder)
         _prepare(folder, suite, runs, cluster)
         build_stores(missing)
-        number = _send(folder, script, [run.name for run in missing])
+        number = _send(folder, script, environment_file(cluster), [run.name for run in missing])
     if len(missing) < len(runs):
         print(f"{len(runs) - len(missing)} of {len(runs)} runs are finished and skipped", file=sys.stderr)
     script_path = folder / SCRIPT
@@ -71,21 +72,29 @@ def _prepare(folder: Path, suite: Suite, runs: list[SuiteRun], cluster: ClusterC
     for run in runs:
         RunFolder.prepare(run.run_dir, config_on(run.config, cluster))
         (run.run_dir / "logs").mkdir(exist_ok=True)
-        (run.run_dir / FAILURES).unlink(missing_ok=True)
+        (run.run_dir / ENDS).unlink(missing_ok=True)
     write_atomically(folder / "suite.yaml", dump_config(suite.config))
     tracking = runs[0].config.tracking
     if tracking.mlflow and cluster.nodes_reach_mlflow:
         open_suite(folder, tracking.experiment)
 
 
-def _send(folder: Path, script: str, names: list[str]) -> str:
+def _send(folder: Path, script: str, environment: str, names: list[str]) -> str:
     """Submits the script; returns the number of the job array."""
     (folder / LOGS).mkdir(exist_ok=True)
+    _write_secretly(folder / ENVIRONMENT, environment)
     write_atomically(folder / SCRIPT, script)
     # The answer is the number and, behind a semicolon, the name of one among several clusters.
     number = call_slurm(["sbatch", "--parsable", str(folder / SCRIPT)]).strip().partition(";")[0]
     write_atomically(folder / RECORD, json.dumps({"array": number, "runs": names}, indent=1) + "\n")
     return number
+
+
+def _write_secretly(path: Path, text: str) -> None:
+    """Only this user can read the file, at no time another."""
+    path.touch(mode=0o600)
+    path.chmod(0o600)
+    path.write_text(text, encoding="utf-8")
 
 
 def _slurm_part(cluster: ClusterConfig) -> SlurmConfig:
@@ -114,6 +123,16 @@ def _check_layout(run: SuiteRun, cluster: ClusterConfig) -> None:
         layout_of(run.config, cluster)
     except ConfigError as error:
         raise ConfigError(f"run '{run.label}' on the cluster {cluster.name}: {error}") from None
+
+
+def _warn_of_lost_work(runs: list[SuiteRun]) -> None:
+    bare = [run.name for run in runs if not run.config.checkpoint.every]
+    if bare:
+        print(
+            f"moe-testbed: checkpoint.every is 0 in {len(bare)} of {len(runs)} runs: one whose node is lost, or which "
+            "is preempted in a partition or QOS without GraceTime, begins anew; set checkpoint.every",
+            file=sys.stderr,
+        )
 
 
 def _refuse_queued(folder: Path) -> None:
