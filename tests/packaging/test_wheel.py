@@ -56,7 +56,7 @@ def run(command: list[str], folder: Path) -> str:
 
 
 def test_the_wheel_holds_all_sources_and_data_and_nothing_else(wheel: Path) -> None:
-    patterns = {"configs": ["*.py", "*.yaml"], "launcher": ["*.py", "*.html", "*.css", "*.js"]}
+    patterns = {"configs": ["*.py", "*.yaml", "*.hostfile"], "launcher": ["*.py", "*.html", "*.css", "*.js"]}
     expected = {
         f"moe_testbed/{path.relative_to(ROOT).as_posix()}"
         for folder in FOLDERS
