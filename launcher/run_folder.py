@@ -51,20 +51,24 @@ class RunFolder:
         Raises:
             ConfigError: the folder holds a run of another config or on other data, or another process is at it.
         """
-        cls.prepare(path, config)
         folder = cls(path)
         try:
             folder._lock.acquire()
         except Timeout:
             raise ConfigError(f"{path} is in use by another process; wait for it, or choose another folder") from None
-        earlier = read_json(path / "manifest.json")
-        if earlier and earlier != json.loads(json.dumps(manifest)):
+        try:
+            # Not before: the config of a training that is going on stays as it is.
+            cls.prepare(path, config)
+            earlier = read_json(path / "manifest.json")
+            if earlier and earlier != json.loads(json.dumps(manifest)):
+                raise ConfigError(
+                    f"{path} holds a run on other data (domains then: {', '.join(earlier['domains'])}; now: "
+                    f"{', '.join(manifest['domains'])}; see its manifest.json); choose another folder, or remove it"
+                )
+            folder.write_json("manifest.json", dict(manifest))
+        except BaseException:
             folder.release()
-            raise ConfigError(
-                f"{path} holds a run on other data (domains then: {', '.join(earlier['domains'])}; now: "
-                f"{', '.join(manifest['domains'])}; see its manifest.json); choose another folder, or remove it"
-            )
-        folder.write_json("manifest.json", dict(manifest))
+            raise
         return folder
 
     @classmethod

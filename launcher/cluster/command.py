@@ -11,6 +11,7 @@ from pathlib import Path
 
 from moe_testbed.data.machine import usable_cores
 from moe_testbed.launcher.cluster.config import ClusterConfig
+from moe_testbed.launcher.cluster.hostfile import meeting_place
 from moe_testbed.launcher.cluster.preflight import SSH_OPTIONS
 from moe_testbed.launcher.errors import ConfigError
 
@@ -25,10 +26,20 @@ class Command:
     Attributes:
         arguments: of the process.
         environment: what it has beyond the environment of this one.
+        exported: the file from which deepspeed reads the variables of processes on other hosts, and its content.
     """
 
     arguments: list[str]
     environment: dict[str, str]
+    exported: tuple[Path, str] | None = None
+
+    def write_exported(self) -> None:
+        """Writes the file, if there is one; other users cannot read it."""
+        if self.exported is not None:
+            path, text = self.exported
+            path.touch()
+            path.chmod(0o600)
+            path.write_text(text, encoding="utf-8")
 
     def __str__(self) -> str:
         """For a shell."""
@@ -41,8 +52,6 @@ def deepspeed_command(
 ) -> Command:
     """The command, for a run whose folder holds its config.
 
-    Over ssh, deepspeed reads the variables of the processes from a file of the run's folder, which is written here.
-
     Args:
         hosts: of the hostfile; empty for this machine alone.
         node_rank: the host that this one is, whose processes start without ssh; None: ssh starts them on all hosts.
@@ -52,25 +61,25 @@ def deepspeed_command(
         ConfigError: a variable cannot be passed on.
     """
     variables = {**_defaults(cluster), **cluster.environment, **variables}
-    environment = variables
+    environment, exported = variables, None
     arguments = [str(Path(sys.executable).with_name("deepspeed")), "--quiet"]
     if not hosts:
         # A hostfile that is none: otherwise it would look for one at a place of its own.
         arguments += ["--hostfile", os.devnull, "--num_accelerators", str(cluster.gpus_per_node)]
     elif node_rank is not None:
         arguments += ["--hostfile", str(cluster.hostfile), "--no_ssh", "--node_rank", str(node_rank)]
-        arguments += ["--master_addr", hosts[0]]
     else:
         # Forced, since it would start a single host's processes here.
         arguments += ["--hostfile", str(cluster.hostfile), "--force_multi", "--ssh_port", str(cluster.ssh_port)]
-        exported = run_dir / EXPORTED
-        # Variables may be secrets.
-        exported.touch(mode=0o600)
-        exported.write_text("".join(f"{name}={_exported(name, variables[name])}\n" for name in variables), "utf-8")
+        exported = run_dir / EXPORTED, "".join(f"{name}={_exported(name, variables[name])}\n" for name in variables)
         options = [*shlex.split(os.environ.get("PDSH_SSH_ARGS_APPEND", "")), *SSH_OPTIONS]
-        environment = {"DS_ENV_FILE": str(exported), "PDSH_SSH_ARGS_APPEND": " ".join(options)}
+        environment = {"DS_ENV_FILE": str(exported[0]), "PDSH_SSH_ARGS_APPEND": " ".join(options)}
+    if hosts:
+        # Otherwise it would take the first of the first host's addresses, which may be of no use to the others.
+        arguments += ["--master_addr", meeting_place(cluster, hosts)]
     arguments += ["--master_port", str(cluster.master_port), "--module", "moe_testbed.launcher", "train"]
-    return Command([*arguments, str(run_dir / "config.yaml"), "--run-dir", str(run_dir)], environment)
+    arguments += [str(run_dir / "config.yaml"), "--run-dir", str(run_dir)]
+    return Command(arguments, environment, exported)
 
 
 def _defaults(cluster: ClusterConfig) -> dict[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from moe_testbed.launcher.cluster.config import ClusterConfig
@@ -10,6 +11,18 @@ from moe_testbed.launcher.errors import ConfigError
 
 # pdsh would read brackets and commas in a name as several hosts, ssh a leading dash as an option.
 _LINE = re.compile(r"([\w.][\w.@-]*)\s+slots=(\d+)")
+
+
+def meeting_place(cluster: ClusterConfig, hosts: Sequence[str]) -> str:
+    """Address of the first host, by which its processes and those of the others meet.
+
+    Args:
+        hosts: of the hostfile; empty for this machine alone.
+    """
+    if not hosts:
+        return "127.0.0.1"
+    # USER@HOST is for ssh only.
+    return cluster.master_addr or hosts[0].rpartition("@")[2]
 
 
 def read_hosts(cluster: ClusterConfig) -> list[str]:

@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from moe_testbed.launcher.cluster.config import ClusterConfig
+from moe_testbed.launcher.cluster.hostfile import meeting_place
 from moe_testbed.launcher.cluster.probe import Offer, probe
 from moe_testbed.launcher.errors import ConfigError
 
@@ -29,16 +30,19 @@ _SSH_FAILED = 255
 _SECONDS = 120.0
 
 
-def check_this_host(cluster: ClusterConfig, run_dir: Path, is_first: bool) -> None:
+def check_this_host(hosts: Sequence[str], cluster: ClusterConfig, run_dir: Path, is_first: bool) -> None:
     """For processes that start here, without ssh.
 
     Args:
+        hosts: of the hostfile; empty for this machine alone.
         is_first: the processes meet here.
 
     Raises:
         ConfigError: what is missing, in one line.
     """
-    _check_offer(probe(run_dir, cluster.master_port, cluster.accelerator), "this machine", cluster, run_dir, is_first)
+    address = meeting_place(cluster, hosts)
+    offer = probe(run_dir, address, cluster.master_port, cluster.accelerator)
+    _check_offer(offer, "this machine", address, cluster, run_dir, is_first)
 
 
 def check_hosts(hosts: Sequence[str], cluster: ClusterConfig, run_dir: Path) -> None:
@@ -59,15 +63,16 @@ def check_hosts(hosts: Sequence[str], cluster: ClusterConfig, run_dir: Path) -> 
                 f"'{path}' has characters that deepspeed cannot pass on to other hosts; choose a path of letters, "
                 "digits and @%+=:,./_-"
             )
+    address = meeting_place(cluster, hosts)
     with ThreadPoolExecutor(max_workers=32) as pool:
-        offers = pool.map(lambda host: _ask(host, cluster, run_dir), hosts)
+        offers = pool.map(lambda host: _ask(host, address, cluster, run_dir), hosts)
         for number, (host, offer) in enumerate(zip(hosts, offers, strict=True)):
-            _check_offer(offer, host, cluster, run_dir, is_first=number == 0)
+            _check_offer(offer, host, address, cluster, run_dir, is_first=number == 0)
 
 
-def _ask(host: str, cluster: ClusterConfig, run_dir: Path) -> Offer:
+def _ask(host: str, address: str, cluster: ClusterConfig, run_dir: Path) -> Offer:
     question = [sys.executable, "-m", "moe_testbed.launcher.cluster.probe"]
-    question += [str(run_dir), str(cluster.master_port), cluster.accelerator]
+    question += [str(run_dir), address, str(cluster.master_port), cluster.accelerator]
     remote = f"cd {shlex.quote(os.getcwd())} && {shlex.join(question)}"
     command = ["ssh", *SSH_OPTIONS, "-p", str(cluster.ssh_port), host, remote]
     try:
@@ -86,12 +91,24 @@ def _ask(host: str, cluster: ClusterConfig, run_dir: Path) -> Offer:
             "here"
         )
     # What a shell prints when it starts comes first.
-    return Offer(**json.loads(done.stdout.splitlines()[-1]))
+    answer = (done.stdout.splitlines() or [""])[-1]
+    try:
+        return Offer(**json.loads(answer))
+    except (TypeError, ValueError):
+        raise ConfigError(
+            f"{host} answered '{answer}' when asked what it offers; see that the same moe-testbed is installed there, "
+            "and that its shell prints nothing when it ends"
+        ) from None
 
 
-def _check_offer(offer: Offer, host: str, cluster: ClusterConfig, run_dir: Path, is_first: bool) -> None:
+def _check_offer(offer: Offer, host: str, address: str, cluster: ClusterConfig, run_dir: Path, is_first: bool) -> None:
     if not offer.sees_run:
         raise ConfigError(f"{host} does not see {run_dir}; choose --run-dir on a disk that all hosts share")
+    if not offer.finds_address:
+        raise ConfigError(
+            f"{host} does not know {address}, where the processes would meet; choose an address of the first host that "
+            "all hosts know by --set master_addr=ADDRESS"
+        )
     if offer.gpus is not None and offer.gpus < cluster.gpus_per_node:
         raise ConfigError(
             f"gpus_per_node of cluster {cluster.name} is {cluster.gpus_per_node}, but torch sees {offer.gpus} on "

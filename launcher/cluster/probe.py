@@ -1,4 +1,4 @@
-"""`python -m moe_testbed.launcher.cluster.probe RUN_DIR PORT ACCELERATOR` prints what a host can offer a training."""
+"""`python -m moe_testbed.launcher.cluster.probe RUN_DIR ADDRESS PORT ACCELERATOR`: what a host can offer."""
 
 from __future__ import annotations
 
@@ -14,19 +14,30 @@ class Offer:
     """What is there on a host.
 
     Attributes:
-        sees_run: the run's folder with its config.
+        sees_run: the run's folder.
+        finds_address: of the place where the processes meet.
         port_is_free: nobody listens at the port.
         gpus: that torch sees; None where they do not matter.
     """
 
     sees_run: bool
+    finds_address: bool
     port_is_free: bool
     gpus: int | None
 
 
-def probe(run_dir: Path, port: int, accelerator: str) -> Offer:
+def probe(run_dir: Path, address: str, port: int, accelerator: str) -> Offer:
     """What this host offers."""
-    return Offer((run_dir / "config.yaml").exists(), _is_free(port), _num_gpus() if accelerator == "cuda" else None)
+    gpus = _num_gpus() if accelerator == "cuda" else None
+    return Offer(run_dir.is_dir(), _is_found(address), _is_free(port), gpus)
+
+
+def _is_found(address: str) -> bool:
+    try:
+        socket.getaddrinfo(address, None)
+    except OSError:
+        return False
+    return True
 
 
 def _is_free(port: int) -> bool:
@@ -44,4 +55,4 @@ def _num_gpus() -> int:
 
 
 if __name__ == "__main__":
-    print(json.dumps(asdict(probe(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3]))))
+    print(json.dumps(asdict(probe(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), sys.argv[4]))))

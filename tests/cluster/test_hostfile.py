@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from moe_testbed.launcher.cluster.config import ClusterConfig
-from moe_testbed.launcher.cluster.hostfile import read_hosts
+from moe_testbed.launcher.cluster.hostfile import meeting_place, read_hosts
 from moe_testbed.launcher.errors import ConfigError
 
 
@@ -36,6 +36,14 @@ def test_deepspeed_reads_the_same(tmp_path: Path) -> None:
     file.write_text("# comment\nb-1.example.org slots=4\n\nroot@10.0.0.7\tslots=4\n")
     runner = pytest.importorskip("deepspeed.launcher.runner")
     assert list(runner.fetch_hostfile(str(file))) == read_hosts(cluster(file))
+
+
+def test_processes_meet_at_the_first_host_or_where_the_cluster_says(tmp_path: Path) -> None:
+    asked = cluster(tmp_path / "hosts")
+    assert meeting_place(asked, ["me@b.example.org", "a"]) == "b.example.org"
+    assert meeting_place(asked, ["b", "a"]) == "b"
+    assert meeting_place(asked.model_copy(update={"master_addr": "10.0.0.7"}), ["b", "a"]) == "10.0.0.7"
+    assert meeting_place(cluster(None, nodes=1), []) == "127.0.0.1"
 
 
 def test_no_hostfile_is_no_host() -> None:

@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shlex
 import socket
+import stat
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from filelock import FileLock
 
 from moe_testbed.launcher.cli import main
-from moe_testbed.launcher.cluster.command import EXPORTED
+from moe_testbed.launcher.cluster.command import EXPORTED, deepspeed_command
+from moe_testbed.launcher.cluster.config import load_cluster
+from moe_testbed.launcher.cluster.probe import Offer
 from moe_testbed.launcher.config import load_experiment
 from moe_testbed.launcher.errors import ASKED_TO_STOP, WRONG_INPUT
 from moe_testbed.launcher.files import read_json
@@ -60,12 +67,32 @@ def training(folder: Path) -> list[str]:
 def test_a_dry_run_over_ssh(launch: Launch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert launch("--dry-run", "--set", "ssh_port=2222", "--set", "master_port=29777") == 0
     exported, ssh_options, *command = words(capsys.readouterr().out)
-    hosts = ["--hostfile", str(tmp_path / "hosts"), "--force_multi", "--ssh_port", "2222", "--master_port", "29777"]
-    assert command == [DEEPSPEED, "--quiet", *hosts, *training(tmp_path)]
+    hosts = ["--hostfile", str(tmp_path / "hosts"), "--force_multi", "--ssh_port", "2222"]
+    place = ["--master_addr", "node1", "--master_port", "29777"]
+    assert command == [DEEPSPEED, "--quiet", *hosts, *place, *training(tmp_path)]
     assert exported == f"DS_ENV_FILE={tmp_path}/runs/trial/{EXPORTED}"
     assert ssh_options.startswith("PDSH_SSH_ARGS_APPEND=") and "BatchMode=yes" in ssh_options
-    lines = (tmp_path / "runs" / "trial" / EXPORTED).read_text().splitlines()
-    assert "GLOO_SOCKET_IFNAME=eth0" in lines and "DS_ACCELERATOR=cpu" in lines
+
+
+@pytest.mark.parametrize("options", [[], ["--node-rank", "0"], HERE])
+def test_a_dry_run_writes_nothing(options: list[str], launch: Launch, tmp_path: Path) -> None:
+    before = sorted(tmp_path.rglob("*"))
+    assert launch("--dry-run", *options) == 0
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("options", [[], ["--node-rank", "0"]])
+def test_processes_meet_where_the_cluster_says(
+    options: list[str], launch: Launch, write: Write, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def address(*more: str) -> str:
+        assert launch("--dry-run", *options, *more) == 0
+        command = words(capsys.readouterr().out)
+        return command[command.index("--master_addr") + 1]
+
+    write("hosts", "me@node1 slots=2\nnode2 slots=2\n")
+    assert address() == "node1"
+    assert address("--set", "master_addr=10.0.0.1") == "10.0.0.1"
 
 
 def test_a_dry_run_without_ssh(launch: Launch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -89,11 +116,46 @@ def split_variables(words: list[str]) -> tuple[dict[str, str], list[str]]:
     return dict(word.split("=", 1) for word in words[:command]), words[command:]
 
 
+FAKE_DEEPSPEED = """
+    #!/bin/sh
+    for last; do :; done
+    [ -z "$STATE" ] || printf '{"state": "%s", "step": 2, "steps": 4, "reason": "why"}' "$STATE" > "$last/status.json"
+    exit "$CODE"
+"""
+
+
+@pytest.fixture
+def fake_deepspeed(write: Write, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Instead of a training: ends with status $CODE after it has written $STATE, if any, as the run's state."""
+    write("bin/deepspeed", FAKE_DEEPSPEED).chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "bin" / "python"))
+    store = SimpleNamespace(manifest={"domains": {}})
+    monkeypatch.setattr("moe_testbed.launcher.cluster.launch.build_store", lambda *_: store)
+    monkeypatch.setenv("STATE", "finished")
+    monkeypatch.setenv("CODE", "0")
+
+
+@pytest.mark.usefixtures("fake_deepspeed")
 def test_the_run_is_the_experiment_on_the_accelerator_of_the_cluster(launch: Launch, tmp_path: Path) -> None:
-    assert launch("--dry-run", "--set", "nodes_reach_mlflow=false", "tracking.mlflow=true") == 0
+    options = ["--set", "nodes_reach_mlflow=false", "--set", f"master_port={free_port()}", "tracking.mlflow=true"]
+    assert launch(*HERE, *options) == 0
     written = load_experiment(tmp_path / "runs" / "trial" / "config.yaml")
     wanted = load_experiment(tmp_path / "small.yaml", ["runtime.device=cpu", "tracking.mlflow=false"])
     assert written == wanted
+
+
+@pytest.mark.usefixtures("fake_deepspeed")
+def test_a_run_that_is_going_on_is_left_alone(
+    launch: Launch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = [*HERE, "--set", f"master_port={free_port()}"]
+    assert launch(*options) == 0
+    config = tmp_path / "runs" / "trial" / "config.yaml"
+    before = config.stat()
+    with FileLock(config.with_name(".lock")):
+        assert launch(*options) == WRONG_INPUT
+    assert "runs/trial is in use by another process" in capsys.readouterr().err
+    assert config.stat() == before
 
 
 def test_variables_reach_a_shell_as_they_are(launch: Launch, tmp_path: Path) -> None:
@@ -104,11 +166,14 @@ def test_variables_reach_a_shell_as_they_are(launch: Launch, tmp_path: Path) -> 
         "D": "50%",
         "E": "%h; ls",
     }
-    options = ["--set", f"environment={json.dumps(values)}"]
-    assert launch("--dry-run", *options) == 0
+    file = tmp_path / EXPORTED
+    file.touch(mode=0o644)
+    cluster = load_cluster("cluster.yaml", [f"environment={json.dumps(values)}"])
+    deepspeed_command(cluster, ["node1", "node2"], None, tmp_path, {}).write_exported()
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
     runner = pytest.importorskip("deepspeed.launcher.multinode_runner").PDSHRunner
     deepspeed = runner(argparse.Namespace(user_args=[], user_script=""), "")
-    for line in (tmp_path / "runs" / "trial" / EXPORTED).read_text().splitlines():
+    for line in file.read_text().splitlines():
         deepspeed.add_export(*line.split("=", 1))
     exports = "".join(f"export {name}={value}; " for name, value in deepspeed.exports.items())
     # pdsh reads %% as %.
@@ -117,21 +182,15 @@ def test_variables_reach_a_shell_as_they_are(launch: Launch, tmp_path: Path) -> 
     assert {name: told[name] for name in values} == values
 
 
-FAKE_DEEPSPEED = """
-    #!/bin/sh
-    for last; do :; done
-    [ -z "$STATE" ] || printf '{"state": "%s", "step": 2, "steps": 4, "reason": "why"}' "$STATE" > "$last/status.json"
-    exit "$CODE"
-"""
-
-
 @pytest.mark.parametrize(
     ("state", "code", "status"),
     [
         ("finished", 0, 0),
         # What a rank does after its last word does not matter.
         ("finished", 1, 0),
-        ("stopped", 1, ASKED_TO_STOP),
+        ("stopped", ASKED_TO_STOP, ASKED_TO_STOP),
+        # Nobody has asked: a rank was killed, for which deepspeed told the others to stop.
+        ("stopped", 247, 1),
         ("failed", 1, 1),
         ("failed", 247, 1),
         ("failed", WRONG_INPUT, WRONG_INPUT),
@@ -140,22 +199,42 @@ FAKE_DEEPSPEED = """
         ("running", 0, 1),
     ],
 )
+@pytest.mark.usefixtures("fake_deepspeed")
 def test_the_exit_status_is_what_the_folder_says(
     state: str, code: int, status: int, launch: Launch, write: Write, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    write("bin/deepspeed", FAKE_DEEPSPEED).chmod(0o755)
-    monkeypatch.setattr(sys, "executable", str(tmp_path / "bin" / "python"))
-    monkeypatch.setattr("moe_testbed.launcher.cluster.launch.build_store", lambda *_: None)
     monkeypatch.setenv("STATE", state)
     monkeypatch.setenv("CODE", str(code))
     # Of an earlier start, and no word of this one.
     write("runs/trial/status.json", '{"state": "stopped", "step": 1, "steps": 4, "reason": null}')
     assert launch(*HERE, "--set", f"master_port={free_port()}") == status
     told = read_json(tmp_path / "runs" / "trial" / "status.json")
-    if state in ("", "running"):
+    if status == 1 and state != "failed":
         assert told["state"] == "failed" and f"deepspeed ended with exit status {code}" in told["reason"]
     else:
         assert told["state"] == state
+
+
+LATE_DEEPSPEED = """
+    #!/bin/sh
+    for last; do :; done
+    echo '{"state": "running", "step": 2}' > "$last/status.json"
+    setsid sh -c "sleep 0.5; echo '{\\"state\\": \\"finished\\"}' > '$last/status.json'" &
+    exit 1
+"""
+
+
+@pytest.mark.usefixtures("fake_deepspeed")
+def test_a_last_word_of_another_host_is_waited_for(
+    launch: Launch, write: Write, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    write("bin/deepspeed", LATE_DEEPSPEED)
+    offer = json.dumps(asdict(Offer(sees_run=True, finds_address=True, port_is_free=True, gpus=None)))
+    for program in ("ssh", "pdsh"):
+        write(f"bin/{program}", f"#!/bin/sh\necho '{offer}'\n").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"), prepend=os.pathsep)
+    assert launch() == 0
+    assert read_json(tmp_path / "runs" / "trial" / "status.json") == {"state": "finished"}
 
 
 @pytest.mark.parametrize(
@@ -201,6 +280,24 @@ def test_too_few_gpus_are_told_before_anything_starts(
     assert launch(*HERE, "--set", "accelerator=cuda") == WRONG_INPUT
     message = "gpus_per_node of cluster trial is 2, but torch sees 1 on this machine"
     assert message in capsys.readouterr().err
+
+
+def test_an_address_that_is_not_known_is_told(launch: Launch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert launch("--node-rank", "0", "--set", "master_addr=nowhere.invalid") == WRONG_INPUT
+    assert "this machine does not know nowhere.invalid, where the processes would meet" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("answer", ["", "Bye.", "[1]", '{"sees_run": true, "memory": 7}'])
+def test_an_answer_of_another_version_is_one_line(
+    answer: str, launch: Launch, write: Write, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for program in ("ssh", "pdsh"):
+        path = write(f"bin/{program}", f"#!/bin/sh\necho 'Welcome.'\nprintf '%s\\n' '{answer}'\n")
+        path.chmod(0o755)
+    monkeypatch.setenv("PATH", str(path.parent))
+    assert launch() == WRONG_INPUT
+    told = capsys.readouterr().err.splitlines()
+    assert len(told) == 1 and f"node1 answered '{answer}' when asked what it offers" in told[0]
 
 
 def test_without_pdsh_the_other_form_is_told(

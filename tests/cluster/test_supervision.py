@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
@@ -16,6 +17,7 @@ from typing import Any
 import psutil
 import pytest
 
+from moe_testbed.launcher.cluster.supervision import Lifelines
 from moe_testbed.launcher.errors import ASKED_TO_STOP, ConfigError
 from moe_testbed.launcher.lifeline import LIFELINE_VARIABLE, end_with_launch
 from tests.cluster import stand_ins
@@ -77,7 +79,7 @@ def is_gone(pid: int) -> bool:
 def test_it_ends_with_the_last_rank(job: Job) -> None:
     job.start_ranks()
     (job.folder / "finish").touch()
-    assert job.end() == {"code": 0, "asked": False, "all_gone": True}
+    assert job.end() == {"code": 0, "asked": False, "all_gone": True, "first_gone": None}
 
 
 @pytest.mark.parametrize(
@@ -86,14 +88,14 @@ def test_it_ends_with_the_last_rank(job: Job) -> None:
 def test_signals_reach_all_ranks(job: Job, sent: str, heard: str) -> None:
     job.start_ranks()
     job.process.send_signal(signal.Signals[sent])
-    assert job.end() == {"code": ASKED_TO_STOP, "asked": True, "all_gone": True}
+    assert job.end() == {"code": ASKED_TO_STOP, "asked": True, "all_gone": True, "first_gone": None}
     assert job.signals() == [heard] * stand_ins.NUM_RANKS
 
 
 def test_ranks_that_connect_later_hear_it_too(job: Job) -> None:
     job.process.send_signal(signal.SIGUSR1)
     (job.folder / "go").touch()
-    assert job.end() == {"code": ASKED_TO_STOP, "asked": True, "all_gone": True}
+    assert job.end() == {"code": ASKED_TO_STOP, "asked": True, "all_gone": True, "first_gone": None}
     assert job.signals() == ["SIGUSR1"] * stand_ins.NUM_RANKS
 
 
@@ -104,7 +106,7 @@ def test_a_second_ctrl_c_ends_all_at_once(job: Job) -> None:
     job.process.send_signal(signal.SIGINT)
     wait_until(lambda: len(list(job.folder.glob("*.signal"))) == stand_ins.NUM_RANKS)
     job.process.send_signal(signal.SIGINT)
-    assert job.end() == {"code": -signal.SIGKILL, "asked": True, "all_gone": True}
+    assert job.end() == {"code": -signal.SIGKILL, "asked": True, "all_gone": True, "first_gone": None}
     wait_until(lambda: all(is_gone(pid) for pid in ranks))
 
 
@@ -119,8 +121,36 @@ def test_ranks_end_when_deepspeed_is_killed(job: Job) -> None:
     job.start_ranks()
     ranks = job.ranks()
     os.kill(job.pid("deepspeed"), signal.SIGKILL)
-    assert job.end() == {"code": -signal.SIGKILL, "asked": False, "all_gone": True}
+    assert job.end() == {"code": -signal.SIGKILL, "asked": False, "all_gone": True, "first_gone": None}
     wait_until(lambda: all(is_gone(pid) for pid in ranks))
+
+
+def test_ranks_do_not_outlive_the_first_for_long(job: Job) -> None:
+    job.start_ranks()
+    ranks = job.ranks()
+    (job.folder / "rank1.finish").touch()
+    end = job.end()
+    assert (end["asked"], end["all_gone"], end["first_gone"]) == (False, True, "127.0.0.1")
+    wait_until(lambda: all(is_gone(pid) for pid in ranks))
+
+
+def test_strangers_at_the_port_are_no_ranks() -> None:
+    async def come_and_go() -> None:
+        lifelines = Lifelines(everywhere=True, num_ranks=2)
+        await lifelines.open()
+        ranks = [await asyncio.open_connection("127.0.0.1", lifelines.port) for _ in range(2)]
+        for _ in range(3):
+            _, writer = await asyncio.open_connection("127.0.0.1", lifelines.port)
+            writer.close()
+            await writer.wait_closed()
+        waiting = asyncio.create_task(lifelines.outlived(0.0))
+        # The server's side follows.
+        assert (await asyncio.wait((waiting,), timeout=0.5))[1]
+        ranks[0][1].close()
+        assert await asyncio.wait_for(waiting, SECONDS) == "127.0.0.1"
+        await lifelines.cut()
+
+    asyncio.run(come_and_go())
 
 
 def test_a_rank_that_cannot_reach_launch_says_so(monkeypatch: pytest.MonkeyPatch) -> None:

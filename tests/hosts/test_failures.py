@@ -99,6 +99,21 @@ def test_what_started_the_ranks_is_killed(
         assert "deepspeed ended with exit status -9" in trial.status["reason"]
 
 
+def test_a_rank_that_never_joins_does_not_hold_the_others(
+    two_hosts: Network, make_experiment: MakeExperiment, tmp_path: Path
+) -> None:
+    content = make_experiment(parallel={"timeout_seconds": 1.0})
+    trial = Trial(two_hosts, tmp_path, content)
+    data = Path(content["data"]["cache_dir"]).parent
+    two_hosts.hosts[1].run(["mount", "-t", "tmpfs", "tmpfs", data], check=True)
+    assert trial.launch() == 1, trial.log
+    trial.assert_nothing_is_left()
+    # Why, rank 1 has said; rank 0 would have waited for it for half an hour.
+    assert f"{data}/latin/*.txt" in trial.log
+    assert trial.status["state"] == "failed"
+    assert trial.status["reason"].startswith("a rank on host node2 ended, and others waited for it")
+
+
 def test_a_host_dies(two_hosts: Network, make_experiment: MakeExperiment, tmp_path: Path) -> None:
     trial = Trial(two_hosts, tmp_path, endless(make_experiment))
     process = trial.start(two_hosts.hosts[0])

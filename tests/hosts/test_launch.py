@@ -44,6 +44,8 @@ def test_two_hosts_over_ssh(
     content = experiment(make_experiment, expert_parallel_size=4)
     values = {"MOE_TRIAL": "two words, $HOME, `id`, 50%, %h \"quoted\" 'single' back\\slash"}
     trial = Trial(two_hosts, tmp_path, content, gpus_per_node=2, environment=values)
+    # As whom to log in is no part of the address where ranks meet.
+    (tmp_path / "hosts").write_text("root@node1 slots=2\nnode2 slots=2\n")
     process = trial.start(two_hosts.hosts[0])
     first, second = two_hosts.hosts
     wait_until(lambda: {0, 1} == {*first.ranks()} and {2, 3} == {*second.ranks()}, START_SECONDS, "four ranks")
@@ -89,6 +91,10 @@ def test_what_a_host_lacks_is_told_before_training(
     (tmp_path / "hosts").write_text(hosts.replace("node2", "node7"))
     assert "names node7, which ssh cannot reach" in (told := refusal()) and "resolve" in told
     (tmp_path / "hosts").write_text(hosts)
+
+    second.run(["mount", "--bind", "/dev/null", "/etc/hosts"], check=True)
+    assert "node2 does not know node1, where the processes would meet" in refusal()
+    second.run(["umount", "/etc/hosts"], check=True)
 
     second.run(["mount", "-t", "tmpfs", "tmpfs", tmp_path], check=True)
     assert f"node2 does not see {trial.run_dir}; choose --run-dir on a disk that all hosts share" in refusal()
