@@ -21,6 +21,11 @@ def is_first_rank() -> bool:
     return int(os.environ.get("RANK", "0")) == 0
 
 
+def is_alone() -> bool:
+    """There is, or will be, one rank only."""
+    return int(os.environ.get("WORLD_SIZE", "1")) == 1
+
+
 @dataclass(frozen=True)
 class Ranks:
     """This process among all.
@@ -41,7 +46,7 @@ def choose_device(wanted: Literal["auto", "cpu", "cuda"]) -> torch.device:
     """The device of this process; must run before DeepSpeed is imported, which chooses its accelerator once.
 
     Raises:
-        ConfigError: a GPU is wanted and there is none.
+        ConfigError: a GPU is wanted and there is none, or none for this process.
     """
     _check_environment()
     if wanted == "cuda" and not torch.cuda.is_available():
@@ -53,14 +58,22 @@ def choose_device(wanted: Literal["auto", "cpu", "cuda"]) -> torch.device:
     if wanted == "cpu" or not torch.cuda.is_available():
         os.environ["DS_ACCELERATOR"] = "cpu"
         return torch.device("cpu")
-    torch.cuda.set_device(local_rank)
-    return torch.device("cuda", local_rank)
+    # Some schedulers show each process its own GPU only.
+    count = torch.cuda.device_count()
+    index = local_rank if count > 1 else 0
+    if index >= count:
+        raise ConfigError(
+            f"LOCAL_RANK is {local_rank}, but torch sees {count} GPUs, numbered from 0; start no more processes on a "
+            "host than it has GPUs"
+        )
+    torch.cuda.set_device(index)
+    return torch.device("cuda", index)
 
 
 def _check_environment() -> None:
     """Raises ConfigError if some of a launcher's variables are missing: each process would train alone."""
     missing = [name for name in _LAUNCHER_VARIABLES if name not in os.environ]
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and missing and not dist.is_initialized():
+    if not is_alone() and missing and not dist.is_initialized():
         raise ConfigError(
             f"WORLD_SIZE is {os.environ['WORLD_SIZE']}, but {', '.join(missing)} is not set; start the processes with "
             "deepspeed or torchrun, which set them all, or set them in your script"
@@ -76,6 +89,7 @@ def join(device: torch.device, timeout_seconds: float) -> Ranks:
 
     Raises:
         ConfigError: another program listens where the ranks are to meet, or some did not come.
+        RuntimeError: another program listens there, and SLURM starts the job again at another port.
     """
     backend = "nccl" if device.type == "cuda" else "gloo"
     timeout = timedelta(seconds=timeout_seconds)
@@ -84,23 +98,24 @@ def join(device: torch.device, timeout_seconds: float) -> Ranks:
     defaults.default_pg_timeout = defaults.default_pg_nccl_timeout = timeout
     if not dist.is_initialized():
         if "RANK" in os.environ and "MASTER_ADDR" in os.environ:
-            _meet(backend, timeout)
+            _meet(backend, timeout, device if device.type == "cuda" else None)
         else:
             dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)  # type: ignore[attr-defined]
     size = dist.get_world_size()
     return Ranks(dist.get_rank(), size, device, dist.group.WORLD if size > 1 else None)
 
 
-def _meet(backend: str, timeout: timedelta) -> None:
+def _meet(backend: str, timeout: timedelta, gpu: torch.device | None) -> None:
     port, address = os.environ["MASTER_PORT"], os.environ["MASTER_ADDR"]
     try:
-        dist.init_process_group(backend, timeout=timeout)
+        dist.init_process_group(backend, timeout=timeout, device_id=gpu)
     except dist.DistNetworkError as error:
         if "EADDRINUSE" not in str(error):
             raise
-        raise ConfigError(
-            f"MASTER_PORT is {port}, which is in use by another program on {address}; choose a free port"
-        ) from error
+        in_use = f"MASTER_PORT is {port}, which is in use by another program on {address}"
+        if "SLURM_JOB_ID" in os.environ:
+            raise RuntimeError(f"{in_use}; the job is started again at another port") from None
+        raise ConfigError(f"{in_use}; choose a free port") from error
     except dist.DistStoreError as error:
         raise ConfigError(
             f"not all of the {os.environ['WORLD_SIZE']} ranks came to port {port} of {address} within "

@@ -2,6 +2,8 @@
 
 Within the steps the wish waits for the end of the one under way and a checkpoint. Before the first step and after the
 last one there is nothing to save, and the process ends at once.
+
+Launchers send SIGTERM too, to all ranks of a node when one of them has died. It is a wish only if none has.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ import sys
 import threading
 from collections.abc import Callable
 from types import TracebackType
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -29,12 +31,17 @@ class Stopping:
     The signals come through a pipe to a thread: Python's own handlers wait for the main thread, which may be in a
     collective that never returns.
 
+    Args:
+        alone: there are no other ranks.
+
     Attributes:
         note: told before the process ends at once.
+        all_alive: asked at a SIGTERM. If it says no, it ends the process.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, alone: bool = True) -> None:
         self.note: Callable[[AskedToStop], object] = lambda stop: None
+        self.all_alive: Callable[[], bool] = (lambda: True) if alone else _end_without_the_others
         self._asked: signal.Signals | None = None
         self._held = False
         self._lock = threading.Lock()
@@ -89,11 +96,15 @@ class Stopping:
     def _listen(self) -> None:
         while received := os.read(self._reader, 1):
             # Others, such as SIGINT, come this way too.
-            if received[0] in SIGNALS:
-                with self._lock:
-                    self._asked = self._asked or signal.Signals(received[0])
-                    if not self._held:
-                        self._end()
+            if received[0] not in SIGNALS:
+                continue
+            number = signal.Signals(received[0])
+            if number is signal.SIGTERM and not self.all_alive():
+                continue
+            with self._lock:
+                self._asked = self._asked or number
+                if not self._held:
+                    self._end()
 
     def _end(self) -> None:
         assert self._asked is not None
@@ -101,6 +112,17 @@ class Stopping:
         self.note(stop)
         print(f"moe-testbed: {stop}; the same command continues", file=sys.stderr, flush=True)
         os._exit(ASKED_TO_STOP)
+
+
+def _end_without_the_others() -> NoReturn:
+    """Before the ranks have met, none knows of another; the run's status stays as after any sudden end."""
+    print(
+        "moe-testbed: ended by SIGTERM before the ranks had met; launchers send it when another rank has ended: see "
+        "what that one says",
+        file=sys.stderr,
+        flush=True,
+    )
+    os._exit(1)
 
 
 def _nothing(*_: object) -> None:

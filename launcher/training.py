@@ -11,11 +11,11 @@ import torch.distributed as dist
 from moe_testbed.data.build import build_store
 from moe_testbed.launcher.allocator import keep_freed_memory
 from moe_testbed.launcher.config import ExperimentConfig
-from moe_testbed.launcher.errors import AskedToStop, ConfigError
+from moe_testbed.launcher.errors import AskedToStop
 from moe_testbed.launcher.failure import reason_of
 from moe_testbed.launcher.lifeline import end_with_launch
 from moe_testbed.launcher.progress import read_status
-from moe_testbed.launcher.ranks import choose_device, is_first_rank, join
+from moe_testbed.launcher.ranks import choose_device, is_alone, is_first_rank, join
 from moe_testbed.launcher.roll_call import call_the_roll
 from moe_testbed.launcher.run_folder import RunFolder, is_finished
 from moe_testbed.launcher.stopping import Stopping
@@ -32,7 +32,7 @@ def train(config: ExperimentConfig, run_dir: Path) -> None:
         LostRankError: another rank has died, hangs or cannot be reached.
         AskedToStop: by SIGUSR1 or SIGTERM; the same call continues.
     """
-    with Stopping() as stopping:
+    with Stopping(is_alone()) as stopping:
         end_with_launch()
         _train(config, run_dir, stopping)
 
@@ -68,12 +68,12 @@ def _train(config: ExperimentConfig, run_dir: Path, stopping: Stopping) -> None:
         stopping.note = lambda stop: note("stopped", str(stop))
     try:
         ranks = join(device, config.parallel.slow_timeout_seconds)
-    except ConfigError as error:
+    except Exception as error:
         if folder:
             note("failed", reason_of(error))
         raise
-    watchdog = Watchdog(ranks, config.parallel, note)
-    stopping.note = watchdog.explain
+    watchdog = Watchdog(ranks, config.parallel, config.training.steps, note)
+    stopping.note, stopping.all_alive = watchdog.explain, watchdog.all_alive
     mirror = Mirror(run_dir, config.tracking.experiment) if folder and config.tracking.mlflow else None
     try:
         call_the_roll(config, store, ranks)

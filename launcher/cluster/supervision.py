@@ -12,12 +12,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-_PASSED_ON_AS = {
-    signal.SIGINT: signal.SIGTERM,
-    signal.SIGHUP: signal.SIGTERM,
-    signal.SIGTERM: signal.SIGTERM,
-    signal.SIGUSR1: signal.SIGUSR1,
-}
+_ASK_TO_STOP = (signal.SIGINT, signal.SIGHUP, signal.SIGTERM, signal.SIGUSR1)
+# Ranks get SIGTERM from deepspeed as well, when one of them has died.
+_PASSED_ON_AS = signal.SIGUSR1
 _CUT_SECONDS = 5.0
 
 
@@ -157,12 +154,12 @@ async def _supervise(
         if asked and number == signal.SIGINT:
             _kill_group(leader)
             return
-        lifelines.pass_on(_PASSED_ON_AS[number])
+        lifelines.pass_on(_PASSED_ON_AS)
         asked = True
         print("asked to stop: the ranks write a checkpoint first; Ctrl-C ends them at once", file=sys.stderr)
 
     loop = asyncio.get_running_loop()
-    for number in _PASSED_ON_AS:
+    for number in _ASK_TO_STOP:
         # As nohup sets it.
         if signal.getsignal(number) is not signal.SIG_IGN:
             loop.add_signal_handler(number, hear, number)

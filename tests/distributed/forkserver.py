@@ -28,6 +28,7 @@ PRELOADED = [
 ]
 ENTRY = str(Path(__file__).with_name("rank.py"))
 TIMEOUT_SECONDS = 240.0
+LAST_WORD_SECONDS = 12.0
 
 
 def run_on_ranks(function: Callable[..., Any], num_ranks: int, *arguments: Any) -> list[Any]:
@@ -77,8 +78,8 @@ def _run(function: Callable[..., Any], num_ranks: int, arguments: tuple[Any, ...
     while any(child.is_alive() for child in children) and time.monotonic() < deadline:
         multiprocessing.connection.wait([child.sentinel for child in children if child.is_alive()], timeout=1.0)
         if any(child.exitcode for child in children):
-            # The others wait for the one that failed; its reason is what matters.
-            deadline = min(deadline, time.monotonic() + 5.0)
+            # The others wait for the one that failed; its reason is what matters. With a watchdog they tell it.
+            deadline = min(deadline, time.monotonic() + LAST_WORD_SECONDS)
     exit_codes = [child.exitcode for child in children]
     for child in children:
         child.kill()

@@ -43,6 +43,28 @@ def train_and_tell(config: dict[str, Any], run_dir: str, rank: int, step: int, m
         raise
 
 
+def train_under_a_launcher(config: dict[str, Any], run_dir: str, where: str) -> None:
+    """Trains; rank 1 is killed at a call of the loop, and rank 0 then gets SIGTERM while it meets no collective."""
+    mark = Path(run_dir, "killed")
+
+    def die_or_wait(*_: Any) -> None:
+        if dist.get_rank() == 1:
+            mark.write_text(str(os.getpid()), encoding="utf-8")
+            os.kill(os.getpid(), signal.SIGKILL)
+        while not _has_died(mark):
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(3600)
+
+    setattr(loop, where, die_or_wait)
+    training.train(ExperimentConfig.model_validate(config), Path(run_dir))
+
+
+def _has_died(mark: Path) -> bool:
+    text = mark.read_text(encoding="utf-8") if mark.exists() else ""
+    return bool(text) and not Path("/proc", text).exists()
+
+
 def train_differently(config: dict[str, Any], run_dir: str, difference: str) -> dict[str, Any]:
     """How a training ends in which rank 1 has another seed, clock or node."""
     if dist.get_rank() == 1:

@@ -8,7 +8,7 @@ import pytest
 import torch.distributed as dist
 
 from moe_testbed.launcher.errors import AskedToStop, CheckpointError, ConfigError
-from moe_testbed.launcher.failure import Alarm, CheckIn, symptom_of
+from moe_testbed.launcher.failure import Alarm, CheckIn, host_name, symptom_of
 
 CLOSED = "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:538] Connection closed by peer [10.0.0.2]:54. See\nmore"
 
@@ -53,13 +53,45 @@ def test_who_does_not_check_in_is_missing(check_ins: list[CheckIn], monkeypatch:
     assert check_ins[0].missing() == [1, 3]
     check_ins[2].waited()
     assert check_ins[0].late() == [0, 1, 3]
-    host = check_ins[0].host(1)
-    assert check_ins[2].names([1, 3]) == f"rank 1 on host {host}, rank 3 on host {host}"
+    assert check_ins[2].names([1, 3]) == f"rank 1 on host {host_name()}, rank 3 on host {host_name()}"
+
+
+def test_a_rank_that_was_lost_before_it_said_where_it_is_has_no_host(tmp_path: Path) -> None:
+    store = dist.FileStore(str(tmp_path / "store"), 2)  # type: ignore[call-arg]
+    assert CheckIn(store, 0, 2).names([0, 1]) == f"rank 0 on host {host_name()}, rank 1"
+
+
+def test_each_rank_sees_how_often_the_next_one_has_given_a_sign_of_life(check_ins: list[CheckIn]) -> None:
+    assert [check_ins[rank].beat() for rank in (0, 1, 1, 3)] == [0, 0, 0, 1]
+    assert check_ins[0].beat() == 2
+
+
+def test_a_false_alarm_is_forgotten(check_ins: list[CheckIn]) -> None:
+    """Also where a rank has checked in, another has spoken and the next alarm comes before all have heard."""
+    first, second = (Alarm("suspected", rank, "no sign of life") for rank in (1, 2))
+    check_ins[1].sound(first)
+    for one in check_ins:
+        one.present()
+    check_ins[0].wait_for_all(10_000.0)
+    assert check_ins[0].speaks()
+    check_ins[0].tell("")
+    for one in check_ins[:3]:
+        assert one.told(1.0) == ""
+        one.begin_anew()
+    check_ins[2].sound(second)
+    assert [one.heard() for one in check_ins] == [second, second, second, first]
+    assert check_ins[3].told(1.0) == ""
+    check_ins[3].begin_anew()
+    assert check_ins[3].heard() == second
+    check_ins[3].present()
+    assert check_ins[0].missing() == [0, 1, 2]
+    check_ins[0].wait_for_all(0.0)
+    assert check_ins[3].speaks()
 
 
 def test_one_speaks_and_the_others_hear_it(check_ins: list[CheckIn]) -> None:
     assert [one.speaks() for one in check_ins] == [True, False, False, False]
-    with pytest.raises(TimeoutError, match="verdict was not told"):
+    with pytest.raises(TimeoutError, match="no verdict was told"):
         check_ins[1].told(0.0)
     check_ins[0].tell("rank 7 was lost")
     assert check_ins[1].told(1.0) == "rank 7 was lost"

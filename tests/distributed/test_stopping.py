@@ -17,10 +17,12 @@ import pytest
 import torch
 
 from moe_testbed.launcher.errors import ASKED_TO_STOP
+from moe_testbed.launcher.failure import host_name
 from moe_testbed.launcher.ranks import Ranks
 from moe_testbed.launcher.stopping import Stopping
 from tests.distributed import misfortunes
 from tests.distributed.real_ranks import RealRanks, until
+from tests.distributed.sleepers import Sleepers
 from tests.training import driver
 from tests.training.results import assert_same_run, read_metrics
 
@@ -108,6 +110,49 @@ def test_outside_the_steps_a_process_ends_at_once_though_it_is_blocked(held: boo
     assert done.returncode == ASKED_TO_STOP, done.stderr
     assert done.stdout == "asked to stop by SIGTERM outside the steps\n"
     assert time.monotonic() - started < 90
+
+
+@pytest.mark.parametrize(("name", "status"), [("SIGTERM", 1), ("SIGUSR1", ASKED_TO_STOP)])
+def test_before_the_ranks_have_met_only_sigusr1_is_a_wish(name: str, status: int) -> None:
+    script = f"""
+        import os, signal, time
+        from moe_testbed.launcher.stopping import Stopping
+
+        with Stopping(alone=False) as stopping:
+            stopping.note = lambda stop: print("noted", flush=True)
+            os.kill(os.getpid(), signal.{name})
+            time.sleep(100)
+    """
+    done = subprocess.run([sys.executable, "-c", dedent(script)], capture_output=True, text=True, timeout=90)
+    assert done.returncode == status, done.stderr
+    assert done.stdout == ("" if name == "SIGTERM" else "noted\n")
+    assert ("ended by SIGTERM before the ranks had met" in done.stderr) == (name == "SIGTERM")
+
+
+@pytest.mark.parametrize(
+    ("where", "when"), [("build_model", "while the ranks started"), ("examine_model", "after the last step")]
+)
+def test_sigterm_is_no_wish_where_another_rank_has_died(
+    where: str, when: str, make_experiment: MakeExperiment, run_on_ranks: Run, tmp_path: Path
+) -> None:
+    """As launchers send it to the ranks that are left."""
+    training = make_experiment()["training"] | {"micro_batch_size": 4, "steps": 2}
+    config = make_experiment(training=training, examination={"sequences_per_domain": 1})
+    run_dir = tmp_path / "run"
+    with pytest.raises(AssertionError, match=r"exit codes of the ranks: \[1, -9\]"):
+        run_on_ranks(misfortunes.train_under_a_launcher, 2, config, str(run_dir), where)
+    status = json.loads((run_dir / "status.json").read_text())
+    assert status["state"] == "failed"
+    assert status["reason"] == f"rank 1 on host {host_name()} was lost {when} (rank 0 was sent SIGTERM)"
+
+
+@pytest.mark.parametrize("step", [0, 2])
+def test_sigterm_is_a_wish_where_all_ranks_live(step: int, tmp_path: Path) -> None:
+    """Outside the steps, to one of the ranks; the other ends with it."""
+    with Sleepers(2, tmp_path, 45.0, step) as sleepers:
+        sleepers.processes[1].send_signal(signal.SIGTERM)
+        assert sleepers.exit_codes([0, 1], 30.0) == [ASKED_TO_STOP] * 2
+        assert "stopped: asked to stop by SIGTERM outside the steps" in sleepers.told(0)
 
 
 def test_a_wish_waits_for_the_end_of_the_step_and_handlers_come_back() -> None:
