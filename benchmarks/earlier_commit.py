@@ -2,9 +2,9 @@
 
     python benchmarks/earlier_commit.py COMMIT [EXPERIMENT] [OVERRIDE ...] [--rounds N]
 
-Each version trains a few steps in a process of its own, in turn, round after round, on one thread; the ratio is the
-median over the rounds. A step's time is that of the processor, which other work on the machine changes less than that
-of the clock. The first steps, in which memory is taken for the first time, are left out.
+Both versions train a few steps at the same moment, each in a process on a core of its own, and change cores after every
+round; the ratio is the median over the rounds. One after the other, the machine's own changes drowned it. The first
+steps, in which memory is taken for the first time, are left out. Linux, two cores.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 _ROOT = Path(__file__).resolve().parents[1]
@@ -57,8 +58,8 @@ def unpack(commit: str, folder: Path) -> Path:
     return folder
 
 
-def seconds_per_step(path: Path, experiment: str, overrides: list[str]) -> float:
-    """Median over the steps of one short training by the version at ``path``."""
+def seconds_per_step(path: Path, core: int, experiment: str, overrides: list[str]) -> float:
+    """Median over the steps of one short training on one core by the version at ``path``."""
     short = ["training.steps=60", "training.warmup_steps=1", "evaluation.every=0", "evaluation.sequences_per_domain=1"]
     short += ["statistics.points=0", "examination.sequences_per_domain=0", "tracking.mlflow=false", "runtime.threads=1"]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(path)}
@@ -67,7 +68,9 @@ def seconds_per_step(path: Path, experiment: str, overrides: list[str]) -> float
             [sys.executable, "-c", _CHILD, run_dir, experiment, *short, "runtime.device=cpu", *overrides],
             check=True,
             stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
             env=environment,
+            preexec_fn=lambda: os.sched_setaffinity(0, {core}),
         )
     times = json.loads(done.stdout.splitlines()[-1])[_WARM:]
     return statistics.median(after - before for before, after in itertools.pairwise(times))
@@ -86,11 +89,15 @@ def main() -> None:
         then = lay_out(unpack(arguments.commit, Path(folder) / "files"), Path(folder) / "then")
         ratios = []
         for number in range(arguments.rounds):
-            # Whoever comes first may find a cooler machine.
-            order = [now, then] if number % 2 else [then, now]
-            seconds = {path: seconds_per_step(path, arguments.experiment, arguments.overrides) for path in order}
-            ratios.append(seconds[now] / seconds[then])
-            print(f"round {number + 1}: {seconds[now]:.4f} s now, {seconds[then]:.4f} s then", flush=True)
+            cores = [number % 2, 1 - number % 2]
+            with ThreadPoolExecutor() as pool:
+                seconds_now, seconds_then = pool.map(
+                    lambda path, core: seconds_per_step(path, core, arguments.experiment, arguments.overrides),
+                    [now, then],
+                    cores,
+                )
+            ratios.append(seconds_now / seconds_then)
+            print(f"round {number + 1}: {seconds_now:.4f} s now, {seconds_then:.4f} s then", flush=True)
     print(f"step time now: {statistics.median(ratios):.3f} x that of {arguments.commit}")
 
 
