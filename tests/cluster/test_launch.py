@@ -219,7 +219,9 @@ LATE_DEEPSPEED = """
     #!/bin/sh
     for last; do :; done
     echo '{"state": "running", "step": 2}' > "$last/status.json"
-    setsid sh -c "sleep 0.5; echo '{\\"state\\": \\"finished\\"}' > '$last/status.json'" &
+    setsid sh -c "touch '$last/apart'; sleep 0.5; echo '{\\"state\\": \\"finished\\"}' > '$last/status.json'" &
+    # As on another host, it does not end with this process and its group.
+    until [ -e "$last/apart" ]; do sleep 0.02; done
     exit 1
 """
 
