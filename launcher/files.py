@@ -26,6 +26,14 @@ def write_bytes_atomically(path: Path, content: bytes) -> None:
     os.replace(temporary, path)
 
 
+def write_privately(path: Path, text: str) -> None:
+    """Writes a file that no other user can read, at no time."""
+    path.touch(mode=0o600)
+    # One that was there before may have been open to others.
+    path.chmod(0o600)
+    path.write_text(text, encoding="utf-8")
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file; empty if there is none or the file was cut off."""
     try:

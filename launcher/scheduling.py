@@ -73,7 +73,7 @@ def train_all(
                     view.event(f"{attempt.run.name}: finished after {duration(time.time() - attempt.started)}")
                 elif gives_up(attempt.process.returncode, reason, attempt.earlier_reasons):
                     failed[attempt.run.name] = reason
-                    _note_failure(attempt.run, reason)
+                    note_failure(attempt.run.run_dir, _steps(attempt.run), reason)
                     view.event(f"{attempt.run.name}: failed: {reason} (see {attempt.run.run_dir / 'log.txt'})")
                 else:
                     view.event(f"{attempt.run.name}: failed, starting it again: {reason}")
@@ -114,17 +114,15 @@ def _failure(attempt: _Attempt) -> str | None:
     changed = (attempt.run.run_dir / "status.json").stat().st_mtime if status else 0.0
     if status.get("state") == "failed" and status.get("reason") and changed >= attempt.started:
         return str(status["reason"])
-    return (
-        _last_line(attempt.run.run_dir / "log.txt", attempt.log_size) or f"ended with status {code} without a message"
-    )
+    with (attempt.run.run_dir / "log.txt").open("rb") as log:
+        log.seek(attempt.log_size)
+        return last_words(log.read().decode(errors="replace"), code)
 
 
-def _last_line(log: Path, offset: int) -> str:
-    with log.open("rb") as file:
-        file.seek(offset)
-        lines = file.read().decode(errors="replace").replace("\r", "\n").splitlines()
-    last = next((line.strip() for line in reversed(lines) if line.strip()), "")
-    return last.removeprefix("moe-testbed: ")
+def last_words(log: str, status: int) -> str:
+    """The reason of a process that has left no other than what it said last: one line."""
+    lines = [line.strip() for line in log.replace("\r", "\n").splitlines() if line.strip()]
+    return lines[-1].removeprefix("moe-testbed: ") if lines else f"ended with status {status} without a message"
 
 
 def gives_up(status: int, reason: str, earlier_reasons: Sequence[str]) -> bool:
@@ -132,10 +130,9 @@ def gives_up(status: int, reason: str, earlier_reasons: Sequence[str]) -> bool:
     return status == WRONG_INPUT or reason in earlier_reasons[-1:] or len(earlier_reasons) + 1 >= MOST_ATTEMPTS
 
 
-def _note_failure(run: SuiteRun, reason: str) -> None:
+def note_failure(run_dir: Path, steps: int, reason: str) -> None:
     """A killed process has written no reason; the report reads it from the run's folder."""
-    step = read_progress(run.run_dir, _steps(run)).step
-    RunFolder(run.run_dir).write_status("failed", step, _steps(run), reason)
+    RunFolder(run_dir).write_status("failed", read_progress(run_dir, steps).step, steps, reason)
 
 
 def _steps(run: SuiteRun) -> int:

@@ -14,6 +14,7 @@ from moe_testbed.launcher.cluster.config import ClusterConfig
 from moe_testbed.launcher.cluster.hostfile import meeting_place
 from moe_testbed.launcher.cluster.preflight import SSH_OPTIONS
 from moe_testbed.launcher.errors import ConfigError
+from moe_testbed.launcher.files import write_privately
 
 EXPORTED = "launch.env"
 """In the run's folder: the variables that deepspeed gives to processes on other hosts."""
@@ -36,10 +37,7 @@ class Command:
     def write_exported(self) -> None:
         """Writes the file, if there is one; other users cannot read it."""
         if self.exported is not None:
-            path, text = self.exported
-            path.touch()
-            path.chmod(0o600)
-            path.write_text(text, encoding="utf-8")
+            write_privately(*self.exported)
 
     def __str__(self) -> str:
         """For a shell."""

@@ -8,6 +8,7 @@ from moe_testbed.launcher.batch_sharing import accumulation_steps, micro_batch_s
 from moe_testbed.launcher.cluster.layout import Layout
 from moe_testbed.launcher.cluster.plan import Plan
 from moe_testbed.launcher.cluster.remedies import remedies
+from moe_testbed.launcher.columns import aligned
 
 _SHOWN = 4  # ranks, or lines, of many; then the last
 
@@ -137,16 +138,8 @@ def _verdict(plan: Plan) -> str:
 
 def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     """Columns of numbers to the right."""
-    lines = [heads, *rows]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(heads))]
-    numeric = [all(_is_number(row[column]) for row in rows) for column in range(len(heads))]
-    return [
-        "  ".join(
-            cell.rjust(width) if right else cell.ljust(width)
-            for cell, width, right in zip(line, widths, numeric, strict=True)
-        ).rstrip()
-        for line in lines
-    ]
+    words = [column for column in range(len(heads)) if not all(_is_number(row[column]) for row in rows)]
+    return aligned([heads, *rows], left=words)
 
 
 def _is_number(text: str) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+from moe_testbed.launcher.columns import aligned
 from moe_testbed.launcher.report.extra_tables import ExtraTable
 from moe_testbed.launcher.report.suite_comparison import COMPARED, FEWEST
 from moe_testbed.launcher.report.table import Cell
@@ -95,11 +96,7 @@ def terminal_table(comparison: dict[str, Any]) -> str:
     blocks = ["\n".join(verdict.text for verdict in headlines(comparison))]
     for table in metric_tables(comparison).values():
         rows = [table.columns, *([f"{cell.text} {cell.note}".strip() for cell in row] for row in table.rows)]
-        widths = [max(len(row[i]) for row in rows) for i in range(len(table.columns))]
-        lines = [
-            "  ".join(text.ljust(width) if i == 0 else text.rjust(width) for i, (text, width) in enumerate(columns))
-            for columns in (list(zip(row, widths, strict=True)) for row in rows)
-        ]
+        lines = aligned(rows, left=(0,))
         blocks.append("\n".join([table.title, lines[0], "-" * len(lines[0]), *lines[1:], table.caption]))
     return "\n\n".join([*blocks, *unmatched(comparison)])
 

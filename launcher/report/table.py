@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from moe_testbed.launcher.columns import aligned
 from moe_testbed.launcher.report.numbers_gap import NO_REFERENCE
 from moe_testbed.launcher.report.results import ranked
 from moe_testbed.launcher.report.words import NOTHING, failures, number, percent, without_result
@@ -153,14 +154,7 @@ def terminal_table(results: dict[str, Any]) -> str:
         texts = [f"{cell.text} {note}".strip() for cell, note in zip(cells, notes, strict=True)]
         rows.append([f"{run['label']} ({note})" if note else run["label"], run["role"], *texts])
     reasons = failures(ranked(results))
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = [
-        "  ".join(
-            text.ljust(width) if i < 2 else text.rjust(width)
-            for i, (text, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    ]
+    lines = aligned(rows, left=(0, 1))
     return "\n".join(
         [lines[0], "-" * max(map(len, lines)), *lines[1:], *(["", *reasons] if reasons else []), "", legend(columns)]
     )

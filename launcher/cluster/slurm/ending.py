@@ -114,10 +114,10 @@ def _reason(run_dir: Path, status: int, ends: list[re.Match[str]], start: str, l
     code = int(ends[0]["status"])
     if code > _SIGNALLED and code - _SIGNALLED in set(signal.Signals):
         return f"rank {rank} on host {host} was killed by {signal.Signals(code - _SIGNALLED).name}"
+    from moe_testbed.launcher.scheduling import last_words
+
     said = _of_this_start(_text(run_dir / "logs" / f"rank-{rank}.txt"), start)
-    lines = [line.strip() for line in said.replace("\r", "\n").splitlines() if line.strip()]
-    last = lines[-1].removeprefix("moe-testbed: ") if lines else f"ended with status {code} without a message"
-    return f"rank {rank} on host {host}: {last}"
+    return f"rank {rank} on host {host}: {last_words(said, code)}"
 
 
 def _text(log: Path) -> str:
@@ -126,13 +126,10 @@ def _text(log: Path) -> str:
 
 
 def _write_failure(run_dir: Path, reason: str) -> None:
-    """A killed process has written no reason; the status and the report read it from the run's folder."""
     from moe_testbed.launcher.config import load_experiment
-    from moe_testbed.launcher.progress import read_progress
-    from moe_testbed.launcher.run_folder import RunFolder
+    from moe_testbed.launcher.scheduling import note_failure
 
-    steps = load_experiment(run_dir / "config.yaml").training.steps
-    RunFolder(run_dir).write_status("failed", read_progress(run_dir, steps).step, steps, reason)
+    note_failure(run_dir, load_experiment(run_dir / "config.yaml").training.steps, reason)
 
 
 def main() -> int:

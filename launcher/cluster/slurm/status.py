@@ -8,6 +8,7 @@ from pathlib import Path
 
 from moe_testbed.launcher.cluster.slurm.jobs import Job, read_jobs
 from moe_testbed.launcher.cluster.slurm.script import LOGS
+from moe_testbed.launcher.columns import aligned
 from moe_testbed.launcher.progress import read_progress, read_status
 from moe_testbed.launcher.suite import Suite, SuiteRun, suite_runs
 
@@ -40,9 +41,7 @@ def print_status(suite: Suite, runs_dir: Path) -> int:
     jobs = read_jobs(folder)
     rows = [_row(run, jobs.get(run.name)) for run in suite_runs(suite, runs_dir.resolve())]
     texts = [_HEADER, *(astuple(row) for row in rows)]
-    widths = [max(len(line[i]) for line in texts) for i in range(len(_HEADER))]
-    for line in texts:
-        print("  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip())
+    print("\n".join(aligned(texts, left=range(len(_HEADER)))))
     return 1 if any(row.state == "failed" for row in rows) else 0
 
 

@@ -15,7 +15,7 @@ from moe_testbed.launcher.cluster.slurm.jobs import RECORD, call_slurm, read_job
 from moe_testbed.launcher.cluster.slurm.script import ENVIRONMENT, LOGS, SCRIPT, environment_file, job_script
 from moe_testbed.launcher.config import dump_config
 from moe_testbed.launcher.errors import ConfigError
-from moe_testbed.launcher.files import write_atomically
+from moe_testbed.launcher.files import write_atomically, write_privately
 from moe_testbed.launcher.run_folder import RunFolder, is_finished
 from moe_testbed.launcher.suite import Suite, SuiteRun, suite_runs
 from moe_testbed.launcher.suite_folder import build_stores, held
@@ -82,19 +82,12 @@ def _prepare(folder: Path, suite: Suite, runs: list[SuiteRun], cluster: ClusterC
 def _send(folder: Path, script: str, environment: str, names: list[str]) -> str:
     """Submits the script; returns the number of the job array."""
     (folder / LOGS).mkdir(exist_ok=True)
-    _write_secretly(folder / ENVIRONMENT, environment)
+    write_privately(folder / ENVIRONMENT, environment)
     write_atomically(folder / SCRIPT, script)
     # The answer is the number and, behind a semicolon, the name of one among several clusters.
     number = call_slurm(["sbatch", "--parsable", str(folder / SCRIPT)]).strip().partition(";")[0]
     write_atomically(folder / RECORD, json.dumps({"array": number, "runs": names}, indent=1) + "\n")
     return number
-
-
-def _write_secretly(path: Path, text: str) -> None:
-    """Only this user can read the file, at no time another."""
-    path.touch(mode=0o600)
-    path.chmod(0o600)
-    path.write_text(text, encoding="utf-8")
 
 
 def _slurm_part(cluster: ClusterConfig) -> SlurmConfig:
