@@ -31,7 +31,7 @@ import json, os, sys, time
 from pathlib import Path
 os.environ["DS_ACCELERATOR"] = "cpu"
 from moe_testbed.launcher import loop, training
-from moe_testbed.launcher.config import load_experiment
+from moe_testbed.launcher.config.experiment import load_experiment
 times, original = [], loop.set_learning_rate
 def begin_step(*arguments):
     times.append(time.process_time())

@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 
 from moe_testbed.data.build import build_store
-from moe_testbed.launcher.config import load_experiment
-from moe_testbed.launcher.ranks import choose_device, join
+from moe_testbed.launcher.config.experiment import load_experiment
+from moe_testbed.launcher.ranks.ranks import choose_device, join
 
 _WARM = 10
 SCOPES = {
@@ -40,10 +40,10 @@ def gradients(experiment: str, overrides: list[str], micro_batches: int, steps: 
     config = load_experiment(experiment, ["tracking.mlflow=false", *overrides])
     torch.set_num_threads(1)
     ranks = join(choose_device("cpu"), timeout_seconds=600.0)
-    from moe_testbed.launcher.batches import to_context
-    from moe_testbed.launcher.building import build_model, build_sampler
-    from moe_testbed.routing.balancers.load_balancing_loss import LoadBalancingLossConfig
-    from moe_testbed.routing.balancing import Balancing
+    from moe_testbed.launcher.train.building import build_model, build_sampler
+    from moe_testbed.launcher.train.inputs import to_context
+    from moe_testbed.routing.balance.balancers.load_balancing_loss import LoadBalancingLossConfig
+    from moe_testbed.routing.balance.balancing import Balancing
 
     store = build_store(config.data.mix, Path(config.data.cache_dir), print)
     sampler, model = build_sampler(config, store), build_model(config, store, ranks)

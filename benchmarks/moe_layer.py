@@ -17,7 +17,7 @@ import time
 import torch
 from torch import Tensor, nn
 
-from moe_testbed.launcher.allocator import keep_freed_memory
+from moe_testbed.launcher.train.allocator import keep_freed_memory
 from moe_testbed.model.config import MoEConfig
 from moe_testbed.model.deepspeed_moe import MoE, MoEOutput, RoutedMoE
 from moe_testbed.model.transformer import FeedForward

@@ -17,10 +17,10 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from moe_testbed.launcher.batch_sharing import accumulation_steps, micro_batch_size
 from moe_testbed.launcher.cluster.config import load_cluster
-from moe_testbed.launcher.cluster.plan import Plan, make_plan
-from moe_testbed.launcher.config import load_experiment
+from moe_testbed.launcher.cluster.plan.plan import Plan, make_plan
+from moe_testbed.launcher.config.experiment import load_experiment
+from moe_testbed.launcher.ranks.sharing import accumulation_steps, micro_batch_size
 
 CLUSTER = "configs/clusters/slurm_h100.yaml"
 EXPERIMENTS = ("small", "large")

@@ -19,19 +19,19 @@ import sys
 import tempfile
 from pathlib import Path
 
-from moe_testbed.launcher.config import load_experiment
+from moe_testbed.launcher.config.experiment import load_experiment
 
 _STEPS, _WARM, _EVERY = 120, 16, 4
 
 _TRAIN = """
 import json, sys, time
 from pathlib import Path
-from moe_testbed.launcher.config import load_experiment
-from moe_testbed.launcher.run_folder import RunFolder
-from moe_testbed.launcher.training import train
-from moe_testbed.launcher.ranks import choose_device
+from moe_testbed.launcher.config.experiment import load_experiment
+from moe_testbed.launcher.run.folder import RunFolder
+from moe_testbed.launcher.train.train import train
+from moe_testbed.launcher.ranks.ranks import choose_device
 choose_device("cpu")
-from moe_testbed.launcher.statistics import Statistics
+from moe_testbed.launcher.train.probe import Statistics
 
 spent = [0.0]
 def timed(owner, name):

@@ -20,8 +20,8 @@ from typing import Any
 import torch
 
 from moe_testbed.data.build import build_store
-from moe_testbed.launcher.config import load_experiment
-from moe_testbed.launcher.ranks import choose_device, join
+from moe_testbed.launcher.config.experiment import load_experiment
+from moe_testbed.launcher.ranks.ranks import choose_device, join
 
 _BASE = "micro_batch"
 SCOPES = {
@@ -41,11 +41,11 @@ def measure(arguments: argparse.Namespace) -> None:
     """Prints the table on rank 0."""
     torch.set_num_threads(1)
     ranks = join(choose_device("cpu"), timeout_seconds=600.0)
-    from moe_testbed.launcher.allocator import keep_freed_memory
-    from moe_testbed.launcher.batch_sharing import accumulation_steps, micro_batch_size
-    from moe_testbed.launcher.batches import to_context
-    from moe_testbed.launcher.building import build_model, build_sampler
-    from moe_testbed.launcher.engine import build_engine
+    from moe_testbed.launcher.ranks.sharing import accumulation_steps, micro_batch_size
+    from moe_testbed.launcher.train.allocator import keep_freed_memory
+    from moe_testbed.launcher.train.building import build_model, build_sampler
+    from moe_testbed.launcher.train.engine import build_engine
+    from moe_testbed.launcher.train.inputs import to_context
 
     keep_freed_memory()
     trainings: dict[str, Any] = {}

@@ -18,7 +18,7 @@ from typing import Any
 
 import matplotlib
 
-from moe_testbed.launcher.report.results import read_results
+from moe_testbed.launcher.report.numbers.results import read_results
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt

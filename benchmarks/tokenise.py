@@ -14,7 +14,7 @@ from moe_testbed.data.build import build_store
 from moe_testbed.data.inspect import decoded_documents
 from moe_testbed.data.loading import tokenise
 from moe_testbed.data.splits import SPLITS
-from moe_testbed.launcher.mix import load_mix
+from moe_testbed.launcher.config.mix import load_mix
 
 REPEATS = 5
 

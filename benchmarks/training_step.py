@@ -23,7 +23,7 @@ _CHILD = """
 import sys
 from pathlib import Path
 from moe_testbed.launcher import training
-from moe_testbed.launcher.config import load_experiment
+from moe_testbed.launcher.config.experiment import load_experiment
 if sys.argv[1] == "default":
     training.keep_freed_memory = lambda: None
 training.train(load_experiment(sys.argv[3], sys.argv[4:]), Path(sys.argv[2]))

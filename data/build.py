@@ -12,9 +12,9 @@ from moe_testbed.data.errors import DataError
 from moe_testbed.data.loading import fingerprint, tokenise
 from moe_testbed.data.manifest import build_manifest, mix_settings
 from moe_testbed.data.splits import SPLITS, TRAIN
-from moe_testbed.data.store import DomainTokens, Store, write_store
 from moe_testbed.data.texts import DomainText, Log, read_texts, refuse_training
-from moe_testbed.data.tokenizer import train_tokenizer
+from moe_testbed.data.tokens.store import DomainTokens, Store, write_store
+from moe_testbed.data.tokens.tokenizer import train_tokenizer
 
 
 def store_path(mix: MixConfig, cache_dir: Path) -> Path:

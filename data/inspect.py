@@ -9,9 +9,9 @@ import numpy.typing as npt
 
 from moe_testbed.data.manifest import describe_texts
 from moe_testbed.data.splits import SPLITS, TRAIN, VALIDATION
-from moe_testbed.data.store import Store
 from moe_testbed.data.texts import ALL, MixTexts, labelled_documents
-from moe_testbed.data.tokenizer import load_tokenizer
+from moe_testbed.data.tokens.store import Store
+from moe_testbed.data.tokens.tokenizer import load_tokenizer
 
 CHUNK_BYTES = 512
 MOST_CONFUSED = 5

@@ -16,8 +16,8 @@ from moe_testbed.data.documents import Document
 from moe_testbed.data.errors import DataError
 from moe_testbed.data.machine import usable_cores
 from moe_testbed.data.sources import source_kinds
-from moe_testbed.data.store import FORMAT
-from moe_testbed.data.tokenizer import encode_batch
+from moe_testbed.data.tokens.store import FORMAT
+from moe_testbed.data.tokens.tokenizer import encode_batch
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -7,8 +7,8 @@ from typing import Any
 
 from moe_testbed.data.config import MixConfig
 from moe_testbed.data.splits import SPLITS
-from moe_testbed.data.store import FORMAT, DomainTokens
 from moe_testbed.data.texts import MixTexts
+from moe_testbed.data.tokens.store import FORMAT, DomainTokens
 
 
 def mix_settings(mix: MixConfig) -> dict[str, Any]:

@@ -2,6 +2,6 @@
 
 import sys
 
-from moe_testbed.launcher.cli import main
+from moe_testbed.launcher.cli.main import main
 
 sys.exit(main())

@@ -20,10 +20,10 @@ from moe_testbed.model.config import ModelConfig
 from moe_testbed.model.deepspeed_moe import RoutedMoE, refuse_expert_names, refuse_scalars
 from moe_testbed.model.experts import GroupedExperts
 from moe_testbed.model.transformer import Attention, FeedForward, RMSNorm, RotaryPositions
-from moe_testbed.routing.balancing import Balancing
+from moe_testbed.routing.balance.balancing import Balancing
 from moe_testbed.routing.barring import without_barred
-from moe_testbed.routing.checks import check_decision
 from moe_testbed.routing.config import RoutingConfig
+from moe_testbed.routing.guard import check_decision
 from moe_testbed.routing.records import UNLABELLED, LayerStep, RouterSetting, RoutingContext, RoutingDecision
 from moe_testbed.routing.router import ROUTERS, Router
 from moe_testbed.routing.unit import RouterInput

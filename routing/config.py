@@ -8,10 +8,11 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, Field, SerializeAsAny, field_validator, model_validator
 from torch import nn
 
-from moe_testbed.routing import balancers, routers
-from moe_testbed.routing.balancer import BALANCERS, BalancerConfig
-from moe_testbed.routing.pools import PoolRouterConfig
+from moe_testbed.routing import routers
+from moe_testbed.routing.balance import balancers
+from moe_testbed.routing.balance.balancer import BALANCERS, BalancerConfig
 from moe_testbed.routing.router import ROUTERS, RouterConfig
+from moe_testbed.routing.routers.parts.pools import PoolRouterConfig
 from moe_testbed.routing.unit import Input, Pool, Unit
 
 # Importing them registers them.

@@ -6,11 +6,11 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, SerializeAsAny
 
-from moe_testbed.data.archives import read_members
 from moe_testbed.data.documents import Document
-from moe_testbed.data.fetch import Pin, fetch_archive
 from moe_testbed.data.readers import PlainText, Reader, reader_kinds
+from moe_testbed.data.sources.archives import read_members
 from moe_testbed.data.sources.base import Source, read_file, source_kinds
+from moe_testbed.data.sources.fetch import Pin, fetch_archive
 
 
 @source_kinds.register("package")

@@ -9,9 +9,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, field_validator, model_validator
 
-from moe_testbed.launcher.config import NAME_PATTERN
-from moe_testbed.launcher.config_errors import validate
-from moe_testbed.launcher.yaml_config import Rules, find_file, load_file, merge, parse_overrides
+from moe_testbed.launcher.config.experiment import NAME_PATTERN
+from moe_testbed.launcher.config.messages import validate
+from moe_testbed.launcher.config.yaml_tree import Rules, find_file, load_file, merge, parse_overrides
 
 TIME_PATTERN = r"^(\d+-)?\d{1,2}:\d{2}:\d{2}$"
 

@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from moe_testbed.launcher.batch_sharing import check_layout
 from moe_testbed.launcher.cluster.config import ClusterConfig
-from moe_testbed.launcher.config import ExperimentConfig
+from moe_testbed.launcher.config.experiment import ExperimentConfig
 from moe_testbed.launcher.errors import ConfigError
+from moe_testbed.launcher.ranks.sharing import check_layout
 
 
 @dataclass(frozen=True)

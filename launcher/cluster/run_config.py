@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from moe_testbed.launcher.cluster.config import ClusterConfig
-from moe_testbed.launcher.config import ExperimentConfig
+from moe_testbed.launcher.config.experiment import ExperimentConfig
 
 
 def config_on(config: ExperimentConfig, cluster: ClusterConfig) -> ExperimentConfig:

@@ -24,13 +24,13 @@ class ReportPaths:
 
 def write_report(suite_dir: Path) -> ReportPaths:
     """Write the report of a suite's folder into it. Raises ValueError if it is no suite's folder."""
-    from moe_testbed.launcher.files import write_atomically
-    from moe_testbed.launcher.report.extra_tables import extra_tables
-    from moe_testbed.launcher.report.figures import draw_all, save
-    from moe_testbed.launcher.report.page import render
-    from moe_testbed.launcher.report.records import read_suite
-    from moe_testbed.launcher.report.results import summarise, write_results
-    from moe_testbed.launcher.report.table_files import write_tables
+    from moe_testbed.launcher.report.figures.figures import draw_all, save
+    from moe_testbed.launcher.report.numbers.results import summarise, write_results
+    from moe_testbed.launcher.report.page.page import render
+    from moe_testbed.launcher.report.read.records import read_suite
+    from moe_testbed.launcher.report.tables.extra_tables import extra_tables
+    from moe_testbed.launcher.report.tables.files import write_tables
+    from moe_testbed.launcher.run.files import write_atomically
 
     suite = read_suite(Path(suite_dir))
     results = summarise(suite)
@@ -64,9 +64,9 @@ def print_comparison(suite_dirs: Sequence[Path], out: Path | None) -> None:
     Raises ConfigError if a folder is no suite's, if one is given twice, or if the first has no run in common with
     another.
     """
-    from moe_testbed.launcher.report.suite_comparison import compare_suites, open_suites
-    from moe_testbed.launcher.report.suite_comparison_files import write_comparison
-    from moe_testbed.launcher.report.suite_comparison_words import terminal_table
+    from moe_testbed.launcher.report.suites.comparison import compare_suites, open_suites
+    from moe_testbed.launcher.report.suites.files import write_comparison
+    from moe_testbed.launcher.report.suites.words import terminal_table
 
     suites = open_suites(suite_dirs)
     comparison = compare_suites(suites)
@@ -80,6 +80,6 @@ def print_comparison(suite_dirs: Sequence[Path], out: Path | None) -> None:
 
 def result_table(results: dict[str, object]) -> str:
     """The result table for a terminal: the best reference first, the others by rising loss, and a legend line."""
-    from moe_testbed.launcher.report.table import terminal_table
+    from moe_testbed.launcher.report.tables.table import terminal_table
 
     return terminal_table(results)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from torch import Tensor
 
 from moe_testbed.routing.linear_router import LinearRouter
-from moe_testbed.routing.pools import PoolRouterConfig, choose_in_pools
 from moe_testbed.routing.records import RoutingContext
 from moe_testbed.routing.router import ROUTERS, Scores
+from moe_testbed.routing.routers.parts.pools import PoolRouterConfig, choose_in_pools
+from moe_testbed.routing.routers.parts.transport import balanced_assignment
 from moe_testbed.routing.select import select_top_k
-from moe_testbed.routing.transport import balanced_assignment
 from moe_testbed.routing.weight import gathered
 
 
@@ -25,8 +25,8 @@ class Base(LinearRouter):
     expert ``n k / E`` of its n tokens; in evaluation ``S = topk(z)``. ``g = sigmoid(z)``.
 
     BASE layers (Lewis et al., arXiv 2103.16716, section 3), which assigns once, k = 1; for k > 1 see
-    :func:`~moe_testbed.routing.transport.balanced_assignment`. The paper solves by auction, here it is exact, on the
-    CPU. No balancing loss is needed. Padding is routed as in evaluation. Balancers see ``g / sum(g)``.
+    :func:`~moe_testbed.routing.routers.parts.transport.balanced_assignment`. The paper solves by auction, here it is
+    exact, on the CPU. No balancing loss is needed. Padding is routed as in evaluation. Balancers see ``g / sum(g)``.
 
     Causal in evaluation only: in training a token's experts depend on all tokens of the pool, later ones too.
     """

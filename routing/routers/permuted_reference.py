@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from moe_testbed.routing.hashing import choice_from_keys, cumulative_thresholds
 from moe_testbed.routing.records import RouterSetting, RoutingContext
 from moe_testbed.routing.router import ROUTERS
+from moe_testbed.routing.routers.parts.hashing import choice_from_keys, cumulative_thresholds
 from moe_testbed.routing.routers.reference import Reference, ReferenceConfig
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from moe_testbed.routing.hashing import uniform_from_keys
 from moe_testbed.routing.records import RoutingContext, RoutingDecision
 from moe_testbed.routing.router import ROUTERS, Capability, Router, RouterConfig
+from moe_testbed.routing.routers.parts.hashing import uniform_from_keys
 from moe_testbed.routing.select import select_top_k
 from moe_testbed.routing.weight import uniform
 

@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 
 from moe_testbed.routing.linear_router import LinearRouter
-from moe_testbed.routing.pools import PoolRouterConfig, choose_in_pools
 from moe_testbed.routing.records import RoutingContext
 from moe_testbed.routing.router import ROUTERS, Scores
+from moe_testbed.routing.routers.parts.pools import PoolRouterConfig, choose_in_pools
+from moe_testbed.routing.routers.parts.transport import sinkhorn_bias
 from moe_testbed.routing.select import select_top_k
-from moe_testbed.routing.transport import sinkhorn_bias
 from moe_testbed.routing.weight import gathered
 
 
@@ -27,9 +27,9 @@ class Sinkhorn(LinearRouter):
     topk(z)``. ``g = sigmoid(z)`` for k = 1 and ``softmax(z)`` otherwise, not renormalised over S.
 
     S-BASE (Clark et al., arXiv 2202.01169), as Megatron-LM computes it; see
-    :func:`~moe_testbed.routing.transport.sinkhorn_bias`. The choice carries no gradient, and no balancing loss is
-    needed. Even is the plan; the loads are so about as far as its entries tell one expert from the others, and in a
-    pool of few tokens not at all. Padding is routed as in evaluation. Balancers see ``g / sum(g)``.
+    :func:`~moe_testbed.routing.routers.parts.transport.sinkhorn_bias`. The choice carries no gradient, and no balancing
+    loss is needed. Even is the plan; the loads are so about as far as its entries tell one expert from the others, and
+    in a pool of few tokens not at all. Padding is routed as in evaluation. Balancers see ``g / sum(g)``.
 
     Causal in evaluation only: in training a token's experts depend on all tokens of the pool, later ones too.
     """

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from moe_testbed.launcher.report.results import ranked, read_results
+from moe_testbed.launcher.report.numbers.results import ranked, read_results
 
 if TYPE_CHECKING:
     from selenium.webdriver import Chrome

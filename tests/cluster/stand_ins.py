@@ -18,8 +18,8 @@ PATIENCE_SECONDS = 1.0
 
 def launch(folder: Path) -> None:
     """Supervises `deepspeed` and writes how it ended."""
-    from moe_testbed.launcher.cluster.supervision import Lifelines, supervise
-    from moe_testbed.launcher.lifeline import LIFELINE_VARIABLE
+    from moe_testbed.launcher.cluster.launch.supervision import Lifelines, supervise
+    from moe_testbed.launcher.ranks.lifeline import LIFELINE_VARIABLE
 
     # A shell starts what runs in the background, such as these tests, with signals ignored.
     for number in (signal.SIGINT, signal.SIGHUP):
@@ -48,7 +48,7 @@ def rank(folder: Path) -> None:
     """Trains, as it were, until the folder has a file `finish`, or one of its own, or a signal comes, which it writes
     down."""
     from moe_testbed.launcher.errors import ASKED_TO_STOP
-    from moe_testbed.launcher.lifeline import end_with_launch
+    from moe_testbed.launcher.ranks.lifeline import end_with_launch
 
     name = f"rank{os.environ['RANK']}"
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from moe_testbed.launcher.batch_sharing import accumulation_steps, check_layout, micro_batch_size, shared_among
-from moe_testbed.launcher.config import ExperimentConfig, load_experiment
+from moe_testbed.launcher.config.experiment import ExperimentConfig, load_experiment
 from moe_testbed.launcher.errors import ConfigError
+from moe_testbed.launcher.ranks.sharing import accumulation_steps, check_layout, micro_batch_size, shared_among
 
 
 def load(experiment: Path, batch: int, micro: int, *overrides: str) -> ExperimentConfig:

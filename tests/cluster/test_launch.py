@@ -18,13 +18,13 @@ from types import SimpleNamespace
 import pytest
 from filelock import FileLock
 
-from moe_testbed.launcher.cli import main
-from moe_testbed.launcher.cluster.command import EXPORTED, deepspeed_command
+from moe_testbed.launcher.cli.main import main
 from moe_testbed.launcher.cluster.config import load_cluster
-from moe_testbed.launcher.cluster.probe import Offer
-from moe_testbed.launcher.config import load_experiment
+from moe_testbed.launcher.cluster.launch.command import EXPORTED, deepspeed_command
+from moe_testbed.launcher.cluster.launch.probe import Offer
+from moe_testbed.launcher.config.experiment import load_experiment
 from moe_testbed.launcher.errors import ASKED_TO_STOP, WRONG_INPUT
-from moe_testbed.launcher.files import read_json
+from moe_testbed.launcher.run.files import read_json
 
 Write = Callable[[str, str], Path]
 Launch = Callable[..., int]
@@ -130,7 +130,7 @@ def fake_deepspeed(write: Write, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     write("bin/deepspeed", FAKE_DEEPSPEED).chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(tmp_path / "bin" / "python"))
     store = SimpleNamespace(manifest={"domains": {}})
-    monkeypatch.setattr("moe_testbed.launcher.cluster.launch.build_store", lambda *_: store)
+    monkeypatch.setattr("moe_testbed.launcher.cluster.launch.launch.build_store", lambda *_: store)
     monkeypatch.setenv("STATE", "finished")
     monkeypatch.setenv("CODE", "0")
 

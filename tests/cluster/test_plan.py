@@ -9,16 +9,16 @@ from collections.abc import Sequence
 
 import pytest
 
-from moe_testbed.launcher.cli import main
-from moe_testbed.launcher.cluster.activations import planned_activations
+from moe_testbed.launcher.cli.main import main
 from moe_testbed.launcher.cluster.config import ClusterConfig, load_cluster
 from moe_testbed.launcher.cluster.layout import Layout
-from moe_testbed.launcher.cluster.memory import Group, optimizer_groups
-from moe_testbed.launcher.cluster.plan import Plan, make_plan
-from moe_testbed.launcher.cluster.remedies import remedies
-from moe_testbed.launcher.cluster.traffic import Traffic, planned_traffic
-from moe_testbed.launcher.cluster.weights import Weight, rank_weights
-from moe_testbed.launcher.config import ExperimentConfig, load_experiment
+from moe_testbed.launcher.cluster.plan.activations import planned_activations
+from moe_testbed.launcher.cluster.plan.memory import Group, optimizer_groups
+from moe_testbed.launcher.cluster.plan.plan import Plan, make_plan
+from moe_testbed.launcher.cluster.plan.remedies import remedies
+from moe_testbed.launcher.cluster.plan.traffic import Traffic, planned_traffic
+from moe_testbed.launcher.cluster.plan.weights import Weight, rank_weights
+from moe_testbed.launcher.config.experiment import ExperimentConfig, load_experiment
 from moe_testbed.launcher.errors import ConfigError
 from moe_testbed.model.config import model_size
 
@@ -324,7 +324,7 @@ def test_groups_across_nodes_are_planned_where_they_are_wanted() -> None:
 def test_a_plan_needs_neither_deepspeed_nor_mlflow() -> None:
     code = f"""
 import sys
-from moe_testbed.launcher.cli import main
+from moe_testbed.launcher.cli.main import main
 main(["plan", "{LARGE}", "--cluster", "{SLURM}"])
 assert not {{"deepspeed", "mlflow"}} & set(sys.modules)
 """

@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from moe_testbed.launcher.batch_sharing import accumulation_steps, micro_batch_size
-from moe_testbed.launcher.cluster.activations import planned_activations
 from moe_testbed.launcher.cluster.config import ClusterConfig
 from moe_testbed.launcher.cluster.layout import layout_of
-from moe_testbed.launcher.cluster.memory import ELEMENT_SIZES, optimizer_groups, touched_numbers
-from moe_testbed.launcher.cluster.plan import make_plan
-from moe_testbed.launcher.config import ExperimentConfig
+from moe_testbed.launcher.cluster.plan.activations import planned_activations
+from moe_testbed.launcher.cluster.plan.memory import ELEMENT_SIZES, optimizer_groups, touched_numbers
+from moe_testbed.launcher.cluster.plan.plan import make_plan
+from moe_testbed.launcher.config.experiment import ExperimentConfig
+from moe_testbed.launcher.ranks.sharing import accumulation_steps, micro_batch_size
 from tests.cluster import counting
 
 MakeExperiment = Callable[..., dict[str, Any]]

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from moe_testbed.launcher.cluster.activations import planned_activations
-from moe_testbed.launcher.cluster.memory import ELEMENT_SIZES
-from moe_testbed.launcher.config import ExperimentConfig
+from moe_testbed.launcher.cluster.plan.activations import planned_activations
+from moe_testbed.launcher.cluster.plan.memory import ELEMENT_SIZES
+from moe_testbed.launcher.config.experiment import ExperimentConfig
 from tests.cluster import peak_memory
 
 # Seen: 3 % too much where a float32 block is recomputed, whose input is counted twice. The buffers of capacity dispatch

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from moe_testbed.launcher.checkpoints import newest_whole
+from moe_testbed.launcher.checkpoint.checkpoints import newest_whole
 from moe_testbed.launcher.cluster.slurm import ending
-from moe_testbed.launcher.progress import read_status
+from moe_testbed.launcher.suites.progress import read_status
 
 START = "job 7_1, start 2"
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from moe_testbed.launcher.cluster.slurm.status import print_status
+from moe_testbed.launcher.config.suite import Suite, load_suite
 from moe_testbed.launcher.errors import ConfigError
-from moe_testbed.launcher.suite import Suite, load_suite
 
 Write = Callable[[str, str], Path]
 

@@ -11,8 +11,8 @@ from moe_testbed.data import build
 from moe_testbed.launcher.cluster.config import ClusterConfig
 from moe_testbed.launcher.cluster.slurm.script import job_script
 from moe_testbed.launcher.cluster.slurm.submit import submit
+from moe_testbed.launcher.config.suite import Suite, load_suite
 from moe_testbed.launcher.errors import ConfigError
-from moe_testbed.launcher.suite import Suite, load_suite
 from tests.cluster.slurm_clusters import make_cluster
 
 Write = Callable[[str, str], Path]

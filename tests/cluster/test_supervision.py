@@ -17,9 +17,9 @@ from typing import Any
 import psutil
 import pytest
 
-from moe_testbed.launcher.cluster.supervision import Lifelines
+from moe_testbed.launcher.cluster.launch.supervision import Lifelines
 from moe_testbed.launcher.errors import ASKED_TO_STOP, ConfigError
-from moe_testbed.launcher.lifeline import LIFELINE_VARIABLE, end_with_launch
+from moe_testbed.launcher.ranks.lifeline import LIFELINE_VARIABLE, end_with_launch
 from tests.cluster import stand_ins
 
 SECONDS = 60.0

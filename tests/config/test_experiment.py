@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from moe_testbed.launcher.config import ExperimentConfig, dump_config, explain_experiment, load_experiment
+from moe_testbed.launcher.config.experiment import ExperimentConfig, dump_config, explain_experiment, load_experiment
+from moe_testbed.launcher.config.yaml_tree import embedded_configs
 from moe_testbed.launcher.errors import ConfigError
-from moe_testbed.launcher.yaml_config import embedded_configs
 
 Write = Callable[[str, str], Path]
 EMBEDDED = sorted(

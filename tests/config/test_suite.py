@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from moe_testbed.launcher.config import dump_config
+from moe_testbed.launcher.config.experiment import dump_config
+from moe_testbed.launcher.config.suite import load_suite, suite_runs
+from moe_testbed.launcher.config.yaml_tree import embedded_configs
 from moe_testbed.launcher.errors import ConfigError
-from moe_testbed.launcher.suite import load_suite, suite_runs
-from moe_testbed.launcher.yaml_config import embedded_configs
 
 Write = Callable[[str, str], Path]
 SUITE = """

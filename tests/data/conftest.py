@@ -9,7 +9,7 @@ import pytest
 
 from moe_testbed.data.build import build_store
 from moe_testbed.data.config import MixConfig
-from moe_testbed.data.store import Store
+from moe_testbed.data.tokens.store import Store
 
 ALPHABETS = {"latin": "abcdefgh", "greek": "αβγδεζηθ", "digits": "01234567"}
 

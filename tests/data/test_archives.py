@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from moe_testbed.data.archives import glob_pattern, read_members
 from moe_testbed.data.errors import DataError
+from moe_testbed.data.sources.archives import glob_pattern, read_members
 
 FILES = {"pkg/a.py": b"a", "pkg/sub/b.py": b"bb", "pkg/sub/c.txt": b"c", "pkg/gen/d.py": b"d" * 100}
 

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from moe_testbed.data import fetch
 from moe_testbed.data.build import build_store
 from moe_testbed.data.config import MixConfig
 from moe_testbed.data.errors import DataError
-from moe_testbed.data.fetch import Pin, fetch_archive
+from moe_testbed.data.sources import fetch
+from moe_testbed.data.sources.fetch import Pin, fetch_archive
 
 
 def wheel(texts: dict[str, str]) -> bytes:

@@ -1,7 +1,7 @@
 import numpy as np
 
 from moe_testbed.data.inspect import DomainCheck, check_domains, describe_store
-from moe_testbed.data.store import Store
+from moe_testbed.data.tokens.store import Store
 
 
 def test_description_names_every_domain_with_a_sample(store: Store):

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from moe_testbed.data.errors import DataError
-from moe_testbed.data.pattern import largest_remainder, make_pattern
-from moe_testbed.data.permutation import key_of, permute, shuffled
-from moe_testbed.data.sampler import Batch, Sampler, evaluation_batches
-from moe_testbed.data.store import Store
+from moe_testbed.data.tokens.pattern import largest_remainder, make_pattern
+from moe_testbed.data.tokens.permutation import key_of, permute, shuffled
+from moe_testbed.data.tokens.sampler import Batch, Sampler, evaluation_batches
+from moe_testbed.data.tokens.store import Store
 
 LENGTH, ROWS = 16, 12
 WEIGHTS = {"latin": 0.5, "greek": 0.3, "digits": 0.2}

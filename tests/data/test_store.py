@@ -17,8 +17,8 @@ from moe_testbed.data.deduplication import normalise
 from moe_testbed.data.errors import DataError
 from moe_testbed.data.sources import FilesSource
 from moe_testbed.data.splits import SPLITS
-from moe_testbed.data.store import Store
-from moe_testbed.data.tokenizer import END_OF_DOCUMENT, load_tokenizer, train_tokenizer
+from moe_testbed.data.tokens.store import Store
+from moe_testbed.data.tokens.tokenizer import END_OF_DOCUMENT, load_tokenizer, train_tokenizer
 
 
 def decoded(store: Store) -> dict[tuple[str, str], list[str]]:

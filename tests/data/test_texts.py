@@ -11,8 +11,8 @@ from moe_testbed.data.errors import DataError
 from moe_testbed.data.inspect import decoded_documents, describe_documents
 from moe_testbed.data.manifest import describe_texts
 from moe_testbed.data.splits import SPLITS
-from moe_testbed.data.store import Store
 from moe_testbed.data.texts import ALL, MixTexts, labelled_documents, read_texts
+from moe_testbed.data.tokens.store import Store
 
 MakeMix = Callable[..., MixConfig]
 

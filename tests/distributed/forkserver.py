@@ -22,7 +22,7 @@ import torch
 
 # The last one is what `deepspeed.initialize` spends its first seconds on.
 PRELOADED = [
-    "moe_testbed.launcher.training",
+    "moe_testbed.launcher.train.train",
     "moe_testbed.model.language_model",
     "deepspeed.runtime.zero.muon.muon_optimizer",
 ]

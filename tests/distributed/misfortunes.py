@@ -13,10 +13,11 @@ from typing import Any, NoReturn
 import torch
 import torch.distributed as dist
 
-from moe_testbed.launcher import loop, training
-from moe_testbed.launcher.config import ExperimentConfig
-from moe_testbed.launcher.failure import host_name
-from moe_testbed.launcher.watchdog import bound_groups
+from moe_testbed.launcher.config.experiment import ExperimentConfig
+from moe_testbed.launcher.ranks.heartbeat import host_name
+from moe_testbed.launcher.ranks.watchdog import bound_groups
+from moe_testbed.launcher.train import loop
+from moe_testbed.launcher.train import train as training
 
 
 def train_and_tell(config: dict[str, Any], run_dir: str, rank: int, step: int, misfortune: str) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from moe_testbed.launcher.config import ExperimentConfig, dump_config
+from moe_testbed.launcher.config.experiment import ExperimentConfig, dump_config
 
 START_SECONDS = 240.0
 

@@ -10,11 +10,11 @@ from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_st
 from torch import Tensor
 
 from moe_testbed.data.build import build_store
-from moe_testbed.launcher import checkpoints
-from moe_testbed.launcher.building import build_model
-from moe_testbed.launcher.config import ExperimentConfig
-from moe_testbed.launcher.engine import build_engine
-from moe_testbed.launcher.ranks import join
+from moe_testbed.launcher.checkpoint import checkpoints
+from moe_testbed.launcher.config.experiment import ExperimentConfig
+from moe_testbed.launcher.ranks.ranks import join
+from moe_testbed.launcher.train.building import build_model
+from moe_testbed.launcher.train.engine import build_engine
 
 
 def restore(config: dict[str, Any], run_dir: str) -> dict[str, Tensor]:

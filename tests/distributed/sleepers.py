@@ -65,10 +65,10 @@ class Sleepers:
 def _sleep(timeout_seconds: float, step: int) -> None:
     import torch
 
-    from moe_testbed.launcher.config import ParallelConfig
-    from moe_testbed.launcher.ranks import join
-    from moe_testbed.launcher.stopping import Stopping
-    from moe_testbed.launcher.watchdog import Watchdog
+    from moe_testbed.launcher.config.experiment import ParallelConfig
+    from moe_testbed.launcher.ranks.ranks import join
+    from moe_testbed.launcher.ranks.stopping import Stopping
+    from moe_testbed.launcher.ranks.watchdog import Watchdog
 
     with Stopping(alone=False) as stopping:
         ranks = join(torch.device("cpu"), 1800.0)

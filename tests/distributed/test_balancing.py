@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from moe_testbed.routing.balancing import Balancing
+from moe_testbed.routing.balance.balancing import Balancing
 from moe_testbed.routing.config import RoutingConfig
 from moe_testbed.routing.records import RoutingContext, RoutingDecision
 

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from tests.training import driver
-from tests.training.results import assert_same_run
+from tests.train import driver
+from tests.train.results import assert_same_run
 
 MakeExperiment = Callable[..., dict[str, Any]]
 

@@ -17,13 +17,13 @@ import torch
 import torch.distributed as dist
 
 from moe_testbed.data.build import build_store
-from moe_testbed.data.sampler import evaluation_batches
-from moe_testbed.launcher.batches import to_context
-from moe_testbed.launcher.building import build_model
-from moe_testbed.launcher.config import ExperimentConfig
-from moe_testbed.launcher.evaluation import Evaluator, evaluation_line
-from moe_testbed.launcher.evaluation_set import EvaluationSet
-from moe_testbed.launcher.ranks import Ranks
+from moe_testbed.data.tokens.sampler import evaluation_batches
+from moe_testbed.launcher.config.experiment import ExperimentConfig
+from moe_testbed.launcher.ranks.ranks import Ranks
+from moe_testbed.launcher.train.building import build_model
+from moe_testbed.launcher.train.evaluation import Evaluator, evaluation_line
+from moe_testbed.launcher.train.evaluation_set import EvaluationSet
+from moe_testbed.launcher.train.inputs import to_context
 
 
 def evaluate(config: dict[str, Any]) -> dict[str, Any]:

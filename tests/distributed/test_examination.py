@@ -18,13 +18,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from moe_testbed.data.build import build_store
-from moe_testbed.launcher.building import build_model
-from moe_testbed.launcher.config import ExperimentConfig
-from moe_testbed.launcher.evaluation import Evaluator
-from moe_testbed.launcher.evaluation_set import EvaluationSet
-from moe_testbed.launcher.examination import MOST_EXPERTS, examined
-from moe_testbed.launcher.examined_model import examine_model
-from moe_testbed.launcher.ranks import Ranks
+from moe_testbed.launcher.config.experiment import ExperimentConfig
+from moe_testbed.launcher.ranks.ranks import Ranks
+from moe_testbed.launcher.train.ablated_model import examine_model
+from moe_testbed.launcher.train.ablation import MOST_EXPERTS, examined
+from moe_testbed.launcher.train.building import build_model
+from moe_testbed.launcher.train.evaluation import Evaluator
+from moe_testbed.launcher.train.evaluation_set import EvaluationSet
 from moe_testbed.model.deepspeed_moe import create_expert_parallel_groups
 from moe_testbed.model.language_model import LanguageModel
 

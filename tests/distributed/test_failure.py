@@ -8,7 +8,7 @@ import pytest
 import torch.distributed as dist
 
 from moe_testbed.launcher.errors import AskedToStop, CheckpointError, ConfigError
-from moe_testbed.launcher.failure import Alarm, CheckIn, host_name, symptom_of
+from moe_testbed.launcher.ranks.heartbeat import Alarm, CheckIn, host_name, symptom_of
 
 CLOSED = "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:538] Connection closed by peer [10.0.0.2]:54. See\nmore"
 

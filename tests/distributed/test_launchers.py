@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 
-from moe_testbed.launcher.config import ExperimentConfig, dump_config
+from moe_testbed.launcher.config.experiment import ExperimentConfig, dump_config
 from moe_testbed.launcher.errors import ASKED_TO_STOP
-from moe_testbed.launcher.files import read_json, read_json_lines
-from tests.training import driver
+from moe_testbed.launcher.run.files import read_json, read_json_lines
+from tests.train import driver
 
 MakeExperiment = Callable[..., dict[str, Any]]
 Run = Callable[..., list[Any]]

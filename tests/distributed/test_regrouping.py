@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from tests.distributed import restored
-from tests.training import driver
-from tests.training.results import read_metrics
+from tests.train import driver
+from tests.train.results import read_metrics
 
 MakeExperiment = Callable[..., dict[str, Any]]
 MakeVariant = Callable[..., dict[str, Any]]

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from moe_testbed.launcher.errors import ConfigError
-from moe_testbed.launcher.roll_call import Answer, compare
+from moe_testbed.launcher.ranks.preflight import Answer, compare
 from tests.distributed import misfortunes
 from tests.distributed.real_ranks import RealRanks
 

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from tests.training import driver
-from tests.training.results import read_metrics, read_weights
+from tests.train import driver
+from tests.train.results import read_metrics, read_weights
 
 MakeExperiment = Callable[..., dict[str, Any]]
 Run = Callable[..., list[Any]]

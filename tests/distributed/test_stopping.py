@@ -17,14 +17,14 @@ import pytest
 import torch
 
 from moe_testbed.launcher.errors import ASKED_TO_STOP
-from moe_testbed.launcher.failure import host_name
-from moe_testbed.launcher.ranks import Ranks
-from moe_testbed.launcher.stopping import Stopping
+from moe_testbed.launcher.ranks.heartbeat import host_name
+from moe_testbed.launcher.ranks.ranks import Ranks
+from moe_testbed.launcher.ranks.stopping import Stopping
 from tests.distributed import misfortunes
 from tests.distributed.real_ranks import RealRanks, until
 from tests.distributed.sleepers import Sleepers
-from tests.training import driver
-from tests.training.results import assert_same_run, read_metrics
+from tests.train import driver
+from tests.train.results import assert_same_run, read_metrics
 
 MakeExperiment = Callable[..., dict[str, Any]]
 Run = Callable[..., list[Any]]
@@ -94,7 +94,7 @@ def test_outside_the_steps_a_process_ends_at_once_though_it_is_blocked(held: boo
         import os, signal, threading
         from datetime import timedelta
         import torch.distributed as dist
-        from moe_testbed.launcher.stopping import Stopping
+        from moe_testbed.launcher.ranks.stopping import Stopping
 
         with Stopping() as stopping:
             stopping.note = lambda stop: print(stop, flush=True)
@@ -116,7 +116,7 @@ def test_outside_the_steps_a_process_ends_at_once_though_it_is_blocked(held: boo
 def test_before_the_ranks_have_met_only_sigusr1_is_a_wish(name: str, status: int) -> None:
     script = f"""
         import os, signal, time
-        from moe_testbed.launcher.stopping import Stopping
+        from moe_testbed.launcher.ranks.stopping import Stopping
 
         with Stopping(alone=False) as stopping:
             stopping.note = lambda stop: print("noted", flush=True)

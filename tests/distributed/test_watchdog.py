@@ -12,10 +12,10 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from moe_testbed.launcher.config import ParallelConfig
-from moe_testbed.launcher.failure import CheckIn
-from moe_testbed.launcher.ranks import Ranks
-from moe_testbed.launcher.watchdog import Watchdog
+from moe_testbed.launcher.config.experiment import ParallelConfig
+from moe_testbed.launcher.ranks.heartbeat import CheckIn
+from moe_testbed.launcher.ranks.ranks import Ranks
+from moe_testbed.launcher.ranks.watchdog import Watchdog
 from tests.distributed import misfortunes
 from tests.distributed.real_ranks import RealRanks, until
 from tests.distributed.sleepers import Sleepers

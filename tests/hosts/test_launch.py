@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from moe_testbed.launcher.files import read_json_lines
+from moe_testbed.launcher.run.files import read_json_lines
 from tests.hosts.network import Network, wait_until
 from tests.hosts.trial import START_SECONDS, Trial
-from tests.training import driver
+from tests.train import driver
 
 pytestmark = pytest.mark.cluster
 

@@ -10,8 +10,8 @@ from typing import Any
 import psutil
 import yaml
 
-from moe_testbed.launcher.config import ExperimentConfig, dump_config
-from moe_testbed.launcher.files import read_json, read_json_lines
+from moe_testbed.launcher.config.experiment import ExperimentConfig, dump_config
+from moe_testbed.launcher.run.files import read_json, read_json_lines
 from tests.hosts.network import Host, Network, wait_until
 
 # Of a start on two busy cores: deepspeed is imported by its runner, then on every host, then by every rank.

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from moe_testbed.model.language_model import LanguageModel
-from moe_testbed.routing.checks import RouterError
+from moe_testbed.routing.guard import RouterError
 from moe_testbed.routing.records import RoutingContext, RoutingDecision
 
 MakeModel = Callable[..., LanguageModel]

@@ -80,5 +80,7 @@ def test_the_module_runs_and_is_the_installed_one(fresh_bin: Path, tmp_path: Pat
     assert run([str(fresh_bin / "python"), "-m", "moe_testbed.launcher", "--help"], tmp_path).startswith(
         "usage: moe-testbed"
     )
-    script = "import moe_testbed.launcher.suite as suite; suite.load_suite('suites/demo.yaml'); print(suite.__file__)"
+    script = (
+        "import moe_testbed.launcher.config.suite as suite; suite.load_suite('suites/demo.yaml'); print(suite.__file__)"
+    )
     assert Path(run([str(fresh_bin / "python"), "-c", script], tmp_path).strip()).is_relative_to(fresh_bin.parent)

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from moe_testbed.launcher.report import heatmaps
-from moe_testbed.launcher.report.canvas import Sheet, png, text_width
-from moe_testbed.launcher.report.figures import COLOURS, LINES, MARKERS, _jobs, _looks, draw_all, save
-from moe_testbed.launcher.report.figures_lines import loss_panel
-from moe_testbed.launcher.report.records import read_suite
-from moe_testbed.launcher.report.results import summarise
+from moe_testbed.launcher.report.figures import heatmaps
+from moe_testbed.launcher.report.figures.canvas import Sheet, png, text_width
+from moe_testbed.launcher.report.figures.figures import COLOURS, LINES, MARKERS, _jobs, _looks, draw_all, save
+from moe_testbed.launcher.report.figures.lines import loss_panel
+from moe_testbed.launcher.report.numbers.results import summarise
+from moe_testbed.launcher.report.read.records import read_suite
 
 MakeSuite = Callable[..., Path]
 

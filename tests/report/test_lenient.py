@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import yaml
 
-from moe_testbed.launcher.report.extra_tables import extra_tables
-from moe_testbed.launcher.report.figures import draw_all
-from moe_testbed.launcher.report.records import read_suite
-from moe_testbed.launcher.report.results import summarise
+from moe_testbed.launcher.report.figures.figures import draw_all
+from moe_testbed.launcher.report.numbers.results import summarise
+from moe_testbed.launcher.report.read.records import read_suite
+from moe_testbed.launcher.report.tables.extra_tables import extra_tables
 from moe_testbed.launcher.report.words import failures, headlines, verdict
 
 MakeSuite = Callable[..., Path]
@@ -240,7 +240,7 @@ def test_a_part_that_fails_is_one_line(suite: Path, monkeypatch: pytest.MonkeyPa
     def fail(evaluations: object) -> None:
         raise error
 
-    monkeypatch.setattr("moe_testbed.launcher.report.numbers_routing.agreement", fail)
+    monkeypatch.setattr("moe_testbed.launcher.report.numbers.routing.agreement", fail)
     results = summarise(read_suite(suite))
     assert results["notes"] == [f"{label}: no numbers of agreement: two lines" for label in LABELS]
 

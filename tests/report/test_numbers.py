@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from moe_testbed.launcher.report.numbers_causal import redundancy
-from moe_testbed.launcher.report.records import read_suite
-from moe_testbed.launcher.report.results import read_results
+from moe_testbed.launcher.report.numbers.causal import redundancy
+from moe_testbed.launcher.report.numbers.results import read_results
+from moe_testbed.launcher.report.read.records import read_suite
 
 MakeSuite = Callable[..., Path]
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from moe_testbed.launcher.report.pairwise import lead_rows, pairs
-from moe_testbed.launcher.report.records import Suite, read_suite
+from moe_testbed.launcher.report.numbers.pairwise import lead_rows, pairs
+from moe_testbed.launcher.report.read.records import Suite, read_suite
 from moe_testbed.routing.metrics import gap
 
 MakeSuite = Callable[..., Path]

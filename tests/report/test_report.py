@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from moe_testbed.launcher.report import result_table, write_report
-from moe_testbed.launcher.report.results import read_results
+from moe_testbed.launcher.report.numbers.results import read_results
 from moe_testbed.launcher.report.words import headlines
 
 MakeSuite = Callable[..., Path]

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import yaml
 
-from moe_testbed.launcher.report.results import ranked, read_results, write_results
+from moe_testbed.launcher.report.numbers.results import ranked, read_results, write_results
 
 MakeSuite = Callable[..., Path]
 

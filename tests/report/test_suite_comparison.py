@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 import yaml
 
-from moe_testbed.launcher.cli import main
-from moe_testbed.launcher.report.records import read_suite
-from moe_testbed.launcher.report.results import read_results
-from moe_testbed.launcher.report.suite_comparison import COMPARED, compare_suites, open_suites
-from moe_testbed.launcher.report.suite_comparison_words import headlines
-from moe_testbed.launcher.report.suite_differences import independent_difference
+from moe_testbed.launcher.cli.main import main
+from moe_testbed.launcher.report.numbers.results import read_results
+from moe_testbed.launcher.report.read.records import read_suite
+from moe_testbed.launcher.report.suites.comparison import COMPARED, compare_suites, open_suites
+from moe_testbed.launcher.report.suites.differences import independent_difference
+from moe_testbed.launcher.report.suites.words import headlines
 from moe_testbed.routing.metrics import gap
 from moe_testbed.routing.metrics.bootstrap import Interval
 from tests.report.conftest import DEMO, FakeRun, write_suite

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 from moe_testbed.launcher.report import write_report
-from moe_testbed.launcher.report.domain_tables import domain_tables
-from moe_testbed.launcher.report.latex import escape, latex_table
-from moe_testbed.launcher.report.results import ranked, read_results
-from moe_testbed.launcher.report.table import Cell
+from moe_testbed.launcher.report.numbers.results import ranked, read_results
+from moe_testbed.launcher.report.tables.domain_tables import domain_tables
+from moe_testbed.launcher.report.tables.latex import escape, latex_table
+from moe_testbed.launcher.report.tables.table import Cell
 from moe_testbed.launcher.report.words import number
 
 MakeSuite = Callable[..., Path]

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from moe_testbed.launcher.report import two_processes
-from moe_testbed.launcher.report.drawing import draw
-from moe_testbed.launcher.report.figures import _jobs
-from moe_testbed.launcher.report.records import read_suite
-from moe_testbed.launcher.report.results import summarise
+from moe_testbed.launcher.report.figures.drawing import draw
+from moe_testbed.launcher.report.figures.figures import _jobs
+from moe_testbed.launcher.report.numbers.results import summarise
+from moe_testbed.launcher.report.read.records import read_suite
 from moe_testbed.launcher.report.two_processes import in_two
 
 MakeSuite = Callable[..., Path]

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from moe_testbed.launcher.report.definitions import DEFINITIONS
-from moe_testbed.launcher.report.extra_tables import extra_tables
-from moe_testbed.launcher.report.numbers_routing import METRICS
-from moe_testbed.launcher.report.results import read_results
+from moe_testbed.launcher.report.numbers.results import read_results
+from moe_testbed.launcher.report.numbers.routing import METRICS
+from moe_testbed.launcher.report.page.definitions import DEFINITIONS
+from moe_testbed.launcher.report.tables.extra_tables import extra_tables
 from moe_testbed.launcher.report.words import headlines, number, verdict
 
 MakeSuite = Callable[..., Path]

@@ -13,16 +13,16 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from moe_testbed.routing import balancers
-from moe_testbed.routing.balancer import BALANCERS, Balancer, BalancerConfig
-from moe_testbed.routing.balancers.entropy import normalised_entropy
-from moe_testbed.routing.balancers.importance import squared_variation
-from moe_testbed.routing.balancers.l1_sparsity import L1Sparsity
-from moe_testbed.routing.balancers.load import chance_of_choice
-from moe_testbed.routing.balancers.orthogonality import orthogonality
-from moe_testbed.routing.balancers.similarity_preserving import similarity_preserving
-from moe_testbed.routing.balancing import BalanceTerms, Balancing
-from moe_testbed.routing.means_balancer import MeansBalancerConfig
+from moe_testbed.routing.balance import balancers
+from moe_testbed.routing.balance.balancer import BALANCERS, Balancer, BalancerConfig
+from moe_testbed.routing.balance.balancers.entropy import normalised_entropy
+from moe_testbed.routing.balance.balancers.importance import squared_variation
+from moe_testbed.routing.balance.balancers.l1_sparsity import L1Sparsity
+from moe_testbed.routing.balance.balancers.load import chance_of_choice
+from moe_testbed.routing.balance.balancers.orthogonality import orthogonality
+from moe_testbed.routing.balance.balancers.similarity_preserving import similarity_preserving
+from moe_testbed.routing.balance.balancing import BalanceTerms, Balancing
+from moe_testbed.routing.balance.means import MeansBalancerConfig
 from moe_testbed.routing.records import NO_EXPERT, Noise, RoutingContext, RoutingDecision
 from moe_testbed.routing.scopes import Scope, ScopeConfig
 from tests.routing.cases import make_context

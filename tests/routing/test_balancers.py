@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from moe_testbed.routing.balancers.load_balancing_loss import LoadBalancingLossConfig
-from moe_testbed.routing.balancers.loss_free_bias import LossFreeBiasConfig
-from moe_testbed.routing.balancers.z_loss import z_loss
-from moe_testbed.routing.balancing import Balancing
+from moe_testbed.routing.balance.balancers.load_balancing_loss import LoadBalancingLossConfig
+from moe_testbed.routing.balance.balancers.loss_free_bias import LossFreeBiasConfig
+from moe_testbed.routing.balance.balancers.z_loss import z_loss
+from moe_testbed.routing.balance.balancing import Balancing
 from moe_testbed.routing.records import RoutingContext, RoutingDecision
 from moe_testbed.routing.scopes import Scope
 from tests.routing.cases import hidden_states, make_context, make_router

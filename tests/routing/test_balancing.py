@@ -9,11 +9,11 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from moe_testbed.routing.balancer import BalancerConfig, scheduled
-from moe_testbed.routing.balancers.load_balancing_loss import LoadBalancingLossConfig
-from moe_testbed.routing.balancers.loss_free_bias import LossFreeBiasConfig
-from moe_testbed.routing.balancers.z_loss import ZLossConfig
-from moe_testbed.routing.balancing import Balancing
+from moe_testbed.routing.balance.balancer import BalancerConfig, scheduled
+from moe_testbed.routing.balance.balancers.load_balancing_loss import LoadBalancingLossConfig
+from moe_testbed.routing.balance.balancers.loss_free_bias import LossFreeBiasConfig
+from moe_testbed.routing.balance.balancers.z_loss import ZLossConfig
+from moe_testbed.routing.balance.balancing import Balancing
 from moe_testbed.routing.records import RoutingDecision
 from moe_testbed.routing.scopes import Scope
 from tests.routing.cases import make_context

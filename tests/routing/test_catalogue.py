@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from moe_testbed.routing.balancer import BALANCERS
+from moe_testbed.routing.balance.balancer import BALANCERS
 from moe_testbed.routing.config import RoutingConfig
 from moe_testbed.routing.router import ROUTERS
 from moe_testbed.routing.scopes import Estimator, Scope

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from moe_testbed.routing.checks import check_decision
 from moe_testbed.routing.errors import RouterError
+from moe_testbed.routing.guard import check_decision
 from moe_testbed.routing.records import RoutingDecision
 from moe_testbed.routing.router import Capability, RouterConfig
 

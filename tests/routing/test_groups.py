@@ -9,7 +9,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from moe_testbed.routing.groups import domain_groups, group_masks, group_sizes, refuse_unknown_domains
+from moe_testbed.routing.routers.parts.groups import domain_groups, group_masks, group_sizes, refuse_unknown_domains
 from moe_testbed.routing.routers.reference import ReferenceConfig
 from tests.routing.cases import DOMAINS, hidden_states, make_context, make_router, single_domain_context
 from tests.routing.oracles import largest_remainder

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from moe_testbed.routing.hashing import (
+from moe_testbed.routing.routers.parts.hashing import (
     balanced_table,
     choice_from_keys,
     cumulative_thresholds,

@@ -7,8 +7,8 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from moe_testbed.routing.pools import PoolRouterConfig, choose_in_pools, pool_tokens
 from moe_testbed.routing.records import RoutingContext
+from moe_testbed.routing.routers.parts.pools import PoolRouterConfig, choose_in_pools, pool_tokens
 from moe_testbed.routing.scopes import Scope
 from tests.routing.cases import make_context
 

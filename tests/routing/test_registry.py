@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from moe_testbed.launcher.config import load_experiment
+from moe_testbed.launcher.config.experiment import load_experiment
 from moe_testbed.launcher.errors import ConfigError
-from moe_testbed.routing.balancer import BALANCERS
+from moe_testbed.routing.balance.balancer import BALANCERS
 from moe_testbed.routing.config import RoutingConfig
 from moe_testbed.routing.router import ROUTERS, RouterConfig
 
@@ -40,7 +40,7 @@ ROUTER = """
         pass
 """
 BALANCER = """
-    from moe_testbed.routing.balancer import Balancer, BalancerConfig
+    from moe_testbed.routing.balance.balancer import Balancer, BalancerConfig
 
     class GentleConfig(BalancerConfig):
         push: float = 1.0

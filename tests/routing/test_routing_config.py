@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from moe_testbed.routing.balancer import BALANCERS
+from moe_testbed.routing.balance.balancer import BALANCERS
 from moe_testbed.routing.config import RoutingConfig
 from moe_testbed.routing.registry import Registry
 from moe_testbed.routing.router import ROUTERS

@@ -11,7 +11,7 @@ import pytest
 
 from moe_testbed.data import build
 from moe_testbed.launcher.cluster.config import ClusterConfig
-from moe_testbed.launcher.suite import Suite, load_suite
+from moe_testbed.launcher.config.suite import Suite, load_suite
 from tests.slurm.slurm_cluster import SlurmCluster, missing
 
 MakeSuite = Callable[..., Suite]

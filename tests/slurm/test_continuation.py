@@ -10,12 +10,12 @@ import pytest
 from moe_testbed.launcher.cluster.config import ClusterConfig
 from moe_testbed.launcher.cluster.slurm.jobs import read_jobs
 from moe_testbed.launcher.cluster.slurm.submit import submit
-from moe_testbed.launcher.config import ExperimentConfig, dump_config
-from moe_testbed.launcher.progress import read_status
-from moe_testbed.launcher.suite import Suite, load_suite
+from moe_testbed.launcher.config.experiment import ExperimentConfig, dump_config
+from moe_testbed.launcher.config.suite import Suite, load_suite
+from moe_testbed.launcher.suites.progress import read_status
 from tests.distributed import corpus
 from tests.slurm.slurm_cluster import SlurmCluster, wait_until
-from tests.training.results import assert_same_run
+from tests.train.results import assert_same_run
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 

@@ -13,9 +13,9 @@ from moe_testbed.launcher.cluster.slurm.cancel import cancel
 from moe_testbed.launcher.cluster.slurm.jobs import read_jobs
 from moe_testbed.launcher.cluster.slurm.status import print_status
 from moe_testbed.launcher.cluster.slurm.submit import submit
+from moe_testbed.launcher.config.suite import Suite
 from moe_testbed.launcher.errors import ConfigError
-from moe_testbed.launcher.progress import read_status
-from moe_testbed.launcher.suite import Suite
+from moe_testbed.launcher.suites.progress import read_status
 from tests.slurm.slurm_cluster import NODES, SlurmCluster, wait_until
 
 pytestmark = pytest.mark.cluster

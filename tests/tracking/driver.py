@@ -10,11 +10,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from moe_testbed.launcher import tracking, training
-from moe_testbed.launcher.config import ExperimentConfig
-from moe_testbed.launcher.files import read_json
-from moe_testbed.launcher.ledger import LEDGER_NAME
-from moe_testbed.launcher.run_folder import RunFolder
+from moe_testbed.launcher.config.experiment import ExperimentConfig
+from moe_testbed.launcher.run.files import read_json
+from moe_testbed.launcher.run.folder import RunFolder
+from moe_testbed.launcher.tracking import mirror
+from moe_testbed.launcher.tracking.state import LEDGER_NAME
+from moe_testbed.launcher.train import train as training
 
 
 def train(config: dict[str, Any], run_dir: str, uri: str) -> None:
@@ -26,7 +27,7 @@ def train(config: dict[str, Any], run_dir: str, uri: str) -> None:
 
 def train_and_die(config: dict[str, Any], run_dir: str, uri: str, step: int) -> None:
     """Trains, and kills its process once a step is written and the store has the steps before it."""
-    training.Mirror = partial(tracking.Mirror, interval=0.05)  # type: ignore[misc, assignment]
+    training.Mirror = partial(mirror.Mirror, interval=0.05)  # type: ignore[misc, assignment]
     append = RunFolder.append_metrics
 
     def append_and_die(folder: RunFolder, line: dict[str, Any]) -> None:
@@ -42,7 +43,7 @@ def train_and_die(config: dict[str, Any], run_dir: str, uri: str, step: int) -> 
 
 def train_without_an_answer(config: dict[str, Any], run_dir: str, uri: str) -> None:
     """Trains beside a mirror that is stuck for ever from its first call on."""
-    training.Mirror = partial(tracking.Mirror, interval=0.0)  # type: ignore[misc, assignment]
-    tracking.Mirror._send = lambda *_: threading.Event().wait()  # type: ignore[method-assign, assignment]
-    tracking.FINISH_SECONDS = 0.1
+    training.Mirror = partial(mirror.Mirror, interval=0.0)  # type: ignore[misc, assignment]
+    mirror.Mirror._send = lambda *_: threading.Event().wait()  # type: ignore[method-assign, assignment]
+    mirror.FINISH_SECONDS = 0.1
     train(config, run_dir, uri)

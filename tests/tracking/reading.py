@@ -8,7 +8,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from moe_testbed.launcher.ledger import read_ledger
+from moe_testbed.launcher.tracking.state import read_ledger
 
 History = Counter[tuple[str, int, float]]
 

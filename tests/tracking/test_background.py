@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from moe_testbed.launcher.background import Background
+from moe_testbed.launcher.tracking.background import Background
 
 
 def fail() -> bool:

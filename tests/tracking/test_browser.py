@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from moe_testbed.launcher.ledger import read_ledger
-from moe_testbed.launcher.tracking import SuiteMirror
+from moe_testbed.launcher.tracking.mirror import SuiteMirror
+from moe_testbed.launcher.tracking.state import read_ledger
 from tests.tracking.folders import make_suite
 from tests.tracking.server import TrackingServer
 

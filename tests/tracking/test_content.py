@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from moe_testbed.launcher.report import words
-from moe_testbed.launcher.tracking_content import run_content, suite_content
+from moe_testbed.launcher.tracking.content import run_content, suite_content
 from tests.tracking.folders import MANIFEST, make_run, make_suite
 
 

@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from moe_testbed.launcher.ledger import MAX_KEYS_OF_A_KIND, flatten, new_points, read_ledger, write_ledger
-from moe_testbed.launcher.tracking import Mirror, SuiteMirror
-from moe_testbed.launcher.tracking_store import store_uri
+from moe_testbed.launcher.tracking.mirror import Mirror, SuiteMirror
+from moe_testbed.launcher.tracking.state import MAX_KEYS_OF_A_KIND, flatten, new_points, read_ledger, write_ledger
+from moe_testbed.launcher.tracking.store import store_uri
 from tests.tracking.folders import append, append_line, make_run
 
 mlflow_tracking = pytest.importorskip("mlflow.tracking")
@@ -204,7 +204,7 @@ def test_a_suite_is_a_parent_run_with_its_report(tmp_path: Path, client: Any, st
 MIRROR = """
 import sys
 from pathlib import Path
-from moe_testbed.launcher.tracking import Mirror
+from moe_testbed.launcher.tracking.mirror import Mirror
 sys.exit(not Mirror(Path(sys.argv[1]), "race").finish())
 """
 

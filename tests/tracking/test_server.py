@@ -16,10 +16,10 @@ from typing import Any
 import pytest
 import yaml
 
-from moe_testbed.launcher import tracking
-from moe_testbed.launcher.config import ExperimentConfig, dump_config
-from moe_testbed.launcher.ledger import read_ledger
-from moe_testbed.launcher.tracking import Mirror, SuiteMirror
+from moe_testbed.launcher.config.experiment import ExperimentConfig, dump_config
+from moe_testbed.launcher.tracking import mirror
+from moe_testbed.launcher.tracking.mirror import Mirror, SuiteMirror
+from moe_testbed.launcher.tracking.state import read_ledger
 from tests.tracking import driver
 from tests.tracking.folders import SYSTEM, append, make_run, make_suite
 from tests.tracking.reading import names, paths, run_id_of, runs_of, stored, written
@@ -175,7 +175,7 @@ def test_the_end_of_a_training_waits_for_nothing_longer_than_its_bound(
     tmp_path: Path, silent: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "600")
-    monkeypatch.setattr(tracking, "FINISH_SECONDS", 0.2)
+    monkeypatch.setattr(mirror, "FINISH_SECONDS", 0.2)
     run_dir = make_run(tmp_path / "endless")
     assert not Mirror(run_dir, "silence").finish()
     assert "no end within 0.2 seconds" in capsys.readouterr().err

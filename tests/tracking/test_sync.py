@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from moe_testbed.launcher.cli import main
-from moe_testbed.launcher.config import ExperimentConfig
-from moe_testbed.launcher.sync import sync
-from moe_testbed.launcher.tracking import Mirror, SuiteMirror, open_suite
+from moe_testbed.launcher.cli.main import main
+from moe_testbed.launcher.config.experiment import ExperimentConfig
+from moe_testbed.launcher.tracking.mirror import Mirror, SuiteMirror, open_suite
+from moe_testbed.launcher.tracking.sync import sync
 from tests.tracking import driver
 from tests.tracking.folders import append, append_line, make_run, make_suite, write_state
 from tests.tracking.reading import names, paths, run_id_of, runs_of, stored, written

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from moe_testbed.launcher.cluster.slurm.jobs import Job, call_slurm, read_jobs
+from moe_testbed.launcher.config.suite import Suite
 from moe_testbed.launcher.errors import ConfigError
-from moe_testbed.launcher.suite import Suite
 
 _OVER_ALREADY = "already completing or completed"  # SLURM's words about a job that ended in between
 

@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from moe_testbed.launcher.cli import guarded
+from moe_testbed.launcher.cli.main import guarded
 from moe_testbed.launcher.errors import ASKED_TO_STOP, WRONG_INPUT
-from moe_testbed.launcher.files import read_json, write_atomically
+from moe_testbed.launcher.run.files import read_json, write_atomically
 
 ENDS = "ends.json"
 """In a run's folder, of the jobs since it was submitted: {"failures": their reasons, "stops": the step of the newest
@@ -58,7 +58,7 @@ def decide(run_dir: Path, status: int, told: bool, start: str, log: str) -> int:
 
 
 def _after_failure(run_dir: Path, status: int, reason: str) -> int:
-    from moe_testbed.launcher.scheduling import gives_up
+    from moe_testbed.launcher.suites.scheduling import gives_up
 
     earlier = _note_end(run_dir, "failures", reason)
     _write_failure(run_dir, reason)
@@ -114,7 +114,7 @@ def _reason(run_dir: Path, status: int, ends: list[re.Match[str]], start: str, l
     code = int(ends[0]["status"])
     if code > _SIGNALLED and code - _SIGNALLED in set(signal.Signals):
         return f"rank {rank} on host {host} was killed by {signal.Signals(code - _SIGNALLED).name}"
-    from moe_testbed.launcher.scheduling import last_words
+    from moe_testbed.launcher.suites.scheduling import last_words
 
     said = _of_this_start(_text(run_dir / "logs" / f"rank-{rank}.txt"), start)
     return f"rank {rank} on host {host}: {last_words(said, code)}"
@@ -126,8 +126,8 @@ def _text(log: Path) -> str:
 
 
 def _write_failure(run_dir: Path, reason: str) -> None:
-    from moe_testbed.launcher.config import load_experiment
-    from moe_testbed.launcher.scheduling import note_failure
+    from moe_testbed.launcher.config.experiment import load_experiment
+    from moe_testbed.launcher.suites.scheduling import note_failure
 
     note_failure(run_dir, load_experiment(run_dir / "config.yaml").training.steps, reason)
 

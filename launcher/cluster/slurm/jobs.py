@@ -10,7 +10,7 @@ from pathlib import Path
 
 from moe_testbed.launcher.cluster.slurm.script import LOGS
 from moe_testbed.launcher.errors import ConfigError
-from moe_testbed.launcher.files import read_json
+from moe_testbed.launcher.run.files import read_json
 
 RECORD = f"{LOGS}/jobs.json"
 """In the suite's folder: {"array": id of the newest job array, "runs": name of the run of each of its indices}."""

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from moe_testbed.launcher.cluster.slurm.jobs import Job, read_jobs
 from moe_testbed.launcher.cluster.slurm.script import LOGS
-from moe_testbed.launcher.columns import aligned
-from moe_testbed.launcher.progress import read_progress, read_status
-from moe_testbed.launcher.suite import Suite, SuiteRun, suite_runs
+from moe_testbed.launcher.config.suite import Suite, SuiteRun, suite_runs
+from moe_testbed.launcher.run.columns import aligned
+from moe_testbed.launcher.suites.progress import read_progress, read_status
 
 _HEADER = ("run", "state", "step", "job", "nodes", "reason")
 _FOLDER_STATES = {"finished": "done", "failed": "failed", "stopped": "stopped", "running": "cut off"}

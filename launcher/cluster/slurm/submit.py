@@ -13,13 +13,13 @@ from moe_testbed.launcher.cluster.run_config import config_on
 from moe_testbed.launcher.cluster.slurm.ending import ENDS
 from moe_testbed.launcher.cluster.slurm.jobs import RECORD, call_slurm, read_jobs, require
 from moe_testbed.launcher.cluster.slurm.script import ENVIRONMENT, LOGS, SCRIPT, environment_file, job_script
-from moe_testbed.launcher.config import dump_config
+from moe_testbed.launcher.config.experiment import dump_config
+from moe_testbed.launcher.config.suite import Suite, SuiteRun, suite_runs
 from moe_testbed.launcher.errors import ConfigError
-from moe_testbed.launcher.files import write_atomically, write_privately
-from moe_testbed.launcher.run_folder import RunFolder, is_finished
-from moe_testbed.launcher.suite import Suite, SuiteRun, suite_runs
-from moe_testbed.launcher.suite_folder import build_stores, held
-from moe_testbed.launcher.tracking import open_suite
+from moe_testbed.launcher.run.files import write_atomically, write_privately
+from moe_testbed.launcher.run.folder import RunFolder, is_finished
+from moe_testbed.launcher.suites.folder import build_stores, held
+from moe_testbed.launcher.tracking.mirror import open_suite
 
 _SHORTEST_WORK_SECONDS = 90  # SLURM may tell a job 60 s earlier than it was asked to
 

@@ -1,0 +1,150 @@
+"""`moe-testbed analyze`: checkpoints on labelled text, as a suite's folder and its report."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from moe_testbed.launcher.analyze.hub_model import HUB_NAME
+from moe_testbed.launcher.analyze.request import Request, Result, log
+from moe_testbed.launcher.config.yaml_tree import to_yaml
+from moe_testbed.launcher.errors import MENDABLE, CheckpointError, ConfigError
+from moe_testbed.launcher.report import print_report
+from moe_testbed.launcher.run.files import read_yaml, write_atomically
+from moe_testbed.launcher.run.folder import RunFolder
+
+
+def analyze(checkpoints: Sequence[str], request: Request, out: Path) -> int:
+    """Analyses every checkpoint and writes the report of all of them.
+
+    Args:
+        checkpoints: folders with models of the hub's format or their names on the hub, or folders of our runs.
+        out: folder of the suite; what an earlier analysis left there is replaced.
+
+    Returns:
+        Exit status: 0, or 1 if a checkpoint failed and another did not; the report tells of it.
+
+    Raises:
+        CheckpointError, ConfigError, DataError: no checkpoint could be analysed; why the first could not.
+    """
+    names = _names(checkpoints)
+    _refuse_trainings(out, [out / f"{label}-seed{seed}" for label, seed in names])
+    analyse = _analysis(checkpoints, request)
+    failures: dict[str, str] = {}
+    first: BaseException | None = None
+    runs: dict[str, dict[str, str]] = {}
+    tokenizers: set[str] = set()
+    for checkpoint, (label, seed) in zip(checkpoints, names, strict=True):
+        log(f"analysing {checkpoint}")
+        runs.setdefault(label, {"description": checkpoint})
+        folder = out / f"{label}-seed{seed}"
+        try:
+            _refuse_unknown(checkpoint)
+            result = analyse(checkpoint)
+        except MENDABLE as error:
+            first = first or error
+            failures[folder.name] = str(error)
+            log(f"{checkpoint} failed: {error}")
+        else:
+            runs[label] = {"description": result.description}
+            tokenizers.add(result.summary["tokenizer"])
+            _write(_emptied(folder), result)
+    if first is not None and len(failures) == len(checkpoints):
+        raise first
+    for name, reason in failures.items():
+        _emptied(out / name).write_status("failed", 0, 0, reason)
+    suite = {
+        "name": re.sub(r"[^\w.-]+", "-", out.resolve().name),
+        "analysis": {"mix": request.mix.name, "checkpoints": list(checkpoints)},
+        "seeds": sorted({seed for _, seed in names}),
+        "runs": runs,
+    }
+    write_atomically(out / "suite.yaml", to_yaml(suite))
+    if len(tokenizers) > 1:
+        log("the checkpoints have different tokenizers: their losses are per token and cannot be compared")
+    print_report(out)
+    return 1 if failures else 0
+
+
+def _analysis(checkpoints: Sequence[str], request: Request) -> Callable[[str], Result]:
+    """What analyses the checkpoints: all are runs, or none is."""
+    ours = [checkpoint for checkpoint in checkpoints if _is_run(checkpoint)]
+    others = [checkpoint for checkpoint in checkpoints if (Path(checkpoint) / "config.json").is_file()]
+    if ours and others:
+        raise ConfigError(
+            f"{ours[0]} is one of our runs and {others[0]} a model of the hub's format: they read the text in "
+            "different pieces; analyse them into two folders, which `moe-testbed report A B` compares"
+        )
+    if ours:
+        from moe_testbed.launcher.analyze.run_analysis import RunAnalysis
+
+        return RunAnalysis(request)
+    from moe_testbed.launcher.analyze.hub_analysis import HubAnalysis
+
+    return HubAnalysis(request)
+
+
+def _is_run(checkpoint: str) -> bool:
+    return (Path(checkpoint) / "config.yaml").is_file()
+
+
+def _refuse_unknown(checkpoint: str) -> None:
+    """Raises CheckpointError if a path is no kind of checkpoint."""
+    folder = Path(checkpoint)
+    if (folder / "suite.yaml").is_file():
+        raise CheckpointError(f"{folder} is a suite's folder; name the runs in it, such as {folder}/LABEL-seed1")
+    if folder.is_dir() and not _is_run(checkpoint) and not (folder / "config.json").is_file():
+        raise CheckpointError(
+            f"{folder} holds no checkpoint: neither config.json (a model of the hub's format) nor config.yaml (a run)"
+        )
+    if not folder.is_dir() and not HUB_NAME.fullmatch(checkpoint):
+        raise CheckpointError(f"there is no folder {folder}, and a model on the hub is named OWNER/NAME")
+
+
+def _names(checkpoints: Sequence[str]) -> list[tuple[str, int]]:
+    """Label and seed of each in the suite, every pair once.
+
+    Folders named LABEL-seedN are seed N of LABEL, if every label is there with every seed; else each has its own label.
+    """
+    names = [
+        re.sub(r"[^A-Za-z0-9_.-]+", "-", Path(checkpoint).resolve().name).lstrip("_.-") or "checkpoint"
+        for checkpoint in checkpoints
+    ]
+    matches = [re.fullmatch(r"(.+)-seed(\d+)", name) for name in names]
+    pairs = {(match[1], int(match[2])) for match in matches if match}
+    labels, seeds = {label for label, _ in pairs}, {seed for _, seed in pairs}
+    if len(pairs) == len(names) == len(labels) * len(seeds):
+        return [(match[1], int(match[2])) for match in matches if match]
+    unique: list[str] = []
+    for name in names:
+        unique.append(name if name not in unique else f"{name}-{names[: len(unique) + 1].count(name)}")
+    return [(name, 1) for name in unique]
+
+
+def _refuse_trainings(out: Path, targets: Sequence[Path]) -> None:
+    """Raises ConfigError if a folder that would be replaced holds something else than an analysis."""
+    suite = out / "suite.yaml"
+    configs = [path for folder in targets if (path := folder / "config.yaml").is_file()]
+    if (
+        (out / "config.yaml").exists()
+        or (suite.is_file() and "analysis" not in read_yaml(suite))
+        or any("analysed" not in read_yaml(config) for config in configs)
+    ):
+        raise ConfigError(f"{out} holds trainings, which an analysis must not overwrite; choose another --out")
+
+
+def _emptied(folder: Path) -> RunFolder:
+    shutil.rmtree(folder, ignore_errors=True)
+    return RunFolder(folder)
+
+
+def _write(folder: RunFolder, result: Result) -> None:
+    write_atomically(folder.path / "config.yaml", to_yaml(result.config))
+    folder.write_json("summary.json", result.summary)
+    folder.write_json("manifest.json", result.manifest)
+    folder.write_arrays("evaluations", result.step, result.evaluation)
+    if result.analysis:
+        folder.write_analysis(result.analysis)
+    folder.write_status("finished", result.step, result.step)

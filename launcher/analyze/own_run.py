@@ -1,0 +1,142 @@
+"""Rebuilds the model of one of our runs from its folder, on one process, and evaluates it as its training did."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from moe_testbed.data.build import build_store, store_path
+from moe_testbed.data.config import MixConfig
+from moe_testbed.data.documents import Document
+from moe_testbed.data.loading import tokenise
+from moe_testbed.data.splits import SPLITS, VALIDATION
+from moe_testbed.data.tokens.store import Region, Store
+from moe_testbed.launcher.checkpoint.checkpoints import newest_whole
+from moe_testbed.launcher.checkpoint.files import EXPERTS, MODULE, read_file
+from moe_testbed.launcher.config.experiment import ExperimentConfig, load_experiment
+from moe_testbed.launcher.errors import CheckpointError, ConfigError
+from moe_testbed.launcher.ranks.ranks import Ranks
+from moe_testbed.launcher.run.files import read_json
+from moe_testbed.launcher.train.building import build_model
+from moe_testbed.model.language_model import LanguageModel
+from moe_testbed.routing.records import UNLABELLED
+
+
+@dataclass(frozen=True)
+class OwnRun:
+    """A run that has a whole checkpoint.
+
+    Attributes:
+        folder: of the run.
+        config: for one process.
+        store: of the run's own mix.
+        checkpoint: folder of the newest whole checkpoint.
+        step: optimizer steps completed in it.
+    """
+
+    folder: Path
+    config: ExperimentConfig
+    store: Store
+    checkpoint: Path
+    step: int
+
+
+def open_run(folder: Path, cache_dir: Path | None, log: Any) -> OwnRun:
+    """Reads a run's folder; its token store is built if it is not there.
+
+    Args:
+        cache_dir: where the token store is; None: where the training had it.
+
+    Raises:
+        CheckpointError: no whole checkpoint, or data that have changed since the training.
+        ConfigError, DataError: the config cannot be read, the data cannot be had.
+    """
+    config = load_experiment(folder / "config.yaml")
+    # One process holds all experts.
+    changes: dict[str, Any] = {"parallel": config.parallel.model_copy(update={"expert_parallel_size": 1})}
+    if cache_dir is not None:
+        changes["data"] = config.data.model_copy(update={"cache_dir": str(cache_dir)})
+    config = config.model_copy(update=changes)
+    if config.model.dense_baseline:
+        raise CheckpointError(f"{folder} is a dense baseline: it has no experts to analyse")
+    checkpoint = newest_whole(folder / "checkpoints")
+    if checkpoint is None:
+        raise CheckpointError(f"{folder} has no whole checkpoint; continue its training to the next one")
+    store = build_store(config.data.mix, Path(config.data.cache_dir), log)
+    trained_on = read_json(folder / "manifest.json")
+    if trained_on and trained_on != json.loads(json.dumps(store.manifest)):
+        raise CheckpointError(
+            f"{folder} was trained on other data than {store.path} holds (see both manifest.json); its tokenizer would "
+            "not fit; choose the right --cache-dir"
+        )
+    return OwnRun(folder, config, store, checkpoint, int(checkpoint.name.removeprefix("step_")))
+
+
+def load_model(run: OwnRun, dtype: torch.dtype | None, ranks: Ranks) -> LanguageModel:
+    """The model with the checkpoint's weights and balancer state, in evaluation mode.
+
+    Args:
+        dtype: None: as it was trained.
+
+    Raises:
+        CheckpointError: the files do not fit the config.
+    """
+    model = build_model(run.config, run.store, ranks)
+    state: dict[str, Any] = {}
+    for path in [run.checkpoint / MODULE, *sorted(run.checkpoint.glob(EXPERTS))]:
+        content = read_file(path)
+        state |= content["module"] if path.name == MODULE else content
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        raise CheckpointError(f"{run.checkpoint} does not fit {run.folder / 'config.yaml'}: {error}") from error
+    trained_in = torch.bfloat16 if run.config.training.precision == "bfloat16" else torch.float32
+    for parameter in model.parameters():
+        # Buffers stay as they are: so DeepSpeed trained it.
+        parameter.data = parameter.data.to(dtype or trained_in)
+    return model.eval()
+
+
+def is_own_mix(run: OwnRun, mix: MixConfig) -> bool:
+    """The mix is what the run was trained on, but for the weights of its domains."""
+    return store_path(mix, Path()) == store_path(run.config.data.mix, Path())
+
+
+def refuse_labels(run: OwnRun, mix: MixConfig) -> None:
+    """Raises ConfigError if the run's router reads labels, which it knows of its own mix only."""
+    if run.config.routing.needs_domains:
+        raise ConfigError(
+            f"the routing of {run.folder} (router {run.config.routing.router.name}) reads the domain of every token, "
+            f"and it knows those of '{run.config.data.mix.name}' only, not of '{mix.name}'; give its own mix"
+        )
+
+
+def store_of(documents: Mapping[str, Sequence[Document]], run: OwnRun, cache_dir: Path) -> Store:
+    """Other text in the run's own tokens, as a store in memory whose split `VALIDATION` has all of it.
+
+    The domains are unlabelled for the model, since it has not learned their numbers.
+    """
+    texts = [document.text for of_domain in documents.values() for document in of_domain]
+    tokens = tokenise(texts, run.store.tokenizer_path, cache_dir)
+    starts = np.concatenate([[0], np.cumsum([len(row) for row in tokens])]).astype(np.int64)
+    ends = np.cumsum([len(of_domain) for of_domain in documents.values()])
+    regions = tuple(
+        Region(int(end) - len(of_domain), int(end), int(starts[end - len(of_domain)]), int(starts[end]))
+        for end, of_domain in zip(ends, documents.values(), strict=True)
+    )
+    empty = (Region(0, 0, 0, 0),) * len(documents)
+    return Store(
+        path=run.store.path,
+        domains=tuple(documents),
+        labels=(UNLABELLED,) * len(documents),
+        vocab_size=run.store.vocab_size,
+        regions={split: regions if split == VALIDATION else empty for split in SPLITS},
+        tokens=np.concatenate(tokens),
+        document_starts=starts,
+    )

@@ -1,0 +1,79 @@
+"""What `moe-testbed analyze` is asked for, and what comes of one checkpoint."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy.typing as npt
+import torch
+
+from moe_testbed.data.config import MixConfig
+from moe_testbed.launcher.run import environment
+
+Split = Literal["validation", "tuning", "train", "all"]
+Dtype = Literal["auto", "float32", "bfloat16"]
+
+
+@dataclass(frozen=True)
+class Request:
+    """Options that are None have a default that depends on the kind of checkpoint.
+
+    Attributes:
+        mix: labelled text.
+        split: which of its documents.
+        sequences_per_domain, sequence_length, batch_size: how much of it, and how much at once.
+        examined_sequences: of each domain, for the causal measures of a run; 0 for none.
+        tokenizer: folder or name of a tokenizer, for models of the hub's format.
+        cache_dir: downloads and token stores.
+        dtype: auto: as the checkpoint has it.
+    """
+
+    mix: MixConfig
+    device: torch.device
+    split: Split | None = None
+    sequences_per_domain: int | None = None
+    sequence_length: int | None = None
+    batch_size: int | None = None
+    examined_sequences: int | None = None
+    tokenizer: str | None = None
+    cache_dir: Path | None = None
+    dtype: Dtype = "auto"
+
+
+@dataclass(frozen=True)
+class Result:
+    """What is written of one checkpoint.
+
+    Attributes:
+        step: optimizer steps behind it, 0 where they are not known.
+        description: one line for the report.
+        evaluation, analysis: arrays of an evaluation file and of analysis.npz; the latter empty where it was not made.
+        config, summary, manifest: content of the run folder's files.
+    """
+
+    step: int
+    description: str
+    evaluation: Mapping[str, npt.NDArray[Any]]
+    config: dict[str, Any]
+    summary: dict[str, Any]
+    manifest: dict[str, Any]
+    analysis: Mapping[str, npt.NDArray[Any]] = field(default_factory=dict)
+
+
+def log(text: str) -> None:
+    """Tells on stderr."""
+    print(text, file=sys.stderr)
+
+
+def made_here(device: torch.device) -> dict[str, Any]:
+    """How and where the analysis was made."""
+    return {
+        "peak_memory_bytes": environment.peak_memory_bytes(),
+        "commit": environment.commit(),
+        "hardware": environment.hardware(device),
+        "command": environment.command(),
+    }

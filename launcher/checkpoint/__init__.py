@@ -1,0 +1,1 @@
+"""Checkpoints: saved whole, restored, and regrouped for another number of ranks."""

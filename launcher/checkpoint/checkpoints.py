@@ -1,0 +1,151 @@
+"""Checkpoints that are whole or not there.
+
+DeepSpeed writes the files of a checkpoint one after another. A checkpoint counts once ``complete.json`` stands beside
+them, written last and listing every file with its size; anything else is a crash's leftover.
+
+On the ranks that wrote it, training continues bit for bit; on others the optimizer's state is regrouped, and only the
+order of sums changes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+import time
+import zipfile
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+
+from moe_testbed.launcher.checkpoint.regroup import RankLayout, regroup
+from moe_testbed.launcher.errors import CheckpointError
+from moe_testbed.launcher.ranks.ranks import Ranks
+from moe_testbed.launcher.run.files import write_atomically
+
+_MARK = "complete.json"
+# How long a shared disk may take to show one host what another has written.
+_SEEN_SECONDS = 60.0
+
+
+def save(engine: Any, folder: Path, step: int, keep: int, ranks: Ranks, expert_parallel_size: int) -> None:
+    """Writes the state after ``step`` optimizer steps and removes all but the newest ``keep`` whole checkpoints."""
+    tag = f"step_{step:08d}"
+    if ranks.rank == 0:
+        shutil.rmtree(folder / tag, ignore_errors=True)
+    dist.barrier()
+    try:
+        engine.save_checkpoint(str(folder), tag=tag, client_state={"step": step}, save_latest=False)
+    except RuntimeError as error:
+        # torch.save tells of a full disk in words of its own.
+        if "inline_container" not in str(error):
+            raise
+        free = shutil.disk_usage(folder).free
+        raise CheckpointError(
+            f"{folder / tag} could not be written, {free:,} bytes are free there; make room and start the same command "
+            "again: training continues from the checkpoint before"
+        ) from error
+    files = _written(folder / tag, ranks)
+    if ranks.rank != 0:
+        return
+    _wait_for(files, folder / tag)
+    mark = {"step": step, "layout": asdict(RankLayout(ranks.size, expert_parallel_size)), "files": files}
+    write_atomically(folder / tag / _MARK, json.dumps(mark, indent=1) + "\n")
+    checkpoints = sorted(folder.glob("step_*"))
+    kept = [checkpoint for checkpoint in checkpoints if _is_whole(checkpoint)][-keep:]
+    for checkpoint in checkpoints:
+        if checkpoint not in kept:
+            # What a shared disk holds on to is no whole checkpoint any more, and goes with the next one.
+            shutil.rmtree(checkpoint, ignore_errors=True)
+
+
+def _written(checkpoint: Path, ranks: Ranks) -> dict[str, int]:
+    """Name and size of every file. Each host tells of those it sees, since it sees its own at once."""
+    if ranks.group is not None:
+        dist.barrier(group=ranks.group)
+    seen: dict[str, int] = {}
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        seen = {path.name: path.stat().st_size for path in checkpoint.iterdir()}
+    everywhere = [seen] * ranks.size
+    if ranks.group is not None:
+        dist.all_gather_object(everywhere, seen, group=ranks.group)
+    return dict(sorted(item for files in everywhere for item in files.items()))
+
+
+def _wait_for(files: Mapping[str, int], checkpoint: Path) -> None:
+    """Returns when this process sees the files, as it does at once where all hosts are one.
+
+    Raises:
+        CheckpointError: it does not see them, and so would take a checkpoint for whole that it cannot read.
+    """
+    deadline = time.monotonic() + _SEEN_SECONDS
+    while missing := [name for name, size in files.items() if not _has_size(checkpoint / name, size)]:
+        if time.monotonic() > deadline:
+            raise CheckpointError(
+                f"{checkpoint}: {len(missing)} files that other hosts have written, such as {missing[0]}, are not seen "
+                f"by rank 0 after {_SEEN_SECONDS:.0f} s; put the run's folder on a disk that all hosts share"
+            )
+        time.sleep(0.2)
+
+
+def _has_size(path: Path, size: int) -> bool:
+    try:
+        return path.stat().st_size == size
+    except OSError:
+        return False
+
+
+def _is_whole(checkpoint: Path) -> bool:
+    try:
+        files = json.loads((checkpoint / _MARK).read_text(encoding="utf-8"))["files"]
+        return all(_has_size(checkpoint / name, size) for name, size in files.items())
+    except (OSError, ValueError, KeyError):
+        return False
+
+
+def _can_be_opened(checkpoint: Path) -> bool:
+    """After a loss of power files may have their sizes and be empty. torch's are archives with a directory at the
+    end."""
+    return all(zipfile.is_zipfile(path) for path in checkpoint.glob("*.pt"))
+
+
+def restore(engine: Any, folder: Path, ranks: Ranks, expert_parallel_size: int) -> int:
+    """Restores weights, optimizer and balancers from the newest whole checkpoint, whatever ranks have written it.
+
+    Returns:
+        Optimizer steps completed; 0 without a checkpoint.
+
+    Raises:
+        CheckpointError: the checkpoint has to be regrouped, but is damaged or does not fit the model.
+    """
+    # One rank chooses for all: on a shared disk two of them may not see the same files at the same moment.
+    chosen = [newest_whole(folder) if ranks.rank == 0 else None]
+    if ranks.group is not None:
+        dist.broadcast_object_list(chosen, src=0, group=ranks.group)
+    checkpoint = chosen[0]
+    if checkpoint is None:
+        return 0
+    mark = json.loads((checkpoint / _MARK).read_text(encoding="utf-8"))
+    step, written = int(mark["step"]), RankLayout(**mark["layout"])
+    present = RankLayout(ranks.size, expert_parallel_size)
+    loaded, _ = engine.load_checkpoint(str(folder), tag=checkpoint.name, load_module_only=written != present)
+    assert loaded is not None, f"DeepSpeed found nothing to load in {checkpoint}"
+    if written != present:
+        if ranks.rank == 0:
+            print(f"{checkpoint}: written by {written}, regrouped for {present}", file=sys.stderr)
+        regroup(engine, checkpoint, written, present, ranks)
+        engine.global_steps = step
+    return step
+
+
+def newest_whole(folder: Path) -> Path | None:
+    """The newest whole checkpoint among those of a run; None if there is none."""
+    for checkpoint in sorted(folder.glob("step_*"), reverse=True):
+        if _is_whole(checkpoint) and _can_be_opened(checkpoint):
+            return checkpoint
+        print(f"{checkpoint} is not whole (cut off or damaged) and is passed over", file=sys.stderr)
+    return None

@@ -1,0 +1,1 @@
+"""The `moe-testbed` command: arguments only; the work is done by what the commands call."""

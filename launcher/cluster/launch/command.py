@@ -1,0 +1,96 @@
+"""The one deepspeed command that starts a training on the hosts of a cluster."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from moe_testbed.data.machine import usable_cores
+from moe_testbed.launcher.cluster.config import ClusterConfig
+from moe_testbed.launcher.cluster.hostfile import meeting_place
+from moe_testbed.launcher.cluster.launch.preflight import SSH_OPTIONS
+from moe_testbed.launcher.errors import ConfigError
+from moe_testbed.launcher.run.files import write_privately
+
+EXPORTED = "launch.env"
+"""In the run's folder: the variables that deepspeed gives to processes on other hosts."""
+
+
+@dataclass(frozen=True)
+class Command:
+    """What is started here.
+
+    Attributes:
+        arguments: of the process.
+        environment: what it has beyond the environment of this one.
+        exported: the file from which deepspeed reads the variables of processes on other hosts, and its content.
+    """
+
+    arguments: list[str]
+    environment: dict[str, str]
+    exported: tuple[Path, str] | None = None
+
+    def write_exported(self) -> None:
+        """Writes the file, if there is one; other users cannot read it."""
+        if self.exported is not None:
+            write_privately(*self.exported)
+
+    def __str__(self) -> str:
+        """For a shell."""
+        variables = [f"{name}={shlex.quote(value)}" for name, value in self.environment.items()]
+        return " ".join([*variables, shlex.join(self.arguments)])
+
+
+def deepspeed_command(
+    cluster: ClusterConfig, hosts: Sequence[str], node_rank: int | None, run_dir: Path, variables: Mapping[str, str]
+) -> Command:
+    """The command, for a run whose folder holds its config.
+
+    Args:
+        hosts: of the hostfile; empty for this machine alone.
+        node_rank: the host that this one is, whose processes start without ssh; None: ssh starts them on all hosts.
+        variables: of every process, beyond those of the cluster.
+
+    Raises:
+        ConfigError: a variable cannot be passed on.
+    """
+    variables = {**_defaults(cluster), **cluster.environment, **variables}
+    environment, exported = variables, None
+    arguments = [str(Path(sys.executable).with_name("deepspeed")), "--quiet"]
+    if not hosts:
+        # A hostfile that is none: otherwise it would look for one at a place of its own.
+        arguments += ["--hostfile", os.devnull, "--num_accelerators", str(cluster.gpus_per_node)]
+    elif node_rank is not None:
+        arguments += ["--hostfile", str(cluster.hostfile), "--no_ssh", "--node_rank", str(node_rank)]
+    else:
+        # Forced, since it would start a single host's processes here.
+        arguments += ["--hostfile", str(cluster.hostfile), "--force_multi", "--ssh_port", str(cluster.ssh_port)]
+        exported = run_dir / EXPORTED, "".join(f"{name}={_exported(name, variables[name])}\n" for name in variables)
+        options = [*shlex.split(os.environ.get("PDSH_SSH_ARGS_APPEND", "")), *SSH_OPTIONS]
+        environment = {"DS_ENV_FILE": str(exported[0]), "PDSH_SSH_ARGS_APPEND": " ".join(options)}
+    if hosts:
+        # Otherwise it would take the first of the first host's addresses, which may be of no use to the others.
+        arguments += ["--master_addr", meeting_place(cluster, hosts)]
+    arguments += ["--master_port", str(cluster.master_port), "--module", "moe_testbed.launcher", "train"]
+    arguments += [str(run_dir / "config.yaml"), "--run-dir", str(run_dir)]
+    return Command(arguments, environment, exported)
+
+
+def _defaults(cluster: ClusterConfig) -> dict[str, str]:
+    if cluster.accelerator == "cuda":
+        return {}
+    # Each process would otherwise take all cores of its node.
+    return {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": str(max(1, usable_cores() // cluster.gpus_per_node))}
+
+
+def _exported(name: str, value: str) -> str:
+    """As deepspeed must be given it: it sets double quotes around a value and escapes nothing, and pdsh reads %."""
+    if "\n" in value:
+        raise ConfigError(f"environment.{name} has a line break, which deepspeed cannot pass on to hosts; leave it out")
+    for character in '\\"$`':
+        value = value.replace(character, f"\\{character}")
+    return value.replace("%", "%%")

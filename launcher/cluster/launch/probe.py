@@ -1,0 +1,58 @@
+"""`python -m moe_testbed.launcher.cluster.launch.probe RUN_DIR ADDRESS PORT ACCELERATOR`: what a host can offer."""
+
+from __future__ import annotations
+
+import json
+import socket
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Offer:
+    """What is there on a host.
+
+    Attributes:
+        sees_run: the run's folder.
+        finds_address: of the place where the processes meet.
+        port_is_free: nobody listens at the port.
+        gpus: that torch sees; None where they do not matter.
+    """
+
+    sees_run: bool
+    finds_address: bool
+    port_is_free: bool
+    gpus: int | None
+
+
+def probe(run_dir: Path, address: str, port: int, accelerator: str) -> Offer:
+    """What this host offers."""
+    gpus = _num_gpus() if accelerator == "cuda" else None
+    return Offer(run_dir.is_dir(), _is_found(address), _is_free(port), gpus)
+
+
+def _is_found(address: str) -> bool:
+    try:
+        socket.getaddrinfo(address, None)
+    except OSError:
+        return False
+    return True
+
+
+def _is_free(port: int) -> bool:
+    try:
+        socket.create_server(("", port)).close()
+    except OSError:
+        return False
+    return True
+
+
+def _num_gpus() -> int:
+    import torch
+
+    return torch.cuda.device_count()
+
+
+if __name__ == "__main__":
+    print(json.dumps(asdict(probe(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), sys.argv[4]))))

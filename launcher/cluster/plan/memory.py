@@ -1,0 +1,167 @@
+"""Memory that a training needs on each GPU.
+
+What DeepSpeed keeps is read from its ZeRO stages 1 and 2 (0.19.8): it divides the optimizer state of each parameter
+group evenly, shared weights over all ranks, experts over the ranks that hold the same ones; and copies gradients
+through a buffer of fixed size.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from moe_testbed.launcher.cluster.layout import Layout
+from moe_testbed.launcher.cluster.plan.activations import Activations
+from moe_testbed.launcher.cluster.plan.weights import Weight
+from moe_testbed.launcher.config.experiment import TrainingConfig
+
+ELEMENT_SIZES = {"float32": 4, "bfloat16": 2}
+"""Bytes of a number in each precision."""
+_FLOAT = 4
+# What torch, CUDA and NCCL take for themselves, and what lies between the allocator's blocks.
+_RESERVED = {"cuda": 2_000_000_000, "cpu": 500_000_000}
+# Numbers of an optimizer's parameter group of experts (deepspeed.moe.utils), and of the buffer for gradients.
+_EXPERT_GROUP_SIZE = 178_956_971
+_BUCKET_SIZE = 500_000_000
+
+
+@dataclass(frozen=True)
+class Group:
+    """Weights that DeepSpeed lays end to end and divides over ranks.
+
+    Attributes:
+        sizes: of the weights, in order.
+        expert: divided over the ranks that hold the same experts, not over all.
+        ranks: over which it is divided.
+    """
+
+    sizes: tuple[int, ...]
+    expert: bool
+    ranks: int
+
+    @property
+    def partition_size(self) -> int:
+        """Numbers of each rank's part, with what is added to make parts equal and aligned."""
+        return -(-sum(self.sizes) // (2 * self.ranks)) * 2
+
+    def touched(self) -> list[int]:
+        """By rank, numbers of the weights of which a part is its own."""
+        touched, start = [0] * self.ranks, 0
+        for size in self.sizes:
+            for rank in range(start // self.partition_size, (start + size - 1) // self.partition_size + 1):
+                touched[rank] += size
+            start += size
+        return touched
+
+
+def optimizer_groups(weights: list[Weight], layout: Layout) -> list[Group]:
+    """The parameter groups that DeepSpeed makes of ours: matrices and vectors apart, experts apart and in parts."""
+    trainable = [weight for weight in weights if weight.trainable]
+    matrices = [w.size for w in trainable if not w.expert and len(w.shape) > 1]
+    vectors = [w.size for w in trainable if not w.expert and len(w.shape) <= 1]
+    groups = [Group(tuple(sizes), False, layout.world_size) for sizes in (matrices, vectors) if sizes]
+    part: list[int] = []
+    for size in (w.size for w in trainable if w.expert):
+        if part and sum(part) + size > _EXPERT_GROUP_SIZE:
+            groups.append(Group(tuple(part), True, layout.expert_data_parallel_size))
+            part = []
+        part.append(size)
+    if part:
+        groups.append(Group(tuple(part), True, layout.expert_data_parallel_size))
+    return groups
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes on the GPU that needs most.
+
+    Attributes:
+        parameters: in the model's precision.
+        gradients: the same; of ZeRO 2 those of all weights of which the rank owns a part.
+        optimizer_state: Adam's two moments in float32, and with ZeRO a float32 copy of the weights.
+        reduction_buffer: where ZeRO gathers gradients before it sends them.
+        activations: at most.
+        activations_otherwise: with activation checkpointing if it is off, without if it is on.
+        copies: when the activations are gone: of the gradients to be sent, or in the optimizer's step.
+        reserved: for the libraries themselves.
+    """
+
+    parameters: int
+    gradients: int
+    optimizer_state: int
+    reduction_buffer: int
+    activations: int
+    activations_otherwise: int
+    copies: int
+    reserved: int
+
+    @property
+    def parts(self) -> dict[str, int]:
+        """What the total is made of."""
+        return {
+            "parameters": self.parameters,
+            "gradients": self.gradients,
+            "optimizer state": self.optimizer_state,
+            "gradients' buffer": self.reduction_buffer,
+            "activations": self.activations,
+            "copies, beyond activations": max(0, self.copies - self.activations),
+            "reserved for libraries": self.reserved,
+        }
+
+    @property
+    def total(self) -> int:
+        """At the start of the backward pass, or in the optimizer's step if that needs more."""
+        return sum(self.parts.values())
+
+
+def planned_memory(
+    training: TrainingConfig,
+    weights: list[Weight],
+    layout: Layout,
+    activations: Activations,
+    accelerator: Literal["cuda", "cpu"],
+) -> Memory:
+    """The memory of a training.
+
+    Args:
+        weights: of one rank.
+        activations: of one micro-batch on one rank.
+        accelerator: on a CPU what is allocated and never written takes no memory.
+    """
+    element, stage = ELEMENT_SIZES[training.precision], training.zero_stage
+    groups = optimizer_groups(weights, layout)
+    trainable = sum(sum(group.sizes) for group in groups)
+    bucket = _BUCKET_SIZE if accelerator == "cuda" else min(_BUCKET_SIZE, trainable)
+    return Memory(
+        parameters=element * sum(weight.size for weight in weights),
+        gradients=element * (max(touched_numbers(groups, layout)) if stage == 2 else trainable),
+        optimizer_state=optimizer_numbers(groups, stage) * _FLOAT,
+        reduction_buffer=element * bucket if stage else 0,
+        activations=activations.peak(training.activation_checkpointing),
+        activations_otherwise=activations.peak(not training.activation_checkpointing),
+        copies=_copies(groups, stage, element),
+        reserved=_RESERVED[accelerator],
+    )
+
+
+def _copies(groups: list[Group], zero_stage: int, element_size: int) -> int:
+    """Bytes: gradients laid end to end to be sent; or in the step the roots of Adam's second moments, with ZeRO group
+    by group and beside a float32 copy of the gradients."""
+    trainable = sum(sum(group.sizes) for group in groups)
+    if zero_stage == 0:
+        return _FLOAT * trainable
+    largest = max(group.partition_size for group in groups)
+    return max(element_size * min(_BUCKET_SIZE, trainable), 2 * _FLOAT * largest)
+
+
+def optimizer_numbers(groups: list[Group], zero_stage: int) -> int:
+    """Numbers of a rank's optimizer state."""
+    if zero_stage == 0:
+        return 2 * sum(sum(group.sizes) for group in groups)
+    return 3 * sum(group.partition_size for group in groups)
+
+
+def touched_numbers(groups: list[Group], layout: Layout) -> list[int]:
+    """By rank, numbers of all weights of which it owns a part: whole ones, which is what ZeRO 2 keeps gradients of."""
+    by_group = [(group.touched(), layout.expert_parallel_size if group.expert else 1) for group in groups]
+    return [sum(touched[rank // divisor] for touched, divisor in by_group) for rank in range(layout.world_size)]

@@ -1,0 +1,1 @@
+"""From YAML files to typed values: experiments, suites, mixes."""

@@ -1,0 +1,325 @@
+"""What an experiment is: the typed content of configs/experiments/*.yaml and of every run's config.yaml.
+
+Layers, from low to high: defaults, included files, the file itself, a suite's overrides, the command line. A layer that
+changes a router or a balancer (its ``name``) drops the options that lower layers gave to the former one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, Field, model_validator
+
+from moe_testbed.data.config import MixConfig
+from moe_testbed.launcher.config.messages import Variants, validate
+from moe_testbed.launcher.config.mix import VARIANTS as MIX_VARIANTS
+from moe_testbed.launcher.config.yaml_tree import (
+    ANY,
+    Keys,
+    Node,
+    Rules,
+    find_file,
+    is_block,
+    load_file,
+    lookup,
+    merge,
+    parse_overrides,
+    to_plain,
+    to_yaml,
+)
+from moe_testbed.model.config import ModelConfig
+from moe_testbed.routing.balance.balancer import BALANCERS, BalancerConfig
+from moe_testbed.routing.config import RoutingConfig
+from moe_testbed.routing.router import ROUTERS, RouterConfig
+from moe_testbed.routing.routers.parts.groups import group_sizes, refuse_unknown_domains
+from moe_testbed.routing.routers.reference import ReferenceConfig
+
+NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
+_READABLE = 40  # characters of a run's name that tell the overrides
+RULES = Rules(
+    references=frozenset({("data", "mix")}),
+    variants=((("routing", "router"), "name"), (("routing", "balance", ANY), "name")),
+)
+VARIANTS: Variants = {
+    RouterConfig: lambda options, _: ROUTERS.get(str(options["name"])).Config,
+    BalancerConfig: lambda options, label: BALANCERS.get(str(options.get("name", label))).Config,
+    **MIX_VARIANTS,
+}
+
+
+class DataConfig(BaseModel, extra="forbid", frozen=True):
+    """What the model reads."""
+
+    mix: MixConfig = Field(description="the mix, or the path of its YAML file")
+    sequence_length: int = Field(256, gt=1, description="tokens (L)")
+    packing: Literal["single_domain", "packed"] = Field(
+        "single_domain",
+        description="single_domain: a sequence has one domain; packed: several documents of any domains",
+    )
+    pieces_per_sequence: int = Field(
+        4, gt=0, description="packed only: documents' pieces, of equal length, in a sequence"
+    )
+    cache_dir: str = Field("data_cache", min_length=1, description="downloads and token stores, shared by all runs")
+
+    @model_validator(mode="after")
+    def _pieces_fit(self) -> DataConfig:
+        if self.packing == "packed" and self.sequence_length % self.pieces_per_sequence:
+            raise ValueError(
+                f"data.sequence_length is {self.sequence_length}, which {self.pieces_per_sequence} equal pieces "
+                f"(data.pieces_per_sequence) cannot fill; make it a multiple of {self.pieces_per_sequence}"
+            )
+        return self
+
+
+class TrainingConfig(BaseModel, extra="forbid", frozen=True):
+    """AdamW with linear warm-up and cosine decay."""
+
+    steps: int = Field(gt=0, description="optimizer steps")
+    global_batch_size: int = Field(gt=0, description="sequences of one optimizer step, over all ranks")
+    micro_batch_size: int = Field(
+        gt=0, description="most sequences that a rank computes at once; fewer where its share of a step is less"
+    )
+    learning_rate: float = Field(gt=0, allow_inf_nan=False, description="highest, at the end of the warm-up")
+    final_learning_rate_ratio: float = Field(0.1, ge=0, le=1, description="of the last step, relative to learning_rate")
+    warmup_steps: int = Field(0, ge=0)
+    weight_decay: float = Field(0.1, ge=0, allow_inf_nan=False)
+    betas: tuple[float, float] = Field((0.9, 0.95), description="decay of Adam's two moments")
+    gradient_clipping: float = Field(
+        1.0, ge=0, allow_inf_nan=False, description="largest norm of the gradient; 0 for no limit"
+    )
+    precision: Literal["float32", "bfloat16"] = "float32"
+    zero_stage: Literal[0, 1, 2] = Field(
+        1, description="what DeepSpeed's ZeRO shards: nothing, optimizer state, gradients too"
+    )
+    activation_checkpointing: bool = Field(
+        False, description="recompute activations in the backward pass to save memory"
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> TrainingConfig:
+        if self.global_batch_size % self.micro_batch_size:
+            raise ValueError(
+                f"training.global_batch_size is {self.global_batch_size}, which is no multiple of "
+                f"training.micro_batch_size = {self.micro_batch_size}; change one of them"
+            )
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"training.betas is {list(self.betas)}; both must be at least 0 and less than 1")
+        if self.warmup_steps > self.steps:
+            raise ValueError(
+                f"training.steps is {self.steps}, fewer than training.warmup_steps = {self.warmup_steps}; "
+                "train longer or warm up for fewer steps"
+            )
+        if self.zero_stage == 0 and self.precision == "bfloat16":
+            raise ValueError(
+                "training.zero_stage is 0 with training.precision bfloat16: the optimizer keeps no float32 copy of the "
+                "weights then; set training.zero_stage to 1 or 2, or training.precision to float32"
+            )
+        return self
+
+
+class ParallelConfig(BaseModel, extra="forbid", frozen=True):
+    """How a model is spread over ranks."""
+
+    expert_parallel_size: int = Field(1, gt=0, description="ranks that share one set of experts")
+    expert_parallel_across_nodes: bool = Field(
+        False, description="true: these ranks may lie on several nodes, whose connection is slow"
+    )
+    timeout_seconds: float = Field(
+        45.0, gt=0, allow_inf_nan=False, description="how long ranks wait for one another in a step before all end"
+    )
+    slow_timeout_seconds: float = Field(
+        1800.0,
+        gt=0,
+        allow_inf_nan=False,
+        description="the same while they start, and write or read a checkpoint",
+    )
+
+
+class EvaluationConfig(BaseModel, extra="forbid", frozen=True):
+    """Loss and routing counts on held-out documents."""
+
+    every: int = Field(0, ge=0, description="optimizer steps between two evaluations; 0: only at the end")
+    sequences_per_domain: int = Field(64, gt=0)
+    split: Literal["validation", "tuning"] = Field(
+        "validation", description="tuning: for choosing settings, so that validation stays unseen until the report"
+    )
+
+
+class StatisticsConfig(BaseModel, extra="forbid", frozen=True):
+    """How the routing develops over the training: the experts of the same few held-out tokens, look by look, and the
+    load of the batch just trained on."""
+
+    points: int = Field(32, ge=0, description="looks, evenly spaced, the last one after the last step; 0: none")
+    sequences_per_domain: int = Field(
+        1, gt=0, description="evaluation sequences of each domain that are looked at, the first ones"
+    )
+
+
+class ExaminationConfig(BaseModel, extra="forbid", frozen=True):
+    """What the experts cause, after training: the loss without each of them, and how alike they are. It costs two
+    forward passes over the sample for every expert of every layer (of at most 256 experts in all)."""
+
+    sequences_per_domain: int = Field(
+        4, ge=0, description="evaluation sequences of each domain in the sample, the first ones; 0: no examination"
+    )
+
+
+class CheckpointConfig(BaseModel, extra="forbid", frozen=True):
+    """What a run that is cut off continues from."""
+
+    every: int = Field(0, ge=0, description="optimizer steps between two checkpoints; 0: only at the end")
+    keep: int = Field(1, gt=0, description="newest checkpoints that stay on disk")
+
+
+class TrackingConfig(BaseModel, extra="forbid", frozen=True):
+    """MLflow; the store is MLFLOW_TRACKING_URI, or mlflow.db in the working directory."""
+
+    mlflow: bool = True
+    experiment: str = Field("moe-testbed", min_length=1, description="name of the MLflow experiment")
+
+
+class RuntimeConfig(BaseModel, extra="forbid", frozen=True):
+    """Where a run computes."""
+
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: a GPU if torch sees one")
+    threads: int = Field(
+        0, ge=0, description="of torch on the CPU; 0: torch's own choice, which OMP_NUM_THREADS decides"
+    )
+
+
+class ExperimentConfig(BaseModel, extra="forbid", frozen=True):
+    """One training: data, model, routing and how it is trained."""
+
+    name: str = Field(pattern=NAME_PATTERN, description="part of the run folder's name")
+    seed: int = Field(
+        1, ge=0, le=2**31 - 1, description="of the initial weights, the order of the data and the random routers"
+    )
+    data: DataConfig
+    model: ModelConfig
+    routing: RoutingConfig
+    training: TrainingConfig
+    parallel: ParallelConfig = ParallelConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    statistics: StatisticsConfig = StatisticsConfig()
+    examination: ExaminationConfig = ExaminationConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    tracking: TrackingConfig = TrackingConfig()
+    runtime: RuntimeConfig = RuntimeConfig()
+
+    @property
+    def causal(self) -> bool:
+        """No evaluation loss of a token depends on later tokens."""
+        return self.model.dense_baseline or self.routing.causal
+
+    @model_validator(mode="after")
+    def _experts_are_shared_evenly(self) -> ExperimentConfig:
+        ranks, experts = self.parallel.expert_parallel_size, self.model.moe.num_ffn_experts
+        if experts % ranks:
+            split = " times model.moe.split" if self.model.moe.split > 1 else ""
+            raise ValueError(
+                f"parallel.expert_parallel_size is {ranks}, which does not divide model.moe.num_experts{split} = "
+                f"{experts}; use one of {', '.join(str(n) for n in range(1, experts + 1) if experts % n == 0)}"
+            )
+        if ranks > 1 and self.training.zero_stage == 0 and self.training.gradient_clipping > 0:
+            raise ValueError(
+                f"training.zero_stage is 0 with training.gradient_clipping {self.training.gradient_clipping:g} and "
+                f"parallel.expert_parallel_size {ranks}: DeepSpeed clips wrongly then; "
+                "set training.zero_stage to 1 or 2, or training.gradient_clipping to 0"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _domains_have_experts(self) -> ExperimentConfig:
+        routing, router = self.routing, self.routing.router
+        if self.model.dense_baseline or not routing.needs_domains:
+            return self
+        unlabelled = [name for name, domain in self.data.mix.domains.items() if not domain.labelled]
+        if unlabelled:
+            key, value = ("router.name", router.name) if router.needs_domains else ("input", routing.input.value)
+            raise ValueError(
+                f"routing.{key} is {value}, which needs a label for every token, but data.mix.domains.{unlabelled[0]} "
+                "is not labelled; set its `labelled` to true, leave it out, or choose another "
+                f"{key.partition('.')[0]}"
+            )
+        if isinstance(router, ReferenceConfig):
+            self._groups_have_experts(router)
+        return self
+
+    def _groups_have_experts(self, router: ReferenceConfig) -> None:
+        moe, domains = self.model.moe, list(self.data.mix.domains)
+        if moe.num_zero_computation_experts:
+            raise ValueError(
+                f"routing.router.name is {router.name}, whose groups would hold the zero-computation experts of "
+                "model.moe unevenly; set model.moe.num_zero_experts, num_copy_experts and num_constant_experts to 0, "
+                "or choose another router"
+            )
+        if router.partition is not None:
+            refuse_unknown_domains(domains, router.partition)
+        group_sizes(moe.num_ffn_experts, (1.0,) * router.groups_of(domains).num_groups, moe.choices)
+
+
+def load_experiment(path: str | Path, overrides: Iterable[str] = ()) -> ExperimentConfig:
+    """The experiment in a YAML file, under overrides like ``training.steps=100``.
+
+    Args:
+        path: of the file; one that is not there is looked for among the embedded configs.
+
+    Raises:
+        ConfigError: one line that says what is wrong, where, what is allowed and how to mend it.
+    """
+    return check_experiment(experiment_tree(path, overrides))
+
+
+def experiment_tree(path: str | Path, overrides: Iterable[str] = ()) -> Node:
+    """The layers of `load_experiment`, merged but not yet checked."""
+    tree = load_file(find_file(str(path), Path.cwd(), "command line"), RULES)
+    return merge(tree, parse_overrides(overrides, RULES), RULES)
+
+
+def check_experiment(tree: Node) -> ExperimentConfig:
+    """The typed experiment of a merged tree. Raises ConfigError."""
+    return validate(ExperimentConfig, tree, VARIANTS)
+
+
+def run_name(config: ExperimentConfig, overrides: Iterable[str] = ()) -> str:
+    """Name of the run folder of an experiment that is trained by itself: NAME-seedSEED, and what else was overridden.
+
+    The same overrides, in whatever order, give the same name. A digest keeps apart what the readable part does not.
+    """
+    tree = to_plain(parse_overrides(overrides, Rules()))
+    others = {key: value for key, value in tree.items() if key not in ("name", "seed")}
+    name = f"{config.name}-seed{config.seed}"
+    if not others:
+        return name
+    text = json.dumps(others, sort_keys=True)
+    words = re.sub(r"[^\w.]+", "-", text)[:_READABLE].strip("-")
+    return f"{name}-{words}-{hashlib.sha256(text.encode()).hexdigest()[:6]}"
+
+
+def dump_config(config: BaseModel) -> str:
+    """The whole config as YAML, defaults written out; loads back to an equal object."""
+    return to_yaml(config.model_dump(mode="json"))
+
+
+def explain_experiment(path: str | Path, overrides: Iterable[str] = ()) -> str:
+    """The whole config as YAML, each value with a comment that says where it comes from. Raises ConfigError."""
+    tree = experiment_tree(path, overrides)
+    plain = check_experiment(tree).model_dump(mode="json")
+    return to_yaml(plain, {keys: _source(tree, keys) for keys in _leaves(plain, ())})
+
+
+def _source(tree: Node, keys: Keys) -> str:
+    node = lookup(tree, [int(key) if key.isdigit() else key for key in keys])
+    return "default" if node is None else str(node.origin)
+
+
+def _leaves(value: Any, at: Keys) -> list[Keys]:
+    if not is_block(value):
+        return [at]
+    items = value.items() if isinstance(value, dict) else enumerate(value)
+    return [keys for key, child in items for keys in _leaves(child, (*at, str(key)))]

@@ -1,0 +1,200 @@
+"""The numbers of analysis.npz: what experts cause, and how alike they are.
+
+Intervals are over seeds where there are several, else over the sequences of the sample, drawn within each domain.
+
+Shapes: Y MoE layers, E experts, D domains, N sequences of the sample, S seeds.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moe_testbed.launcher.report.numbers.values import Results, by_layer, layered, over_layers, stat
+from moe_testbed.launcher.report.read.arrays import Analysis
+from moe_testbed.routing import metrics
+from moe_testbed.routing.metrics import Interval
+from moe_testbed.routing.metrics.bootstrap import draws, percentile_interval
+
+Floats = NDArray[np.float64]
+Integers = NDArray[np.int64]
+
+Measure = Callable[[Floats, Integers], float]
+"""Of a layer's damage [E, D] and its experts' owners [E]."""
+
+RESAMPLES = 100
+"""Of the measures whose every resample costs a table of damage."""
+
+
+def causes(analyses: Sequence[Analysis], domains: Sequence[str]) -> Results | None:
+    """What barring, replacing and forcing do to the loss. None without any of it."""
+    found: Results = {
+        **_ablation(
+            analyses, "ablation_loss_YEN", {"specificity": metrics.mean_specificity, "ablation_damage": _own_damage}
+        ),
+        **_ablation(analyses, "mean_loss_YEN", {"mean_replacement_damage": _own_damage}),
+        **_forced(analyses, domains),
+        "ablation_matrix": _ablation_matrix(analyses, len(domains)),
+    }
+    if not any(value is not None for value in found.values()):
+        return None
+    barred = [a.ablation_loss_YEN for a in analyses if a.ablation_loss_YEN is not None]
+    return {
+        "sequences": min(len(analysis.baseline_loss_N) for analysis in analyses),
+        "experts": int(np.isfinite(barred[0]).any(axis=2).sum()) if barred else 0,
+        "experts_in_all": int(barred[0][..., 0].size) if barred else 0,
+        **found,
+    }
+
+
+def redundancy(analyses: Sequence[Analysis], widths: Sequence[object] = ()) -> Results | None:
+    """How alike experts are: means over the pairs of each layer, and the rank of their stacked outputs.
+
+    widths: model.hidden_size of each training analysed, for `cka_chance`, which is None where one is not known.
+    """
+
+    def pairs(name: str, mean: Callable[[Floats], float]) -> Results | None:
+        def of_layers(analysis: Analysis) -> list[float] | None:
+            tables_YEE = getattr(analysis, name)
+            return None if tables_YEE is None else [mean(table_EE) for table_EE in tables_YEE]
+
+        return by_layer(analyses, of_layers)
+
+    found = {
+        "expert_cosine": pairs("expert_cosine_YEE", _mean_of_pairs),
+        "expert_cka": pairs("expert_cka_YEE", _mean_of_pairs),
+        "effective_rank": by_layer(
+            analyses, lambda analysis: None if analysis.effective_rank_Y is None else analysis.effective_rank_Y.tolist()
+        ),
+        "weight_cosine": pairs("weight_cosine_YEE", _mean_of_pairs),
+    }
+    if not any(value is not None for value in found.values()):
+        return None
+    tokens = [analysis.redundancy_tokens for analysis in analyses if analysis.redundancy_tokens is not None]
+    return {**found, "cka_chance": _cka_chance(tokens, widths), "tokens": min(tokens) if tokens else None}
+
+
+def _cka_chance(tokens: Sequence[int], widths: Sequence[object]) -> Results | None:
+    """What independent outputs of width D on T tokens have: about D / (T + D)."""
+    known = [width for width in widths if isinstance(width, int)]
+    if not known or not len(known) == len(widths) == len(tokens):
+        return None
+    return stat([width / (num_tokens + width) for width, num_tokens in zip(known, tokens, strict=True)])
+
+
+def _ablation(analyses: Sequence[Analysis], losses: str, measures: dict[str, Measure]) -> Results:
+    """Measures of the damage that losing experts does, from the losses of this name."""
+    present = [a for a in analyses if getattr(a, losses) is not None and a.owner_YE is not None]
+    if not present:
+        return dict.fromkeys(measures)
+    every = [_damage(analysis, getattr(analysis, losses)) for analysis in present]
+    resampled = list(_resampled_damage(present[0], getattr(present[0], losses))) if len(present) == 1 else []
+    found: Results = {}
+    for name, measure in measures.items():
+        values = [_by_layer(measure, damage, analysis) for damage, analysis in zip(every, present, strict=True)]
+        means = [over_layers(layers) for layers in values]
+        drawn = [over_layers(_by_layer(measure, damage_YED, present[0])) for damage_YED in resampled]
+        found[name] = layered(values, _over_seeds(means) or _percentiles(means[0], drawn))
+    return found
+
+
+def _damage(analysis: Analysis, losses_YEN: Floats) -> Floats:
+    """[Y, E, D]."""
+    return np.stack(
+        [
+            metrics.ablation_damage(losses_EN, analysis.baseline_loss_N, analysis.sequence_domain_N)
+            for losses_EN in losses_YEN
+        ]
+    )
+
+
+def _resampled_damage(analysis: Analysis, losses_YEN: Floats) -> Iterator[Floats]:
+    """The damage [Y, E, D] in each resample: sequences are drawn with replacement within their domain."""
+    rng = np.random.default_rng(0)
+    change_YEN = losses_YEN - analysis.baseline_loss_N
+    by_domain = [np.flatnonzero(analysis.sequence_domain_N == d) for d in range(len(analysis.domains))]
+    weights_RND = np.zeros((RESAMPLES, len(analysis.baseline_loss_N), len(by_domain)))
+    for d, of_domain in enumerate(by_domain):
+        if len(of_domain):
+            weights_RND[:, of_domain, d] = draws(rng, len(of_domain), RESAMPLES) / len(of_domain)
+    return (change_YEN @ weights_ND for weights_ND in weights_RND)
+
+
+def _by_layer(measure: Measure, damage_YED: Floats, analysis: Analysis) -> list[float]:
+    assert analysis.owner_YE is not None
+    return [measure(damage_ED, owner_E) for damage_ED, owner_E in zip(damage_YED, analysis.owner_YE, strict=True)]
+
+
+def _own_damage(damage_ED: Floats, owner_E: Integers) -> float:
+    """Mean over experts of the damage to the domain that they serve most."""
+    own_E = damage_ED[np.arange(len(owner_E)), owner_E]
+    known_E = (owner_E >= 0) & ~np.isnan(own_E)
+    return float(own_E[known_E].mean()) if known_E.any() else math.nan
+
+
+def _ablation_matrix(analyses: Sequence[Analysis], num_domains: int) -> list[list[float]] | None:
+    """Domains x owner domain: mean over seeds, layers and the owner's experts of the damage; nan where it owns none."""
+    by_owner: list[list[Floats]] = [[] for _ in range(num_domains)]
+    for analysis in analyses:
+        if analysis.ablation_loss_YEN is None or analysis.owner_YE is None:
+            continue
+        for damage_ED, owner_E in zip(_damage(analysis, analysis.ablation_loss_YEN), analysis.owner_YE, strict=True):
+            for owner, damage_D in zip(owner_E, damage_ED, strict=True):
+                if owner >= 0 and np.isfinite(damage_D).any():
+                    by_owner[owner].append(damage_D)
+    if not any(by_owner):
+        return None
+    columns = [np.mean(rows, axis=0) if rows else np.full(num_domains, np.nan) for rows in by_owner]
+    whole: list[list[float]] = np.stack([np.resize(column, num_domains) for column in columns], axis=1).tolist()
+    return whole
+
+
+def _forced(analyses: Sequence[Analysis], domains: Sequence[str]) -> Results:
+    """The price of keeping to one's own group, that of another's, and the whole matrix."""
+    present = [analysis for analysis in analyses if analysis.forced_loss_DN is not None]
+    if not present:
+        return dict.fromkeys(("keep_only_group", "keep_only_group_by_domain", "forced_elsewhere", "forced_matrix"))
+    matrices = np.stack(
+        [metrics.forced_matrix(_forced_losses(a), a.baseline_loss_N, a.sequence_domain_N) for a in present]
+    )
+    found: Results = {
+        "keep_only_group": _change(present, metrics.own_group_loss),
+        "keep_only_group_by_domain": {domain: stat(matrices[:, d, d].tolist()) for d, domain in enumerate(domains)},
+        "forced_elsewhere": _change(present, metrics.other_groups_loss) if len(domains) > 1 else None,
+        "forced_matrix": matrices.mean(axis=0).tolist(),
+    }
+    return found
+
+
+def _change(analyses: Sequence[Analysis], forced: Callable[[Floats, Integers], Floats]) -> Results:
+    """The loss under the intervention less the sample's own, mean over domains of equal weight."""
+    changes = []
+    for analysis in analyses:
+        loss_N = forced(_forced_losses(analysis), analysis.sequence_domain_N)
+        changes.append(metrics.lead(loss_N, analysis.baseline_loss_N, analysis.sequence_domain_N))
+    values = [change.value for change in changes]
+    return stat(values, _over_seeds(values) or changes[0])
+
+
+def _forced_losses(analysis: Analysis) -> Floats:
+    assert analysis.forced_loss_DN is not None
+    return analysis.forced_loss_DN
+
+
+def _over_seeds(values: Sequence[float]) -> Interval | None:
+    return metrics.seeds_interval(values) if len(values) > 1 else None
+
+
+def _percentiles(value: float, resampled: Sequence[float]) -> Interval:
+    finite = np.array([found for found in resampled if math.isfinite(found)])
+    unit = "evaluation sequences"
+    return percentile_interval(value, finite, unit) if finite.size else Interval(value, math.nan, math.nan, unit)
+
+
+def _mean_of_pairs(table_EE: Floats) -> float:
+    """Mean over the pairs of different experts that have a value."""
+    pairs = table_EE[~np.eye(len(table_EE), dtype=bool) & ~np.isnan(table_EE)]
+    return float(pairs.mean()) if pairs.size else math.nan

@@ -1,0 +1,57 @@
+"""results.csv: every number of results.json in a row of its own, for spreadsheets and data frames."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterator
+from typing import Any
+
+from moe_testbed.launcher.report.numbers.values import Results
+
+COLUMNS = (
+    "run", "role", "router", "quantity", "form", "moe_layer", "domain",
+    "mean", "spread", "low", "high", "over", "seeds",
+)  # fmt: skip
+NOT_A_NUMBER = ("label", "description", "role", "router", "causal", "trainings", "over_training")
+"""Parts of a run that have no rows: words, and the curves, which are lists of steps."""
+
+
+def csv_text(results: Results) -> str:
+    """The whole file. `form` is top_1, top_k or top_k_kept, or the part of the results that a quantity belongs to."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    for run in results["runs"]:
+        head = (run["label"], run["role"], run["router"])
+        for name, part in run.items():
+            if name not in NOT_A_NUMBER:
+                writer.writerows((*head, *row) for row in _rows(name, part, ""))
+    return text.getvalue()
+
+
+def _rows(name: str, part: Any, form: str) -> Iterator[tuple[Any, ...]]:
+    """The rows of one number, or of all the numbers within a part; what is no number or was not recorded has none."""
+    if not isinstance(part, dict):
+        return
+    if "mean" in part or "undefined" in part:
+        yield from _number(name, part, form, "")
+    elif name.endswith("_by_domain"):
+        for domain, number in part.items():
+            yield from _number(name.removesuffix("_by_domain"), number, form, domain)
+    else:
+        for key, inner in part.items():
+            yield from _rows(key, inner, name)
+
+
+def _number(name: str, number: Results, form: str, domain: str) -> Iterator[tuple[Any, ...]]:
+    """A row for the number, and one for each layer, if it has layers."""
+    has_layers = "layers" in number
+    yield _row(name, number, form, "mean" if has_layers else "", domain)
+    for layer, of_layer in enumerate(number.get("layers", ())):
+        yield _row(name, of_layer, form, layer, domain)
+
+
+def _row(name: str, number: Results, form: str, layer: object, domain: str) -> tuple[Any, ...]:
+    mean = number["value"] if "value" in number else number["mean"]
+    return (name, form, layer, domain, mean, *(number.get(key) for key in ("spread", "low", "high", "over", "seeds")))

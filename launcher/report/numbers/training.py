@@ -1,0 +1,112 @@
+"""Over training: load, information, saturation and fluctuation by step, and when each layer settles.
+
+Load and information are those of each step's training batch; saturation and fluctuation those of a fixed probe. The
+files of a run are read one at a time, so that memory does not grow with their number.
+
+Shapes: Y MoE layers, T probe tokens, W places for choices.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from moe_testbed.launcher.report.numbers.values import Results, layered, over_layers, stat
+from moe_testbed.launcher.report.read.arrays import DAMAGED, Statistics, read_statistics
+from moe_testbed.launcher.report.read.records import Training
+from moe_testbed.routing import metrics
+
+COUNTED = {
+    "domain_information": metrics.domain_information,
+    "normalised_effective_experts": metrics.normalised_effective_experts,
+    "max_violation": metrics.max_violation,
+}
+CURVES = (*COUNTED, "saturation", "fluctuation")
+
+
+@dataclass(frozen=True)
+class Course:
+    """One training: each curve's value, the mean over layers, by step; and the step at which each layer settles."""
+
+    curves: dict[int, dict[str, float]]
+    settled_Y: list[float]
+
+
+def over_training(trainings: Sequence[Training]) -> tuple[Results | None, list[str]]:
+    """The curves of a run, with the range of its seeds, on the steps that they share; and what was left out."""
+    courses, notes = [], []
+    for training in trainings:
+        course, problem = _course(training.statistics_paths)
+        if problem is not None:
+            notes.append(f"{training.label}, seed {training.seed}: {problem}")
+        if course is not None:
+            courses.append(course)
+    if not courses:
+        return None, notes
+    steps = sorted(set.intersection(*(set(course.curves) for course in courses)))
+    curves = {}
+    for name in CURVES:
+        values = [[course.curves[step][name] for course in courses] for step in steps]
+        curves[name] = {
+            "mean": [stat(seeds)["mean"] for seeds in values],
+            "low": [min(seeds) for seeds in values],
+            "high": [max(seeds) for seeds in values],
+        }
+    layers = {len(course.settled_Y) for course in courses}
+    settled = layered(course.settled_Y for course in courses) if len(layers) == 1 else None
+    return {"steps": steps, "seeds": len(courses), "curves": curves, "settled_step": settled}, notes
+
+
+def _course(paths: list[Path]) -> tuple[Course | None, str | None]:
+    """One training's curves; None where there is nothing to draw. A file that cannot be used is left out and told."""
+    left_out: list[str] = []
+    final = next((found for path in reversed(paths) if (found := _read(path, left_out)) is not None), None)
+    left_out.clear()  # the files are read once more, in order
+    if final is None:
+        return None, f"none of its {len(paths)} statistics files can be used" if paths else None
+    if not len(final.expert_ids_YTW):
+        return None, None
+    curves: dict[int, dict[str, float]] = {}
+    saturations: list[list[float]] = []
+    before: Statistics | None = None
+    for path in paths:
+        now = _read(path, left_out)
+        if now is None:
+            continue
+        if now.expert_ids_YTW.shape[:2] != final.expert_ids_YTW.shape[:2]:
+            left_out.append(f"{path.name} has other layers or tokens than the last one")
+            continue
+        saturations.append(
+            [
+                metrics.saturation(ids_TW, last_TW)
+                for ids_TW, last_TW in zip(now.expert_ids_YTW, final.expert_ids_YTW, strict=True)
+            ]
+        )
+        curves[now.step] = {**_counted(now), "saturation": over_layers(saturations[-1]), "fluctuation": math.nan}
+        if before is not None:
+            pairs = zip(now.expert_ids_YTW, before.expert_ids_YTW, strict=True)
+            curves[now.step]["fluctuation"] = over_layers([metrics.fluctuation(*pair) for pair in pairs])
+        before = now
+    steps = list(curves)
+    settled = [metrics.settled_at(steps, np.array(values)) for values in zip(*saturations, strict=True)]
+    problem = f"{len(left_out)} of {len(paths)} statistics files left out: {left_out[0]}" if left_out else None
+    return Course(curves, [math.nan if step is None else float(step) for step in settled]), problem
+
+
+def _counted(statistics: Statistics) -> dict[str, float]:
+    counts_YDE = statistics.counts_top_k_YDE
+    if counts_YDE is None:
+        return dict.fromkeys(COUNTED, math.nan)
+    return {name: over_layers([metric(counts_DE) for counts_DE in counts_YDE]) for name, metric in COUNTED.items()}
+
+
+def _read(path: Path, left_out: list[str]) -> Statistics | None:
+    try:
+        return read_statistics(path)
+    except DAMAGED as error:
+        left_out.append(f"{path.name} cannot be read ({' '.join(str(error).split())})")
+        return None

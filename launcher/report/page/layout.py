@@ -1,0 +1,138 @@
+"""What stands where on the page: the sections in their order, and the groups of the result table's columns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from moe_testbed.launcher.report.tables.extra_tables import ExtraTable
+    from moe_testbed.launcher.report.tables.table import Column
+
+
+NARROW = 6
+"""Columns of a table that has room in half of a wide page."""
+
+
+@dataclass(frozen=True)
+class Heading:
+    """A section's title, its short form for the navigation, and what a reader must know to read it."""
+
+    title: str
+    short: str
+    text: str = ""
+
+
+@dataclass(frozen=True)
+class Image:
+    """A picture as the page shows it; `run` is the run that it belongs to, if it belongs to one."""
+
+    name: str
+    section: str
+    title: str
+    caption: str
+    source: str
+    width: int
+    height: int
+    run: str | None
+
+
+@dataclass(frozen=True)
+class Section:
+    """One section with what stands in it."""
+
+    name: str
+    heading: Heading
+    pictures: tuple[Image, ...]
+    tables: tuple[ExtraTable, ...]
+
+    @property
+    def beside(self) -> bool:
+        """Whether its only picture and its tables fit side by side."""
+        return len(self.pictures) == 1 and 0 < max((len(table.columns) for table in self.tables), default=0) <= NARROW
+
+
+@dataclass(frozen=True)
+class Group:
+    """Neighbouring columns of the result table: those always shown, then those behind the switch."""
+
+    title: str
+    main: tuple[Column, ...]
+    more: tuple[Column, ...]
+
+
+HEADINGS = {
+    "overview": Heading("Do experts specialise, and are all of them used?", "Overview"),
+    "curves": Heading("Loss curves", "Curves"),
+    "training": Heading("Over training", "Training", "When routing settles, and how it gets there."),
+    "domains": Heading("Loss by domain", "Domains"),
+    "routing": Heading(
+        "Which experts serve which domain",
+        "Experts",
+        "Share of each domain's assignments by expert; experts are ordered by the domain that they serve most, with a "
+        "white line where it changes. The colours are the same for every run: yellow is each expert's share if experts "
+        "were divided evenly among domains, or four times the even share where domains outnumber experts.",
+    ),
+    "agreement": Heading("Agreement with the reference's groups", "Agreement"),
+    "layers": Heading("Layer by layer", "Layers"),
+    "router": Heading("How sure routers are", "Router"),
+    "causal": Heading(
+        "What experts do",
+        "Causes",
+        "Measured by intervening: barring an expert, or forcing tokens to another domain's experts.",
+    ),
+    "redundancy": Heading("Do experts do the same?", "Redundancy"),
+    "vocabulary": Heading("Domains or words?", "Vocabulary"),
+}
+"""Sections in their order; others follow under their own names."""
+
+GROUPS = {
+    "Loss": ("loss", "recovered", "perplexity"),
+    "Specialization": ("domain_information", "purity", "domain_information_shuffled"),
+    "Utilization": ("normalised_effective_experts", "dead_experts", "max_violation", "experts_per_token", "drop_rate"),
+    "Cost": ("tokens_per_second", "parameters"),
+}
+"""The result table's columns by group; columns of other metrics follow in a group of their own."""
+
+ALWAYS_SHOWN = (
+    "loss",
+    "recovered",
+    "domain_information",
+    "purity",
+    "normalised_effective_experts",
+    "dead_experts",
+    "max_violation",
+    "tokens_per_second",
+)
+"""The metrics that answer the reader's first questions; the others stand behind a switch."""
+
+
+def grouped(columns: Iterable[Column]) -> list[Group]:
+    """The columns by group, in each group those always shown first."""
+    columns = tuple(columns)
+    group_of = {metric: title for title, metrics in GROUPS.items() for metric in metrics}
+    groups = []
+    for title in (*GROUPS, "Further"):
+        members = [column for column in columns if group_of.get(column.metric, "Further") == title]
+        main = tuple(column for column in members if column.metric in ALWAYS_SHOWN)
+        more = tuple(column for column in members if column.metric not in ALWAYS_SHOWN)
+        if members:
+            groups.append(Group(title, main, more))
+    return groups
+
+
+def sections(pictures: Sequence[Image], tables: Sequence[ExtraTable]) -> list[Section]:
+    """The sections that have anything to show."""
+    used = [picture.section for picture in pictures] + [table.section for table in tables]
+    names = dict.fromkeys((*HEADINGS, *used))
+    found = [
+        Section(
+            name,
+            HEADINGS.get(name) or Heading(name.capitalize(), name.capitalize()),
+            tuple(picture for picture in pictures if picture.section == name),
+            tuple(table for table in tables if table.section == name),
+        )
+        for name in names
+    ]
+    return [section for section in found if section.pictures or section.tables]

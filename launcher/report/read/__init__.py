@@ -1,0 +1,1 @@
+"""Run folders as records and arrays, read leniently."""

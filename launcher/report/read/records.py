@@ -1,0 +1,243 @@
+"""Run folders and suite folders as records: read leniently, so that a report of an old or broken suite is made."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from numpy.typing import NDArray
+
+from moe_testbed.launcher.report.read.arrays import DAMAGED, Analysis, Evaluation, read_analysis, read_evaluation
+from moe_testbed.launcher.run.files import read_json, read_json_lines, read_yaml, value_at
+
+
+@dataclass(frozen=True)
+class Training:
+    """One run folder: one run of the suite under one seed. `evaluation` is there only if the training is usable.
+
+    `notes` say in a line each what the folder has and the report leaves out.
+    """
+
+    label: str
+    seed: int
+    folder: Path
+    state: str
+    reason: str | None
+    step: int
+    steps: int
+    config: dict[str, Any]
+    summary: dict[str, Any]
+    manifest: dict[str, Any]
+    evaluation: Evaluation | None
+    analysis: Analysis | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def router(self) -> str:
+        """Name of the router, `dense` for the dense baseline."""
+        if self.setting("model", "dense_baseline"):
+            return "dense"
+        return str(self.setting("routing", "router", "name") or "unknown")
+
+    def curve(self, kind: str, key: str) -> NDArray[np.float64]:
+        """The (step, value) pairs [n, 2] of one value in metrics.jsonl, the last one where a step was written twice."""
+        pairs = {
+            line["step"]: float(line[key])
+            for line in self._lines
+            if line.get("kind") == kind and isinstance(line.get(key), int | float) and isinstance(line.get("step"), int)
+        }
+        return np.array(sorted(pairs.items()), dtype=np.float64).reshape(-1, 2)
+
+    @cached_property
+    def _lines(self) -> list[dict[str, Any]]:
+        return read_json_lines(self.folder / "metrics.jsonl")
+
+    @property
+    def statistics_paths(self) -> list[Path]:
+        """The statistics files in the order of their steps, up to the step of the status."""
+        return [
+            path
+            for path in sorted((self.folder / "statistics").glob("step_*.npz"))
+            if path.stem.removeprefix("step_").isdigit() and int(path.stem.removeprefix("step_")) <= self.step
+        ]
+
+    @property
+    def split(self) -> str:
+        """Which split was evaluated: validation or tuning."""
+        return str(self.setting("evaluation", "split") or "validation")
+
+    @property
+    def sequence_length(self) -> int | None:
+        """Tokens of a sequence that was evaluated: a training's own, or what a model of the hub was given."""
+        return self.setting("evaluation", "sequence_length") or self.setting("data", "sequence_length")
+
+    def setting(self, *keys: str) -> Any:
+        """The value under these keys, one in the other, of the config; None if it is not there."""
+        return value_at(self.config, *keys)
+
+
+@dataclass(frozen=True)
+class Suite:
+    """A suite folder: what suite.yaml says, and a training for every run and seed, missing ones included.
+
+    `analysis`: it is one of analysed checkpoints, of which the trainings are not known.
+    """
+
+    name: str
+    folder: Path
+    descriptions: dict[str, str]
+    reference: tuple[str, ...]
+    control: str | None
+    seeds: tuple[int, ...]
+    trainings: tuple[Training, ...]
+    analysis: bool = False
+
+    @property
+    def notes(self) -> list[str]:
+        """What the run folders have and the report leaves out, in a line each."""
+        return [f"{t.label}, seed {t.seed}: {note}" for t in self.trainings for note in t.notes]
+
+    def of(self, label: str) -> list[Training]:
+        """The trainings of one run, in the order of the seeds."""
+        return [training for training in self.trainings if training.label == label]
+
+    def evaluations(self, label: str) -> dict[int, Evaluation]:
+        """The last evaluations of one run's trainings that finished, by seed."""
+        return {t.seed: t.evaluation for t in self.of(label) if t.evaluation is not None}
+
+
+def read_suite(suite_dir: Path) -> Suite:
+    """Read a suite folder; broken runs become failed trainings.
+
+    Raises ValueError, in one line, if suite.yaml cannot be read or does not say which trainings there are.
+    """
+    path = suite_dir / "suite.yaml"
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ValueError(f"{suite_dir} is not a suite's folder: {path.name} cannot be read ({_words(error)})") from None
+    if not isinstance(content, dict) or not content.get("runs"):
+        raise ValueError(f"{path} names no runs: a suite needs a mapping `runs` from labels to descriptions")
+    _check(path, content)
+    runs = {str(label): run for label, run in content["runs"].items()}
+    seeds = tuple(content.get("seeds") or (1,))
+    reference = content.get("reference") or ()
+    trainings = [read_training(suite_dir, label, seed) for label in runs for seed in seeds]
+    return Suite(
+        name=str(content.get("name", suite_dir.name)),
+        folder=suite_dir,
+        descriptions={label: _description(run) for label, run in runs.items()},
+        reference=(reference,) if isinstance(reference, str) else tuple(map(str, reference)),
+        control=content.get("control"),
+        seeds=seeds,
+        trainings=tuple(_comparable(trainings)),
+        analysis="analysis" in content,
+    )
+
+
+def _check(path: Path, content: dict[str, Any]) -> None:
+    """Raises ValueError if a key of suite.yaml that the report reads has a value of another kind than it must have."""
+    runs, seeds, reference, control = (content.get(key) for key in ("runs", "seeds", "reference", "control"))
+    different = (
+        isinstance(seeds, list)
+        and all(type(seed) is int and seed >= 0 for seed in seeds)
+        and len(set(seeds)) == len(seeds)
+    )
+    labels = isinstance(reference, list) and all(isinstance(label, str | int) for label in reference)
+    for key, fits, allowed in (
+        ("runs", isinstance(runs, dict), "a mapping from labels to descriptions"),
+        ("seeds", seeds is None or different, "a list of different whole numbers of at least 0, such as [1, 2]"),
+        ("reference", reference is None or isinstance(reference, str) or labels, "a label in runs, or a list of them"),
+        ("control", control is None or isinstance(control, str), "a label in runs"),
+    ):
+        if not fits:
+            raise ValueError(f"{path}: {key} is {content[key]!r}, but must be {allowed}")
+
+
+def read_training(suite_dir: Path, label: str, seed: int) -> Training:
+    """Read one run folder. The state is finished, or failed, stopped, running or missing with a reason."""
+    folder = suite_dir / f"{label}-seed{seed}"
+    status = read_json(folder / "status.json")
+    step, steps = (value if isinstance(value := status.get(key), int) else 0 for key in ("step", "steps"))
+    state, reason = str(status.get("state", "missing")), status.get("reason")
+    evaluation, analysis, notes = None, None, []
+    if state == "finished":
+        try:
+            evaluation, left_out = read_evaluation(folder, step)
+            notes += [f"left out of its evaluation: {line}" for line in left_out]
+        except DAMAGED as error:
+            state, reason = "failed", f"its evaluation cannot be used: {_words(error)}"
+    elif state == "missing":
+        reason = "not started"
+    elif reason is None:
+        reason = f"cut off at step {step} of {steps}" if state == "running" else "no reason recorded"
+    if evaluation is not None:
+        try:
+            analysis, left_out = read_analysis(folder, evaluation.domains)
+            notes += [f"left out of analysis.npz: {line}" for line in left_out]
+        except FileNotFoundError:
+            pass  # a run that was not analysed
+        except DAMAGED as error:
+            notes.append(f"analysis.npz cannot be used: {_words(error)}")
+    return Training(
+        label=label,
+        seed=seed,
+        folder=folder,
+        state=state,
+        reason=reason,
+        step=step,
+        steps=steps,
+        config=read_yaml(folder / "config.yaml"),
+        summary=read_json(folder / "summary.json"),
+        manifest=read_json(folder / "manifest.json"),
+        evaluation=evaluation,
+        analysis=analysis,
+        notes=tuple(notes),
+    )
+
+
+def _comparable(trainings: list[Training]) -> Iterator[Training]:
+    """The trainings, those failed that have no place beside the first usable one of the suite or of their run."""
+    first: Evaluation | None = None
+    first_of_run: dict[str, Training] = {}
+    for training in trainings:
+        evaluation, reason = training.evaluation, None
+        if evaluation is not None:
+            first = first or evaluation
+            shape = evaluation.counts_top_k_YDE.shape
+            other = first_of_run.setdefault(training.label, training)
+            assert other.evaluation is not None
+            if not _same_sequences(first, evaluation):
+                reason = "evaluated on other domains or sequences than the first run of the suite"
+            elif shape != other.evaluation.counts_top_k_YDE.shape:
+                reason = (
+                    f"its counts are for {_sizes(shape)}, those of seed {other.seed} for "
+                    f"{_sizes(other.evaluation.counts_top_k_YDE.shape)}"
+                )
+        if reason is None:
+            yield training
+        else:
+            yield replace(training, state="failed", reason=reason, evaluation=None, analysis=None, notes=())
+
+
+def _sizes(shape: tuple[int, ...]) -> str:
+    return "{} MoE layers x {} domains x {} experts".format(*shape)
+
+
+def _same_sequences(one: Evaluation, other: Evaluation) -> bool:
+    return one.domains == other.domains and np.array_equal(one.sequence_domain_N, other.sequence_domain_N)
+
+
+def _words(error: BaseException) -> str:
+    """The error in one line; a KeyError says only a name."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return f"it has no {text}" if isinstance(error, KeyError) else text
+
+
+def _description(run: object) -> str:
+    return str(run.get("description") or "") if isinstance(run, dict) else str(run or "")

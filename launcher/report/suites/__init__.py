@@ -1,0 +1,1 @@
+"""Suites compared with one another."""

@@ -1,0 +1,152 @@
+"""How far apart two suites are in one run: differences with their intervals, paired where that is possible.
+
+Shapes: A runs, R resamples.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moe_testbed.launcher.report.numbers.values import Results, over_layers
+from moe_testbed.launcher.report.read.arrays import Evaluation, paired_losses
+from moe_testbed.launcher.report.read.records import Suite
+from moe_testbed.routing import metrics
+from moe_testbed.routing.metrics.bootstrap import Interval, percentile_interval, seeds_interval
+from moe_testbed.routing.metrics.gap import resampled_losses
+
+Counted = Callable[[NDArray[np.int64]], float]
+ROUTING: dict[str, Counted] = {
+    "domain_information": metrics.domain_information,
+    "normalised_effective_experts": metrics.normalised_effective_experts,
+}
+
+
+@dataclass(frozen=True)
+class Summarised:
+    """A suite, the name that it has in the comparison, and its results."""
+
+    suite: Suite
+    name: str
+    results: Results
+
+    @cached_property
+    def runs(self) -> dict[str, Results]:
+        """The results of the runs by label."""
+        return {run["label"]: run for run in self.results["runs"]}
+
+    @property
+    def ends(self) -> list[str]:
+        """The labels of the control and of the best reference."""
+        return [str(self.suite.control), str(self.results["reference"]["best"])]
+
+
+def estimate(run: Results, metric: str) -> Results:
+    """Value, low, high and over; low and high are null where the report has no interval."""
+    if metric == "recovered":
+        return {name: run["recovered"][name] for name in ("value", "low", "high", "over")}
+    stat = run["loss"] if metric == "loss" else run["routing"]["top_k"][metric]
+    return {"value": stat["mean"], **{name: stat.get(name) for name in ("low", "high", "over")}}
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two suites; a difference is the other one's value less the first one's."""
+
+    one: Summarised
+    other: Summarised
+
+    @cached_property
+    def same(self) -> str:
+        """`sequences`, `data` or `nothing`: how much of what the two suites were evaluated on is the same."""
+        trainings = [t for member in (self.one, self.other) for t in member.suite.trainings if t.evaluation is not None]
+        data = [(training.manifest, training.split) for training in trainings]
+        if not data or not data[0][0] or any(content != data[0] for content in data):
+            return "nothing"
+        lengths = {training.sequence_length for training in trainings}
+        first, last = trainings[0].evaluation, trainings[-1].evaluation
+        assert first is not None and last is not None  # chosen above; all of one suite have the same sequences
+        alike = (
+            np.array_equal(getattr(first, name), getattr(last, name))
+            for name in ("domains", "sequence_domain_N", "tokens_D")
+        )
+        return "sequences" if len(lengths) == 1 and all(alike) else "data"
+
+    def difference(self, label: str, metric: str) -> Results:
+        """value, low, high, over and paired; without a value the reason why."""
+        nothing = {"value": None, "low": None, "high": None, "over": None, "paired": False}
+        estimates = [estimate(member.runs[label], metric) for member in (self.one, self.other)]
+        if any(found["value"] is None for found in estimates):
+            return {**nothing, "reason": "no value in both suites"}
+        if metric == "loss" and self.same == "nothing":
+            return {**nothing, "reason": "losses of different data"}
+        paired = self._paired(label, metric) if self.same == "sequences" else None
+        found = paired or independent_difference(*map(_interval, estimates))
+        return {**asdict(found), "paired": paired is not None, "reason": None}
+
+    def _paired(self, label: str, metric: str) -> Interval | None:
+        """The paired difference; None where the seeds differ, or where counts would have to be paired by document."""
+        if metric in ROUTING:
+            one, other = (member.suite.evaluations(label) for member in (self.one, self.other))
+            if len(one) < 2 or set(one) != set(other):
+                return None
+            values = [[_over_layers(ROUTING[metric], run[seed]) for seed in sorted(one)] for run in (one, other)]
+            return seeds_interval(np.subtract(values[1], values[0]))
+        found = self._resampled(label, with_ends=metric == "recovered")
+        if found is None:
+            return None
+        means_A, resampled_RA, over = found
+        if metric == "loss":
+            return percentile_interval(float(means_A[1] - means_A[0]), resampled_RA[:, 1] - resampled_RA[:, 0], over)
+        one_R3, other_R3 = resampled_RA[:, :3], resampled_RA[:, 3:]
+        # As in `gap.recovered`: resamples in which a reference does not lead have no share.
+        usable_R = (one_R3[:, 1] > one_R3[:, 2]) & (other_R3[:, 1] > other_R3[:, 2])
+        shares_R = _share(other_R3[usable_R].T) - _share(one_R3[usable_R].T)
+        return percentile_interval(float(_share(means_A[3:]) - _share(means_A[:3])), shares_R, over)
+
+    def _resampled(self, label: str, with_ends: bool) -> tuple[NDArray[Any], NDArray[Any], str] | None:
+        """`gap.resampled_losses` of the run in both suites, each followed by its suite's ends."""
+        runs = [
+            member.suite.evaluations(name)
+            for member in (self.one, self.other)
+            for name in (label, *(member.ends if with_ends else ()))
+        ]
+        seeds = sorted(runs[0])
+        if not seeds or any(sorted(run) != seeds for run in runs):
+            return None
+        return resampled_losses(*paired_losses([[run[seed] for seed in seeds] for run in runs]))
+
+
+def independent_difference(one: Interval, other: Interval) -> Interval:
+    """`other` less `one` with its interval, for independent estimates with intervals of their own.
+
+    The distances of the bounds from the estimates are added in squares: MOVER, Zou and Donner (2008), "Construction of
+    confidence limits about effect measures: a general approach".
+    """
+    value = other.value - one.value
+    below = math.hypot(other.value - other.low, one.high - one.value)
+    above = math.hypot(other.high - other.value, one.value - one.low)
+    over = one.over if one.over == other.over else f"{one.over} and {other.over}"
+    return Interval(value, value - below, value + above, over)
+
+
+def _interval(found: Results) -> Interval:
+    low, high = (math.nan if found[bound] is None else found[bound] for bound in ("low", "high"))
+    return Interval(found["value"], low, high, found["over"] or "nothing")
+
+
+def _share(losses_3: NDArray[np.float64]) -> NDArray[np.float64]:
+    """`recovered` of the losses of a router, its control and the reference."""
+    router, control, reference = losses_3
+    share: NDArray[np.float64] = (control - router) / (control - reference)
+    return share
+
+
+def _over_layers(metric: Counted, evaluation: Evaluation) -> float:
+    return over_layers([metric(counts_DE) for counts_DE in evaluation.counts_top_k_YDE])

@@ -1,0 +1,205 @@
+"""Tables beside the result table, one for each question that not every run can answer: runs without it are left out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from moe_testbed.launcher.report.numbers.results import ranked
+from moe_testbed.launcher.report.tables.table import Cell
+from moe_testbed.launcher.report.words import NOTHING, interval, number, percent
+
+Results = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class ExtraTable:
+    """A table of runs for one section of the page; the first cell of a row is the run's label."""
+
+    section: str
+    title: str
+    caption: str
+    columns: tuple[str, ...]
+    rows: list[tuple[Cell, ...]]
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A column: its title, the key within a part of the run, decimals, and whether it is shown as per cent."""
+
+    title: str
+    key: str
+    digits: int = 2
+    in_percent: bool = False
+
+
+def extra_tables(results: Results) -> list[ExtraTable]:
+    """The tables that have rows, runs in the order of the result table."""
+    runs = ranked(results)
+    return [table for build in _TABLES for table in build(runs)]
+
+
+def _table(
+    runs: Sequence[Results], part: str, section: str, title: str, caption: str, measures: Sequence[Measure]
+) -> Iterator[ExtraTable]:
+    """A table of one part of the runs; measures that no run has are left out."""
+    having = [run for run in runs if run[part] is not None]
+    shown = [m for m in measures if any(_mean(run[part].get(m.key)) is not None for run in having)]
+    if shown:
+        rows = [(Cell(run["label"]), *(_cell(run[part].get(m.key), m) for m in shown)) for run in having]
+        yield ExtraTable(section, title, caption, ("Run", *(measure.title for measure in shown)), rows)
+
+
+def _mean(stat: Results | None) -> float | None:
+    return None if stat is None else stat["mean"]
+
+
+def _cell(stat: Results | None, measure: Measure) -> Cell:
+    """The mean; beside it the interval, or else the spread."""
+    mean = _mean(stat)
+    if stat is None or mean is None:
+        return Cell(NOTHING)
+    scale = 100 if measure.in_percent else 1
+    text = percent(mean, measure.digits) if measure.in_percent else number(mean, measure.digits)
+    note = ""
+    if stat.get("low") is not None:
+        note = interval(stat, scale, measure.digits)
+    elif stat["spread"] is not None:
+        note = f"± {number(scale * stat['spread'], measure.digits)}"
+    return Cell(text, note, mean)
+
+
+def _training(runs: Sequence[Results]) -> Iterator[ExtraTable]:
+    having = [run for run in runs if run["over_training"] is not None and run["over_training"]["settled_step"]]
+    num_layers = max((len(run["over_training"]["settled_step"]["layers"]) for run in having), default=0)
+    if not num_layers:
+        return
+    rows = []
+    for run in having:
+        layers = run["over_training"]["settled_step"]["layers"]
+        missing = [Cell(NOTHING)] * (num_layers - len(layers))
+        rows.append((Cell(run["label"]), *(_step(layer["mean"]) for layer in layers), *missing))
+    yield ExtraTable(
+        "training",
+        "When each layer settles",
+        "The first step from which on nine tenths of the probe's choices are those of the end, mean over the seeds; "
+        "“not before the end” where a seed has no such step before its last one.",
+        ("Run", *(f"MoE layer {layer}" for layer in range(num_layers))),
+        rows,
+    )
+
+
+def _step(step: float | None) -> Cell:
+    return Cell("not before the end") if step is None else Cell(number(step, 0), value=step)
+
+
+def _agreement(runs: Sequence[Results]) -> Iterator[ExtraTable]:
+    return _table(
+        runs,
+        "agreement",
+        "agreement",
+        "Experts matched to domains",
+        "Each expert is given to one domain, every domain getting its even number of experts, so that as much as "
+        "possible of the routing stays within its own domain's experts.",
+        (
+            Measure("Precision", "precision"),
+            Measure("Coverage", "coverage"),
+            Measure("Regret", "regret"),
+        ),
+    )
+
+
+def _router(runs: Sequence[Results]) -> Iterator[ExtraTable]:
+    yield from _table(
+        runs,
+        "router_measures",
+        "router",
+        "Scores and vectors",
+        "Entropies in nats. Routers without scores, or without a vector for each expert, have no such numbers.",
+        (
+            Measure("Token entropy", "mean_token_entropy"),
+            Measure("Entropy of the mean", "entropy_of_mean"),
+            Measure("Margin", "mean_margin", 3),
+            Measure("Router cosine", "router_cosine"),
+        ),
+    )
+
+
+def _causal(runs: Sequence[Results]) -> Iterator[ExtraTable]:
+    having = [run for run in runs if run["causes"] is not None]
+    sizes = sorted({run["causes"]["sequences"] for run in having})
+    barred = sorted({run["causes"]["experts"] for run in having} - {0})
+    sample = f"Sample: {' or '.join(f'{size:,}' for size in sizes)} evaluation sequences"
+    sample += f", {' or '.join(f'{count:,}' for count in barred)} experts barred one by one. " if barred else ". "
+    yield from _table(
+        runs,
+        "causes",
+        "causal",
+        "What happens without an expert, and with others' experts",
+        f"{sample}Changes of loss in nats per token. The bounds are bootstrap intervals at nominally 95 %, over "
+        "seeds, where few make them little more than a range, or else over the sample's sequences. Routers without "
+        "scores (hash, random) have no second choice: what they may not use falls away. Those that read the label are "
+        "told another one; the control ignores it.",
+        (
+            Measure("Specificity", "specificity"),
+            Measure("Damage without an expert", "ablation_damage", 3),
+            Measure("Damage by its mean", "mean_replacement_damage", 3),
+            Measure("Own group only", "keep_only_group", 3),
+            Measure("Others' groups only", "forced_elsewhere", 3),
+        ),
+    )
+
+
+def _redundancy(runs: Sequence[Results]) -> Iterator[ExtraTable]:
+    yield from _table(
+        runs,
+        "redundancy",
+        "redundancy",
+        "Outputs and weights",
+        "All experts on the same tokens; means over the pairs of each layer.",
+        (
+            Measure("Output cosine", "expert_cosine"),
+            Measure("Output CKA", "expert_cka"),
+            Measure("CKA by chance", "cka_chance"),
+            Measure("Effective rank", "effective_rank", 1),
+            Measure("Weight cosine", "weight_cosine"),
+        ),
+    )
+    yield from _table(
+        runs,
+        "coactivation",
+        "redundancy",
+        "Co-activation",
+        "How much of an expert's tokens its most frequent partner shares, and how much a partner does on average.",
+        (
+            Measure("Strongest partner", "mean_strongest_share", 0, in_percent=True),
+            Measure("Mean partner", "mean_share", 0, in_percent=True),
+        ),
+    )
+
+
+def _vocabulary(runs: Sequence[Results]) -> Iterator[ExtraTable]:
+    yield from _table(
+        runs,
+        "vocabulary",
+        "vocabulary",
+        "How much the token alone decides",
+        "First choices by token id, over the ids seen at least 10 times in the evaluation set, the most frequent 2,048 "
+        "at most.",
+        (
+            Measure("Token information", "token_information"),
+            Measure("Its chance level", "token_information_chance", 3),
+            Measure("Vocabulary share", "vocabulary_share"),
+        ),
+    )
+
+
+_TABLES: tuple[Callable[[Sequence[Results]], Iterator[ExtraTable]], ...] = (
+    _training,
+    _agreement,
+    _router,
+    _causal,
+    _redundancy,
+    _vocabulary,
+)

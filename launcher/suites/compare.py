@@ -1,0 +1,89 @@
+"""Trains what is missing of a suite and reports on all of it."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+from moe_testbed.data.machine import usable_cores
+from moe_testbed.launcher.config.experiment import dump_config
+from moe_testbed.launcher.config.suite import Suite, SuiteRun, suite_runs
+from moe_testbed.launcher.report import print_report
+from moe_testbed.launcher.run.files import write_atomically
+from moe_testbed.launcher.run.folder import RunFolder, is_finished
+from moe_testbed.launcher.suites.folder import build_stores, held
+from moe_testbed.launcher.suites.machine import free_memory_bytes, jobs_at_once
+from moe_testbed.launcher.suites.progress import ProgressView
+from moe_testbed.launcher.suites.scheduling import TRAIN_COMMAND, train_all
+from moe_testbed.launcher.tracking.mirror import SuiteMirror
+
+
+def compare(suite: Suite, runs_dir: Path, jobs: int | None = None, command: Sequence[str] = TRAIN_COMMAND) -> int:
+    """Trains the runs of a suite that are not finished, then writes the report and prints its table and path.
+
+    Args:
+        runs_dir: parent of the suite's folder.
+        jobs: trainings at a time; None: as many as cores and free memory carry.
+        command: what trains a run, see `train_all`.
+
+    Returns:
+        Exit status: 0 if all runs are finished, 1 if one failed.
+
+    Raises:
+        ConfigError: a run's folder holds another config, or the suite is being compared by another process.
+        DataError: the data cannot be built.
+    """
+    folder = runs_dir / suite.config.name
+    folder.mkdir(parents=True, exist_ok=True)
+    with held(folder), _ended_by_signals():
+        runs = suite_runs(suite, runs_dir)
+        for run in runs:
+            # The suite's own process mirrors its runs to MLflow, so that each training need not load it.
+            quiet = run.config.model_copy(update={"tracking": run.config.tracking.model_copy(update={"mlflow": False})})
+            RunFolder.prepare(run.run_dir, quiet)
+        write_atomically(folder / "suite.yaml", dump_config(suite.config))
+        for label in dict.fromkeys(run.label for run in runs if not run.config.causal):
+            print(f"{label} is not causal: its loss cannot be compared; the report marks it", file=sys.stderr)
+        missing = [run for run in runs if not is_finished(run.run_dir)]
+        if len(missing) < len(runs):
+            print(f"{len(runs) - len(missing)} of {len(runs)} runs are finished and skipped", file=sys.stderr)
+        tracking = runs[0].config.tracking
+        mirror = SuiteMirror(folder, tracking.experiment) if tracking.mlflow else None
+        if mirror:
+            mirror.start()
+        failed = _train_missing(missing, jobs, command) if missing else {}
+        print_report(folder)
+        if mirror:
+            mirror.finish("failed" if failed else "finished")
+    return 1 if failed else 0
+
+
+def _train_missing(runs: list[SuiteRun], jobs: int | None, command: Sequence[str]) -> dict[str, str]:
+    build_stores(runs)
+    cores = usable_cores()
+    jobs = min(jobs or jobs_at_once(cores, free_memory_bytes(), len(runs)), len(runs))
+    threads = max(1, cores // jobs)
+    print(f"{len(runs)} runs to train, {jobs} at a time with {threads} thread(s) each", file=sys.stderr)
+    # Without the safe path, a module in the working directory could take the place of an installed one.
+    environment = {"OMP_NUM_THREADS": str(threads), "PYTHONSAFEPATH": "1"}
+    return train_all(runs, jobs, environment, ProgressView(sys.stderr, len(runs)), command)
+
+
+@contextmanager
+def _ended_by_signals() -> Iterator[None]:
+    """Lets SIGTERM and SIGHUP unwind the stack as Ctrl-C does, so that the trainings end too."""
+
+    def end(number: int, frame: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    numbers = (signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.signal(number, end) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,139 @@
+"""Trains the runs of a suite in child processes, some at a time; one that fails does not stop the others."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from moe_testbed.launcher.config.suite import SuiteRun
+from moe_testbed.launcher.errors import ASKED_TO_STOP, WRONG_INPUT
+from moe_testbed.launcher.run.folder import RunFolder
+from moe_testbed.launcher.suites import processes
+from moe_testbed.launcher.suites.progress import ProgressView, duration, read_progress, read_status
+
+TRAIN_COMMAND = (sys.executable, "-m", "moe_testbed.launcher", "train")
+MOST_ATTEMPTS = 3
+_POLL_SECONDS = 0.2
+
+
+@dataclass
+class _Attempt:
+    run: SuiteRun
+    earlier_reasons: list[str] = field(default_factory=list)
+    process: subprocess.Popen[bytes] | None = None
+    started: float = 0.0
+    log_size: int = 0
+
+
+def train_all(
+    runs: Sequence[SuiteRun],
+    jobs: int,
+    environment: Mapping[str, str],
+    view: ProgressView,
+    command: Sequence[str] = TRAIN_COMMAND,
+) -> dict[str, str]:
+    """Trains every run to its end, ``jobs`` at a time.
+
+    A run that fails is started again, which continues from its last checkpoint, unless it fails a second time for the
+    same reason, `MOST_ATTEMPTS` times in all, or for wrong input. One that a signal has stopped continues. Whatever
+    ends this function ends the children.
+
+    Args:
+        environment: variables that the children get besides this process's own.
+        command: what trains; ``CONFIG --run-dir DIR`` is appended.
+
+    Returns:
+        Name of each run that failed -> reason, one line.
+    """
+    waiting = deque(_Attempt(run) for run in runs)
+    running: list[_Attempt] = []
+    failed: dict[str, str] = {}
+    done = 0
+    try:
+        while waiting or running:
+            while waiting and len(running) < jobs:
+                attempt = waiting.popleft()
+                _start(attempt, command, environment, view)
+                running.append(attempt)
+            for attempt in [one for one in running if one.process is not None and one.process.poll() is not None]:
+                running.remove(attempt)
+                assert attempt.process is not None
+                if attempt.process.returncode == ASKED_TO_STOP:
+                    view.event(f"{attempt.run.name}: was asked to stop, starting it again")
+                    waiting.appendleft(_Attempt(attempt.run, attempt.earlier_reasons))
+                    continue
+                reason = _failure(attempt)
+                if reason is None:
+                    view.event(f"{attempt.run.name}: finished after {duration(time.time() - attempt.started)}")
+                elif gives_up(attempt.process.returncode, reason, attempt.earlier_reasons):
+                    failed[attempt.run.name] = reason
+                    note_failure(attempt.run.run_dir, _steps(attempt.run), reason)
+                    view.event(f"{attempt.run.name}: failed: {reason} (see {attempt.run.run_dir / 'log.txt'})")
+                else:
+                    view.event(f"{attempt.run.name}: failed, starting it again: {reason}")
+                    waiting.appendleft(_Attempt(attempt.run, [*attempt.earlier_reasons, reason]))
+                    continue
+                done += 1
+            view.update([(one.run.name, read_progress(one.run.run_dir, _steps(one.run))) for one in running], done)
+            if running:
+                time.sleep(_POLL_SECONDS)
+    finally:
+        view.close()
+        processes.stop([attempt.process for attempt in running if attempt.process is not None])
+    return failed
+
+
+def _start(attempt: _Attempt, command: Sequence[str], environment: Mapping[str, str], view: ProgressView) -> None:
+    run = attempt.run
+    step = read_progress(run.run_dir, _steps(run)).step
+    view.event(f"{run.name}: {f'continues (it had come to step {step:,})' if step else 'starts'}")
+    log = run.run_dir / "log.txt"
+    attempt.log_size = log.stat().st_size if log.exists() else 0
+    attempt.started = time.time()
+    attempt.process = processes.start(
+        [*command, str(run.run_dir / "config.yaml"), "--run-dir", str(run.run_dir)], log, environment
+    )
+
+
+def _failure(attempt: _Attempt) -> str | None:
+    """Why a process that has ended did not train the run to its end; None if it did."""
+    assert attempt.process is not None
+    code = attempt.process.returncode
+    status = read_status(attempt.run.run_dir)
+    if code == 0 and status.get("state") == "finished":
+        return None
+    if code < 0:
+        hint = ", perhaps by the system for lack of memory" if code == -signal.SIGKILL else ""
+        return f"killed by {signal.Signals(-code).name}{hint}"
+    changed = (attempt.run.run_dir / "status.json").stat().st_mtime if status else 0.0
+    if status.get("state") == "failed" and status.get("reason") and changed >= attempt.started:
+        return str(status["reason"])
+    with (attempt.run.run_dir / "log.txt").open("rb") as log:
+        log.seek(attempt.log_size)
+        return last_words(log.read().decode(errors="replace"), code)
+
+
+def last_words(log: str, status: int) -> str:
+    """The reason of a process that has left no other than what it said last: one line."""
+    lines = [line.strip() for line in log.replace("\r", "\n").splitlines() if line.strip()]
+    return lines[-1].removeprefix("moe-testbed: ") if lines else f"ended with status {status} without a message"
+
+
+def gives_up(status: int, reason: str, earlier_reasons: Sequence[str]) -> bool:
+    """A run that ended with this status and for this reason is not started again, after failures for earlier ones."""
+    return status == WRONG_INPUT or reason in earlier_reasons[-1:] or len(earlier_reasons) + 1 >= MOST_ATTEMPTS
+
+
+def note_failure(run_dir: Path, steps: int, reason: str) -> None:
+    """A killed process has written no reason; the report reads it from the run's folder."""
+    RunFolder(run_dir).write_status("failed", read_progress(run_dir, steps).step, steps, reason)
+
+
+def _steps(run: SuiteRun) -> int:
+    return run.config.training.steps

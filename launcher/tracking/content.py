@@ -1,0 +1,213 @@
+"""What a tracking store is told of a run or a suite besides values over time: read from their folders, leniently.
+
+Nothing here knows MLflow, but for the names of tags that its pages show.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import hashlib
+import io
+import json
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from moe_testbed.launcher.run.files import read_json, read_yaml, value_at
+from moe_testbed.launcher.tracking.state import flatten
+
+DESCRIPTION = "mlflow.note.content"
+PARENT = "mlflow.parentRunId"
+MAX_TAG_LENGTH = 8000
+
+_RUN_FILES = ("config.yaml", "manifest.json", "summary.json", "status.json", "analysis.npz")
+_RUN_FOLDERS = ("evaluations", "statistics")
+_SUITE_FILES = ("suite.yaml", "report.html", "results.json", "results.csv")
+_SUITE_FOLDERS = ("figures", "tables")
+_RUN_FIGURES = ("routing_", "causal_")
+
+_RUN_RESULTS: dict[str, tuple[str, ...]] = {
+    "loss": ("loss", "mean"),
+    "perplexity": ("perplexity", "mean"),
+    "recovered": ("recovered", "value"),
+    "drop_rate": ("drop_rate", "mean"),
+    "specificity": ("causes", "specificity", "mean"),
+    **{
+        name: ("routing", "top_k", name, "mean")
+        for name in (
+            "domain_information",
+            "domain_information_above_shuffled",
+            "normalised_effective_experts",
+            "dead_experts",
+            "max_violation",
+        )
+    },
+}
+_SUITE_RESULTS: dict[str, tuple[str, ...]] = {
+    name: ("reference", name, "value")
+    for name in ("lead_over_control", "lead_over_best_other", "lead_over_best_learned")
+}
+
+
+@dataclass(frozen=True)
+class DatasetCard:
+    """The data of a run: the mix, a digest of its manifest, and training tokens by domain."""
+
+    name: str
+    digest: str
+    tokens: dict[str, int]
+
+
+@dataclass(frozen=True)
+class Content:
+    """What is told of one folder. results: key -> value of the report; files: path of an artifact -> its content."""
+
+    tags: dict[str, str]
+    parameters: dict[str, str] = field(default_factory=dict)
+    results: dict[str, float] = field(default_factory=dict)
+    dataset: DatasetCard | None = None
+    files: dict[str, Path | str] = field(default_factory=dict)
+
+
+def run_content(run_dir: Path, suite_dir: Path | None = None, more_tags: Mapping[str, str] | None = None) -> Content:
+    """Of a run's folder; what its suite's report says of it too, if it belongs to a suite.
+
+    Every seed of a run gets the same results, the report's: means over its seeds. Tags that are empty are left out.
+    """
+    config, summary = read_yaml(run_dir / "config.yaml"), read_json(run_dir / "summary.json")
+    label = str(config.get("name", run_dir.name))
+    tags = {
+        "label": label,
+        "seed": str(config.get("seed", "")),
+        "router": _router(config),
+        "balance": ", ".join(_balancers(config)),
+        "balance_scope": ", ".join(sorted({scope for scope in _balancers(config).values() if scope})),
+        "commit": str(summary.get("commit") or ""),
+        **(more_tags or {}),
+    }
+    results: dict[str, float] = {}
+    files = _files(run_dir, _RUN_FILES, _RUN_FOLDERS) | _matrices(run_dir)
+    if suite_dir is not None:
+        report = read_json(suite_dir / "results.json")
+        run: Mapping[str, Any] = next((run for run in report.get("runs") or () if value_at(run, "label") == label), {})
+        tags |= {"suite": suite_dir.name, "role": str(run.get("role", "")), DESCRIPTION: _run_description(run, report)}
+        results = _numbers(run, _RUN_RESULTS)
+        files |= _figures_of(label, suite_dir)
+    return Content(_told(tags), flatten(config), results, _dataset(config, run_dir), files)
+
+
+def suite_content(suite_dir: Path) -> Content:
+    """Of a suite's folder. A suite has no parameters: they cannot be changed later, and its runs and seeds can."""
+    suite, report = read_yaml(suite_dir / "suite.yaml"), read_json(suite_dir / "results.json")
+    tags = {
+        "suite": suite_dir.name,
+        "experiment": str(suite.get("experiment", "")),
+        "reference": ", ".join(map(str, suite.get("reference") or ())),
+        "control": str(suite.get("control") or ""),
+        "seeds": ", ".join(map(str, suite.get("seeds") or ())),
+        DESCRIPTION: _suite_description(report),
+    }
+    files = _files(suite_dir, _SUITE_FILES, _SUITE_FOLDERS)
+    return Content(_told(tags), results=_numbers(report, _SUITE_RESULTS), files=files)
+
+
+def _told(tags: Mapping[str, str]) -> dict[str, str]:
+    return {key: value[:MAX_TAG_LENGTH] for key, value in tags.items() if value}
+
+
+def _router(config: Mapping[str, Any]) -> str:
+    return (
+        "dense"
+        if value_at(config, "model", "dense_baseline")
+        else str(value_at(config, "routing", "router", "name") or "")
+    )
+
+
+def _balancers(config: Mapping[str, Any]) -> dict[str, str]:
+    """Label of each balancer -> its scope, empty for one that has none."""
+    balance = value_at(config, "routing", "balance")
+    labels = balance if isinstance(balance, dict) else {}
+    return {str(label): str(value_at(options, "scope") or "") for label, options in labels.items()}
+
+
+def _dataset(config: Mapping[str, Any], run_dir: Path) -> DatasetCard | None:
+    manifest = read_json(run_dir / "manifest.json")
+    if not manifest:
+        return None
+    tokens = {
+        str(name): int(value_at(domain, "splits", "train", "tokens") or 0)
+        for name, domain in (manifest.get("domains") or {}).items()
+    }
+    digest = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()[:16]
+    return DatasetCard(str(value_at(config, "data", "mix", "name") or "data"), digest, tokens)
+
+
+def _run_description(run: Mapping[str, Any], report: Mapping[str, Any]) -> str:
+    from moe_testbed.launcher.report.words import verdict
+
+    with contextlib.suppress(KeyError, TypeError, IndexError, ValueError):  # a report of an earlier version
+        said = verdict(dict(run), dict(report))
+        means = "Metrics `result/…` are the report's: means over the seeds of this run."
+        return f"**{said.subject}** {said.text}\n\n{means} `evaluation/…` are this training's own."
+    return ""
+
+
+def _suite_description(report: Mapping[str, Any]) -> str:
+    from moe_testbed.launcher.report.words import headlines
+
+    with contextlib.suppress(KeyError, TypeError, IndexError, ValueError):
+        said = "\n".join(f"- {headline.text}" for headline in headlines(dict(report)))
+        return f"{said}\n\nThe whole report is the artifact `report.html`."
+    return ""
+
+
+def _numbers(report: Mapping[str, Any], paths: Mapping[str, tuple[str, ...]]) -> dict[str, float]:
+    """result/NAME -> the number at its path, where there is one."""
+    values = {f"result/{name}": value_at(report, *path) for name, path in paths.items()}
+    return {key: float(value) for key, value in values.items() if isinstance(value, int | float)}
+
+
+def _figures_of(label: str, suite_dir: Path) -> dict[str, Path | str]:
+    """The suite's pictures KIND_LABEL and KIND_LABEL_MORE that are of this label and of no longer one."""
+    labels = {str(other) for other in read_yaml(suite_dir / "suite.yaml").get("runs") or ()} | {label}
+    figures: dict[str, Path | str] = {}
+    for kind in _RUN_FIGURES:
+        for path in sorted((suite_dir / "figures").glob(f"{kind}{label}*")):
+            rest = path.stem.removeprefix(kind)
+            if label == max((other for other in labels if f"{rest}_".startswith(f"{other}_")), key=len, default=""):
+                figures[f"figures/{path.name}"] = path
+    return figures
+
+
+def _files(folder: Path, names: tuple[str, ...], folders: tuple[str, ...]) -> dict[str, Path | str]:
+    paths = [folder / name for name in names]
+    paths += [path for name in folders for path in sorted((folder / name).glob("*")) if not path.name.startswith(".")]
+    return {str(path.relative_to(folder)): path for path in paths if path.is_file()}
+
+
+def _matrices(run_dir: Path) -> dict[str, Path | str]:
+    """Each table domain x expert of the last evaluation as CSV: a line per MoE layer and domain."""
+    evaluations = sorted((run_dir / "evaluations").glob("step_*.npz"))
+    if not evaluations:
+        return {}
+    try:
+        with np.load(evaluations[-1]) as arrays:
+            domains = [str(domain) for domain in arrays["domains"]]
+            tables = {name: arrays[name] for name in arrays.files if name.endswith("_YDE")}
+    except (KeyError, OSError, ValueError, zipfile.BadZipFile):  # a broken one is sent as it is
+        return {}
+    return {f"matrices/{name.removesuffix('_YDE')}.csv": _csv(table, domains) for name, table in tables.items()}
+
+
+def _csv(table_YDE: np.ndarray[Any, Any], domains: list[str]) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(("moe_layer", "domain", *(f"expert_{expert}" for expert in range(table_YDE.shape[2]))))
+    for layer, table_DE in enumerate(table_YDE.tolist()):
+        writer.writerows((layer, domain, *row_E) for domain, row_E in zip(domains, table_DE, strict=True))
+    return text.getvalue()

@@ -1,0 +1,197 @@
+"""MLflow as a mirror of run folders. The folder is the truth: what a store missed is read from it and sent later.
+
+Nothing here may stop or slow training: MLflow is imported and talked to by another thread, a store that cannot be
+reached is told once on stderr and tried again at the next push, the end of a training waits for it no longer than
+`FINISH_SECONDS`, and what was sent is remembered in the folder's mlflow.json, so that a run continued by another
+process continues its own MLflow run and nothing is sent twice.
+
+A training whose folder lies in the folder of a suite that has an MLflow run becomes that run's child, whoever started
+it: the suite's own process, a job of SLURM, or a person.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from moe_testbed.launcher.run.files import read_json
+from moe_testbed.launcher.tracking.background import Background
+from moe_testbed.launcher.tracking.content import PARENT, run_content, suite_content
+from moe_testbed.launcher.tracking.state import MAX_KEYS_OF_A_KIND, new_points, read_ledger
+from moe_testbed.launcher.tracking.store import Session, session, store_uri
+
+FINISH_SECONDS = 60.0
+"""How long the end of a training waits for the store at most; the end of a suite so long for each of its runs."""
+
+_ENDED_AS = {"finished": "finished", "failed": "failed", "stopped": "killed"}
+
+
+class Mirror:
+    """Mirrors one training's run folder; used by rank 0 only.
+
+    run_dir: holds config.yaml and the growing metrics.jsonl. experiment: name of the MLflow experiment. interval:
+    seconds between two pushes of the background thread. background: where failures are told, if not by one of its own.
+    """
+
+    def __init__(
+        self, run_dir: Path, experiment: str, interval: float = 20.0, background: Background | None = None
+    ) -> None:
+        self._run_dir, self._experiment, self._interval = Path(run_dir), experiment, interval
+        self._uri = store_uri()
+        self._background = background or _background(self._run_dir)
+        self._read_file: int | None = None
+
+    def start(self) -> None:
+        """Push from a background thread from now on; the first time after one interval."""
+        self._background.start(self.push, self._interval)
+
+    def push(self) -> bool:
+        """Send the new lines of metrics.jsonl. False if the store cannot be reached; they are sent by a later push."""
+        return not self._has_news() or self._background.attempt(self._send)
+
+    def finish(self, status: str = "finished") -> bool:
+        """Send what remains, artifacts included, and end the MLflow run; False if the store does not take it in time.
+
+        status: finished, failed or killed. May be called again, by another process too: it then sends what is new.
+        """
+        return self._background.end(lambda: self.settle(status), FINISH_SECONDS)
+
+    def settle(self, status: str | None) -> bool:
+        """`finish` without a bound on the time; with None, the MLflow run goes on as the training does."""
+        return self._background.attempt(lambda: self._send(status, True))
+
+    def _has_news(self) -> bool:
+        path = self._run_dir / "metrics.jsonl"
+        return not path.exists() or path.stat().st_size != read_ledger(self._run_dir, self._uri).offset
+
+    def _send(self, status: str | None = None, everything: bool = False) -> None:
+        with session(self._run_dir, self._uri, self._experiment) as run:
+            before = run.ledger.left_out
+            self._send_metrics(run)
+            if run.ledger.left_out and not before:
+                names = ", ".join(run.ledger.left_out)
+                print(
+                    f"{self._run_dir}: MLflow gets the first {MAX_KEYS_OF_A_KIND} metrics of a kind; the others are in "
+                    f"metrics.jsonl only, among them {names}",
+                    file=sys.stderr,
+                )
+            if everything or "tags" not in run.ledger.sent:
+                suite_dir = self._run_dir.parent
+                parent = read_ledger(suite_dir, self._uri).run_id
+                tags = {PARENT: parent or "", "metrics_left_out": ", ".join(run.ledger.left_out)}
+                run.tell(run_content(self._run_dir, suite_dir if parent else None, tags), with_files=everything)
+            if everything:
+                run.settle(status, self._run_dir / "status.json")
+
+    def _send_metrics(self, run: Session) -> None:
+        path = self._run_dir / "metrics.jsonl"
+        file = path.stat().st_ino if path.exists() else None
+        # A training that goes back to a checkpoint replaces the file by a shorter one and writes on.
+        offset = run.ledger.offset if file == self._read_file else 0
+        for points, ledger in new_points(path, replace(run.ledger, offset=offset)):
+            if points:
+                run.log_points(points)
+            run.keep(replace(ledger, status=run.ledger.status))
+        self._read_file = file
+
+
+class SuiteMirror:
+    """Mirrors a suite folder: a parent run for the suite, and its run folders as children, from a single process.
+
+    Mirroring from here instead of from every training imports MLflow once for the whole suite.
+    """
+
+    def __init__(
+        self, suite_dir: Path, experiment: str, interval: float = 20.0, background: Background | None = None
+    ) -> None:
+        self._suite_dir, self._experiment, self._interval = Path(suite_dir), experiment, interval
+        self._uri = store_uri()
+        self._background = background or _background(self._suite_dir)
+        self._children: dict[Path, Mirror] = {}
+        self._settled: set[Path] = set()
+
+    def start(self) -> None:
+        """Push the suite and its runs from a background thread from now on; the first time after one interval."""
+        self._background.start(self.push, self._interval)
+
+    def parent(self) -> str | None:
+        """The id of the suite's MLflow run, made if it is not there yet; None while the store cannot be reached."""
+        ledger = read_ledger(self._suite_dir, self._uri)
+        if (ledger.run_id is None or ledger.status is not None) and not self._background.attempt(self._open):
+            return None
+        return read_ledger(self._suite_dir, self._uri).run_id
+
+    def push(self) -> bool:
+        """Send what is new in every run folder, and end the runs that have ended. False if the store is away."""
+        return self.parent() is not None and all(self._push(folder) for folder in begun_runs(self._suite_dir))
+
+    def finish(self, status: str = "finished") -> bool:
+        """End the children by their status.json, send the suite's results and report, and end the parent run."""
+        seconds = FINISH_SECONDS * (1 + len(begun_runs(self._suite_dir)))
+        return self._background.end(lambda: self._finish(status), seconds)
+
+    def settle(self, status: str | None) -> bool:
+        """Send what the store lacks of the suite, its runs left out, and end its MLflow run; with None, it goes on."""
+        return self._background.attempt(lambda: self._end(status))
+
+    def open(self) -> bool:
+        """Make the suite's run if it is not there yet; False if the store does not do so in time."""
+        return self._background.end(lambda: self.parent() is not None, FINISH_SECONDS)
+
+    def _open(self) -> None:
+        with session(self._suite_dir, self._uri, self._experiment) as run:
+            run.reopen()
+            run.tell(suite_content(self._suite_dir), with_files=False)
+
+    def _push(self, folder: Path) -> bool:
+        child, state = self._child(folder), ended_as(folder)
+        if state is None:
+            self._settled.discard(folder)
+            return child.push()
+        if folder not in self._settled and child.settle(state):
+            self._settled.add(folder)
+        return folder in self._settled
+
+    def _finish(self, status: str) -> bool:
+        if self.parent() is None:
+            return False
+        # Once more, the settled ones too: the report has something to say of each.
+        folders = begun_runs(self._suite_dir)
+        settled = all(self._child(folder).settle(ended_as(folder) or "killed") for folder in folders)
+        return settled and self.settle(status)
+
+    def _end(self, status: str | None) -> None:
+        with session(self._suite_dir, self._uri, self._experiment) as run:
+            run.tell(suite_content(self._suite_dir), with_files=True)
+            run.settle(status, self._suite_dir / "results.json")
+
+    def _child(self, folder: Path) -> Mirror:
+        if folder not in self._children:
+            self._children[folder] = Mirror(folder, self._experiment, background=self._background)
+        return self._children[folder]
+
+
+def open_suite(suite_dir: Path, experiment: str) -> None:
+    """Makes the MLflow run whose children the trainings in a suite's folder become, wherever they are started.
+
+    suite_dir: holds suite.yaml. experiment: name of the MLflow experiment. A store that is away is told on stderr;
+    `moe-testbed sync` makes the run then, and its children with it.
+    """
+    SuiteMirror(suite_dir, experiment).open()
+
+
+def begun_runs(suite_dir: Path) -> list[Path]:
+    """The folders of the runs that have begun; the others have a config and no status yet."""
+    return sorted(path.parent for path in suite_dir.glob("*/status.json"))
+
+
+def ended_as(run_dir: Path) -> str | None:
+    """The status of the MLflow run of a training that has ended; None for one that goes on."""
+    return _ENDED_AS.get(str(read_json(run_dir / "status.json").get("state")))
+
+
+def _background(folder: Path) -> Background:
+    return Background(
+        f"MLflow store not reached; training goes on, what the store misses is in {folder} and sent later"
+    )

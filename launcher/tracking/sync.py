@@ -1,0 +1,104 @@
+"""Sends to the MLflow store what it lacks of runs that were written without it, or that it missed something of."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from moe_testbed.launcher.config.experiment import TrackingConfig
+from moe_testbed.launcher.errors import ConfigError
+from moe_testbed.launcher.run.files import read_yaml, value_at
+from moe_testbed.launcher.tracking.background import Background, without_password
+from moe_testbed.launcher.tracking.mirror import Mirror, SuiteMirror, begun_runs, ended_as
+from moe_testbed.launcher.tracking.state import Ledger, read_ledger
+from moe_testbed.launcher.tracking.store import ask, store_uri
+
+
+def sync(folders: Sequence[Path]) -> int:
+    """Sends the runs and suites in these folders, also those that go on, and prints what of each was new to the store.
+
+    A suite is an MLflow run, its trainings are the children, as `compare` makes them. What was sent before, by this
+    command or by a training, is not sent again. Folders with neither are passed over and told of.
+
+    Returns:
+        Exit status: 0 if the store has everything now, 1 if it could not be reached or refused something.
+
+    Raises:
+        ConfigError: a folder is not there, or there is nothing to send in any.
+    """
+    to_send = _with_suites(folders)
+    uri = store_uri()
+    if not _reached(uri):
+        return 1
+    sent = []
+    for folder in to_send:
+        sent.append(_send(folder, uri))
+        if not sent[-1] and not _reached(uri):
+            return 1
+    print(f"MLflow at {without_password(uri)} has {sum(sent)} of {len(sent)}")
+    return 0 if all(sent) else 1
+
+
+def _with_suites(folders: Sequence[Path]) -> list[Path]:
+    """The folders of suites and runs to send, each once, a suite before its runs."""
+    found: dict[Path, None] = {}
+    for folder in folders:
+        if not folder.is_dir():
+            raise ConfigError(f"there is no folder {folder}; name folders of runs or suites, such as runs/demo")
+        if _is_suite(folder):
+            found |= dict.fromkeys([folder, *begun_runs(folder)])
+        elif (folder / "status.json").is_file():
+            suite = [folder.parent] if _is_suite(folder.parent) else []
+            found |= dict.fromkeys([*suite, folder])
+        else:
+            print(f"{folder} is passed over: no suite (suite.yaml), no run that began (status.json)", file=sys.stderr)
+    if not found:
+        raise ConfigError("there is nothing to send; name folders of runs or suites, such as runs/demo")
+    return list(found)
+
+
+def _reached(uri: str) -> bool:
+    where = f"no MLflow store at {without_password(uri)}; set MLFLOW_TRACKING_URI, or repeat this when it answers"
+    return Background(where).attempt(lambda: ask(uri))
+
+
+def _send(folder: Path, uri: str) -> bool:
+    before, background = read_ledger(folder, uri), Background(f"{folder} is not sent")
+    if _is_suite(folder):
+        status, experiment = _suite_ended_as(folder), _experiment(next(iter(begun_runs(folder)), folder))
+        sent = SuiteMirror(folder, experiment, background=background).settle(status)
+    else:
+        status = ended_as(folder)
+        sent = Mirror(folder, _experiment(folder), background=background).settle(status)
+    if sent:
+        after = read_ledger(folder, uri)
+        print(f"{folder}: {_news(before, after)}; MLflow run {after.run_id}, {status or 'running'}")
+    return sent
+
+
+def _is_suite(folder: Path) -> bool:
+    return (folder / "suite.yaml").is_file()
+
+
+def _experiment(run_dir: Path) -> str:
+    return str(value_at(read_yaml(run_dir / "config.yaml"), "tracking", "experiment") or TrackingConfig().experiment)
+
+
+def _suite_ended_as(suite_dir: Path) -> str | None:
+    """Finished or failed once all its runs are; one that was stopped, or has not begun, goes on some day."""
+    states = {ended_as(path.parent) for path in suite_dir.glob("*/config.yaml")}
+    if not states or states - {"finished", "failed"}:
+        return None
+    return "failed" if "failed" in states else "finished"
+
+
+def _news(before: Ledger, after: Ledger) -> str:
+    """What was sent between the two."""
+    if before.run_id != after.run_id:
+        before = Ledger(after.store, after.key, after.started_ms)
+    first, last = (max(ledger.steps.values(), default=0) for ledger in (before, after))
+    files = sum(name.startswith("file ") and before.sent.get(name) != digest for name, digest in after.sent.items())
+    news = [f"steps {first + 1} to {last}"] if last > first else []
+    news += [f"{files} files" if files > 1 else "1 file"] if files else []
+    return ", ".join(news) or "nothing new"

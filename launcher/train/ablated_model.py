@@ -1,0 +1,213 @@
+"""Our model as the subject of an examination.
+
+Shape legend: N sequences of the sample, B sequences of a rank's share, L positions, t tokens of a share, T probe
+tokens, K choices, Y MoE layers, E experts, H model width, F neurons of an expert, X weights of a neuron.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from moe_testbed.launcher.ranks.ranks import Ranks
+from moe_testbed.launcher.train.ablation import MOST_COMPARED, MOST_NEURONS, Float, examine
+from moe_testbed.launcher.train.evaluation_set import EvaluationSet, Share
+from moe_testbed.model.deepspeed_moe import MoEOutput, RoutedMoE
+from moe_testbed.model.language_model import LanguageModel
+from moe_testbed.routing.records import NO_EXPERT, RoutingContext, RoutingDecision
+
+_PROBE_TOKENS = 256
+_LARGEST_OUTPUTS = 2**25  # numbers of all experts' outputs for the probe's tokens, which are fewer if need be
+
+
+@torch.no_grad()
+def examine_model(
+    model: LanguageModel,
+    sample: EvaluationSet,
+    counts_YDE: npt.NDArray[np.int64],
+    micro_batch_size: int,
+    step: int,
+    ranks: Ranks,
+    progress: bool = False,
+) -> dict[str, npt.NDArray[Any]]:
+    """Examines a model on all ranks, and leaves it as it was.
+
+    No token is dropped, also where the model was trained with capacity dispatch: an expert that is barred would
+    otherwise fill the buffers of the others.
+
+    Args:
+        model: with at least one MoE layer.
+        sample: the sequences.
+        counts_YDE: top-k assignments of the whole evaluation set.
+        micro_batch_size: most sequences that a rank runs at once.
+        step: optimizer steps completed.
+        progress: to show it on stderr.
+
+    Returns:
+        The arrays of an analysis file, the same on every rank.
+    """
+    training = model.training
+    with ExitStack() as stack:
+        for moe in model.moe_layers():
+            stack.enter_context(moe.without_drops())
+        subject = ExaminedModel(model.eval(), sample, micro_batch_size, step, ranks)
+        arrays = examine(subject, counts_YDE, sample.domain_N, progress)
+    model.train(training)
+    return {"domains": np.array(sample.domains), **arrays}
+
+
+class ExaminedModel:
+    """A model in evaluation, without drops, and its sample."""
+
+    def __init__(
+        self, model: LanguageModel, sample: EvaluationSet, micro_batch_size: int, step: int, ranks: Ranks
+    ) -> None:
+        self.model, self.ranks = model, ranks
+        self.layers = model.moe_layers()
+        self.shares = list(sample.shares(ranks, micro_batch_size, step))
+        self.num_sequences, self.length = sample.domain_NL.shape
+        self.num_experts, width = model.config.moe.num_routed_experts, model.config.hidden_size
+        Y, E, tokens = len(self.layers), self.num_experts, self.num_sequences * self.length
+        most = max(1, min(_PROBE_TOKENS, tokens, _LARGEST_OUTPUTS // (E * width)))
+        self.probe_T = torch.arange(most, device=ranks.device) * tokens // most
+        self.probe_YTH = torch.zeros(Y, most, width, device=ranks.device)
+        self.output_sum_YEH = torch.zeros(Y, E, width, dtype=torch.float64, device=ranks.device)
+        self.uses_YE = torch.zeros(Y, E, dtype=torch.int64, device=ranks.device)
+        self.baseline_N = self._watch()
+
+    def losses(self) -> Float:
+        return self.baseline_N
+
+    def losses_without(self, layer: int, expert: int) -> Float:
+        barred_YE = np.zeros((len(self.layers), self.num_experts), dtype=np.bool_)
+        barred_YE[layer, expert] = True
+        return self._losses(lambda context: self._barring(context, barred_YE))
+
+    def losses_with_mean(self, layer: int, expert: int) -> Float:
+        uses = int(self.uses_YE[layer, expert])
+        if not uses:
+            return np.full(self.num_sequences, np.nan)
+        mean_H = self.output_sum_YEH[layer, expert] / uses
+
+        def stand_in(moe: RoutedMoE, inputs: tuple[Tensor, RoutingDecision], output: MoEOutput) -> MoEOutput:
+            hidden_BLH, decision = inputs
+            own_tK = decision.expert_ids_TK == expert
+            ids_tK = decision.expert_ids_TK.where(own_tK, NO_EXPERT)
+            weights_tK = decision.weights_TK.where(own_tK, 0.0)
+            mine_BLH = moe.forward(
+                hidden_BLH, replace(decision, expert_ids_TK=ids_tK, weights_TK=weights_tK)
+            ).hidden_BLD
+            mean_tH = weights_tK.sum(1, keepdim=True) * mean_H.to(weights_tK.dtype)
+            changed_BLH = output.hidden_BLD - mine_BLH + mean_tH.to(hidden_BLH.dtype).view_as(hidden_BLH)
+            return replace(output, hidden_BLD=changed_BLH)
+
+        with _hooked({self.layers[layer]: stand_in}):
+            return self._losses()
+
+    def losses_with_experts_of(self, domain: int, allowed_YE: npt.NDArray[np.bool_]) -> Float:
+        if self.model.needs_domains:
+            return self._losses(lambda context: replace(context, domain_BL=torch.full_like(context.domain_BL, domain)))
+        return self._losses(lambda context: self._barring(context, ~allowed_YE))
+
+    def outputs(self, layer: int) -> Float:
+        moe, probe_1TH = self.layers[layer], self.probe_YTH[layer][None]
+        probe_1TH = probe_1TH.to(self.model.embedding.weight.dtype)
+        of_experts = [moe.forward(probe_1TH, _all_to(e, probe_1TH)).hidden_BLD[0] for e in range(self.num_experts)]
+        outputs: Float = torch.stack(of_experts).float().cpu().numpy()
+        return outputs
+
+    def neurons(self, layer: int) -> Float | None:
+        if self.num_experts > MOST_COMPARED or self.model.config.moe.expert_size > MOST_NEURONS:
+            return None
+        neurons_EFX = self.layers[layer].neurons_EFX().float().cpu().numpy()
+        without = self.num_experts - len(neurons_EFX)
+        return np.pad(neurons_EFX, ((0, without), (0, 0), (0, 0)), constant_values=np.nan)
+
+    def _barring(self, context: RoutingContext, barred_YE: npt.NDArray[np.bool_]) -> RoutingContext:
+        barred = torch.from_numpy(barred_YE).to(self.ranks.device)
+        return replace(context, barred_YBE=barred[:, None].expand(-1, len(context.sequence_B), -1))
+
+    def _losses(self, change: Callable[[RoutingContext], RoutingContext] = lambda context: context) -> Float:
+        loss_N = torch.zeros(self.num_sequences, dtype=torch.float64, device=self.ranks.device)
+        for share in self.shares:
+            output = self.model(change(share.context), share.targets_BL)
+            loss_N[share.numbers_B] = output.cross_entropy_BL[share.counted_B].double().mean(1)
+        losses: Float = self._sum(loss_N).cpu().numpy()
+        return losses
+
+    def _sum(self, values: Tensor) -> Tensor:
+        """Over the ranks, in place."""
+        if self.ranks.group is not None:
+            dist.all_reduce(values, group=self.ranks.group)
+        return values
+
+    def _watch(self) -> Float:
+        """The losses of the model as it is; on the way come the experts' summed outputs and the probe's hidden
+        states."""
+        loss_N = torch.zeros(self.num_sequences, dtype=torch.float64, device=self.ranks.device)
+        for share in self.shares:
+            hooks = {moe: self._watcher(y, share) for y, moe in enumerate(self.layers)}
+            with _hooked(hooks):
+                output = self.model(share.context, share.targets_BL)
+            loss_N[share.numbers_B] = output.cross_entropy_BL[share.counted_B].double().mean(1)
+        for table in (self.output_sum_YEH, self.uses_YE, self.probe_YTH, loss_N):
+            self._sum(table)
+        losses: Float = loss_N.cpu().numpy()
+        return losses
+
+    def _watcher(self, y: int, share: Share) -> Callable[[RoutedMoE, tuple[Tensor, RoutingDecision], MoEOutput], None]:
+        counted_t1 = share.counted_B[:, None].expand_as(share.targets_BL).reshape(-1, 1)
+
+        def watch(moe: RoutedMoE, inputs: tuple[Tensor, RoutingDecision], output: MoEOutput) -> None:
+            hidden_BLH, decision = inputs
+            self._add_outputs(y, moe, hidden_BLH, decision.expert_ids_TK.where(counted_t1, NO_EXPERT))
+            self._take_probe(y, hidden_BLH, share)
+
+        return watch
+
+    def _add_outputs(self, y: int, moe: RoutedMoE, hidden_BLH: Tensor, ids_tK: Tensor) -> None:
+        """Adds every choice's unweighted output to its expert's sum."""
+        width = torch.tensor(ids_tK.shape[1], device=ids_tK.device)
+        if self.ranks.group is not None:
+            # Experts on several ranks need all ranks, also one whose tokens choose fewer.
+            dist.all_reduce(width, dist.ReduceOp.MAX, group=self.ranks.group)
+        for k in range(int(width)):
+            ids_t = ids_tK[:, k] if k < ids_tK.shape[1] else torch.full_like(ids_tK[:, 0], NO_EXPERT)
+            decision = RoutingDecision(ids_t[:, None], (ids_t != NO_EXPERT).float()[:, None])
+            outputs_tH = moe.forward(hidden_BLH, decision).hidden_BLD.flatten(0, 1).double()
+            used_t = ids_t != NO_EXPERT
+            self.output_sum_YEH[y].index_add_(0, ids_t[used_t], outputs_tH[used_t])
+            self.uses_YE[y] += torch.bincount(ids_t[used_t], minlength=self.num_experts)
+
+    def _take_probe(self, y: int, hidden_BLH: Tensor, share: Share) -> None:
+        """Keeps the hidden states of the probe's tokens in this share."""
+        sequence_T, place_T = self.probe_T // self.length, self.probe_T % self.length
+        here_T = torch.isin(sequence_T, share.numbers_B)
+        row_T = torch.searchsorted(share.numbers_B, sequence_T[here_T])
+        self.probe_YTH[y, here_T] = hidden_BLH[share.counted_B][row_T, place_T[here_T]].float()
+
+
+def _all_to(expert: int, hidden_BLH: Tensor) -> RoutingDecision:
+    """All tokens to one expert, with weight 1."""
+    tokens = hidden_BLH.shape[0] * hidden_BLH.shape[1]
+    ids_t1 = torch.full((tokens, 1), expert, dtype=torch.int64, device=hidden_BLH.device)
+    return RoutingDecision(ids_t1, torch.ones(tokens, 1, device=hidden_BLH.device))
+
+
+@contextmanager
+def _hooked(hooks: Mapping[RoutedMoE, Callable[..., MoEOutput | None]]) -> Iterator[None]:
+    """Calls each hook after its layer's forward; what it returns takes the place of the layer's output."""
+    handles = [moe.register_forward_hook(hook) for moe, hook in hooks.items()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

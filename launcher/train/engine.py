@@ -1,0 +1,83 @@
+"""DeepSpeed's engine for an experiment."""
+
+from __future__ import annotations
+
+import logging
+import math
+import warnings
+from typing import Any
+
+from torch import nn
+
+from moe_testbed.launcher.config.experiment import ExperimentConfig, TrainingConfig
+from moe_testbed.launcher.ranks.ranks import Ranks
+from moe_testbed.launcher.ranks.sharing import accumulation_steps, micro_batch_size
+from moe_testbed.model.deepspeed_moe import create_expert_parallel_groups, deepspeed
+
+
+def learning_rate(training: TrainingConfig, step: int) -> float:
+    """Rate of the update that follows ``step`` completed ones: linear warm-up, then cosine to
+    ``final_learning_rate_ratio``.
+
+    A function of the step alone, so that nothing of it has to be saved.
+    """
+    if step < training.warmup_steps:
+        return training.learning_rate * (step + 1) / training.warmup_steps
+    progress = (step - training.warmup_steps) / max(training.steps - training.warmup_steps - 1, 1)
+    cosine = 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
+    ratio = training.final_learning_rate_ratio
+    return training.learning_rate * (ratio + (1 - ratio) * cosine)
+
+
+def deepspeed_config(config: ExperimentConfig, num_ranks: int) -> dict[str, Any]:
+    """What DeepSpeed is told; everything that it would choose by itself and that changes results is written out."""
+    training = config.training
+    return {
+        "train_batch_size": training.global_batch_size,
+        "train_micro_batch_size_per_gpu": micro_batch_size(config, num_ranks),
+        "gradient_accumulation_steps": accumulation_steps(config, num_ranks),
+        "gradient_clipping": training.gradient_clipping,
+        "zero_optimization": {"stage": training.zero_stage},
+        "bf16": {"enabled": training.precision == "bfloat16"},
+        "optimizer": {
+            "type": "AdamW",
+            "params": {
+                "lr": training.learning_rate,
+                "betas": list(training.betas),
+                "weight_decay": training.weight_decay,
+                # DeepSpeed's own Adam would be compiled at first use.
+                "torch_adam": True,
+            },
+        },
+        "steps_per_print": 2**62,
+    }
+
+
+def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Norms are not decayed."""
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return [
+        {"name": "decayed", "params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
+        {"name": "not_decayed", "params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+
+
+def build_engine(model: nn.Module, config: ExperimentConfig, ranks: Ranks) -> Any:
+    """Wraps the model: its optimizer, gradient accumulation, clipping, precision, ZeRO and expert-parallel groups."""
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    # It calls collectives by names that torch is about to drop, and would say so once per rank.
+    warnings.filterwarnings("ignore", message=r"`torch\.distributed", category=FutureWarning)
+    create_expert_parallel_groups(config.parallel.expert_parallel_size)
+    engine, *_ = deepspeed.initialize(
+        model=model,
+        model_parameters=_parameter_groups(model, config.training.weight_decay),
+        config=deepspeed_config(config, ranks.size),
+        dist_init_required=False,
+    )
+    return engine
+
+
+def set_learning_rate(engine: Any, rate: float) -> None:
+    """Sets the rate of the next update in all parameter groups."""
+    for group in engine.optimizer.param_groups:
+        group["lr"] = rate

@@ -1,0 +1,56 @@
+"""From the data's batches to the model's inputs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from moe_testbed.data.tokens.sampler import Batch
+from moe_testbed.data.tokens.store import Store
+from moe_testbed.launcher.config.experiment import ExperimentConfig
+from moe_testbed.launcher.ranks.ranks import Ranks
+from moe_testbed.launcher.train.building import build_sampler
+from moe_testbed.routing.records import RoutingContext
+
+
+def to_context(
+    batch: Batch, rows_B: npt.NDArray[Any] | slice, step: int, device: torch.device
+) -> tuple[RoutingContext, Tensor]:
+    """Context and targets (next token ids, int64 [B, L]) of some rows of a batch, on the device."""
+
+    def move(array: npt.NDArray[Any]) -> Tensor:
+        return torch.from_numpy(np.ascontiguousarray(array[rows_B])).to(device, non_blocking=True)
+
+    context = RoutingContext(
+        token_ids_BL=move(batch.token_ids_BL),
+        domain_BL=move(batch.domain_BL),
+        document_BL=move(batch.document_BL),
+        position_BL=move(batch.position_BL),
+        sequence_B=move(batch.sequence_B),
+        step=step,
+    )
+    return context, move(batch.targets_BL)
+
+
+class MicroBatches:
+    """The micro-batches of one rank, which are functions of the step alone.
+
+    config: as the ranks share it, see `shared_among`.
+    """
+
+    def __init__(self, config: ExperimentConfig, store: Store, ranks: Ranks) -> None:
+        self._config, self._ranks = config, ranks
+        self._sampler, self._size = build_sampler(config, store), config.training.micro_batch_size
+
+    def __call__(self, step: int, number: int) -> tuple[RoutingContext, Tensor]:
+        """Context and targets of the n-th micro-batch of a step."""
+        start = (number * self._ranks.size + self._ranks.rank) * self._size
+        # Whatever draws from torch's generator is a function of the position too, and so the same after a restart.
+        position = step * self._config.training.global_batch_size + start
+        torch.manual_seed(((self._config.seed << 40) + position) % 2**63)
+        batch = self._sampler.batch(step, start, start + self._size)
+        return to_context(batch, slice(None), step, self._ranks.device)

@@ -1,0 +1,1 @@
+"""What several routers are made of."""

@@ -1,0 +1,56 @@
+"""Files that one process writes while others read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from moe_testbed.launcher.run.files import read_json, read_json_lines, write_atomically, write_bytes_atomically
+
+
+def test_a_file_is_replaced_and_nothing_else_is_left(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    write_atomically(path, "old")
+    write_atomically(path, "größer")
+    assert path.read_bytes() == "größer".encode()
+    write_bytes_atomically(path, b"\xff")
+    assert path.read_bytes() == b"\xff"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_fails_while_writing_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.txt"
+    write_atomically(path, "old")
+
+    def fill_disk(self: Path, content: bytes) -> None:
+        with self.open("wb") as file:
+            file.write(content[:2])
+        raise OSError("full")
+
+    monkeypatch.setattr(Path, "write_bytes", fill_disk)
+    with pytest.raises(OSError, match="full"):
+        write_atomically(path, "new one")
+    assert path.read_text() == "old"
+
+
+@pytest.mark.parametrize("content", [None, b"", b'{"a": 1', b"[1]", b"\xff"])
+def test_an_object_that_cannot_be_had_is_empty(content: bytes | None, tmp_path: Path) -> None:
+    if content is not None:
+        (tmp_path / "a.json").write_bytes(content)
+    assert read_json(tmp_path / "a.json") == {}
+
+
+def test_lines_that_are_whole(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    assert read_json_lines(path) == []
+    path.write_text('{"a": 1}\n{"a": "é"}\n[3]\n{"a": 4', encoding="utf-8")
+    assert read_json_lines(path) == [{"a": 1}, {"a": "é"}]
+
+
+def test_lines_that_begin_in_the_last_bytes(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"a": 1}\n{"a": 2}\n{"a": 3}\n')
+    assert [line["a"] for line in read_json_lines(path, 18)] == [2, 3]
+    assert [line["a"] for line in read_json_lines(path, 17)] == [3]
+    assert [line["a"] for line in read_json_lines(path, 1000)] == [1, 2, 3]
