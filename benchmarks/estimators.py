@@ -40,8 +40,8 @@ def gradients(experiment: str, overrides: list[str], micro_batches: int, steps: 
     config = load_experiment(experiment, ["tracking.mlflow=false", *overrides])
     torch.set_num_threads(1)
     ranks = join(choose_device("cpu"), timeout_seconds=600.0)
-    from moe_testbed.launcher.train.building import build_model, build_sampler
-    from moe_testbed.launcher.train.inputs import to_context
+    from moe_testbed.launcher.train.engine import build_model
+    from moe_testbed.launcher.train.inputs import build_sampler, to_context
     from moe_testbed.routing.balance.balancers.load_balancing_loss import LoadBalancingLossConfig
     from moe_testbed.routing.balance.balancing import Balancing
 

@@ -43,9 +43,8 @@ def measure(arguments: argparse.Namespace) -> None:
     ranks = join(choose_device("cpu"), timeout_seconds=600.0)
     from moe_testbed.launcher.ranks.sharing import accumulation_steps, micro_batch_size
     from moe_testbed.launcher.train.allocator import keep_freed_memory
-    from moe_testbed.launcher.train.building import build_model, build_sampler
-    from moe_testbed.launcher.train.engine import build_engine
-    from moe_testbed.launcher.train.inputs import to_context
+    from moe_testbed.launcher.train.engine import build_engine, build_model
+    from moe_testbed.launcher.train.inputs import build_sampler, to_context
 
     keep_freed_memory()
     trainings: dict[str, Any] = {}

@@ -23,7 +23,7 @@ from moe_testbed.launcher.config.experiment import ExperimentConfig, load_experi
 from moe_testbed.launcher.errors import CheckpointError, ConfigError
 from moe_testbed.launcher.ranks.ranks import Ranks
 from moe_testbed.launcher.run.files import read_json
-from moe_testbed.launcher.train.building import build_model
+from moe_testbed.launcher.train.engine import build_model
 from moe_testbed.model.language_model import LanguageModel
 from moe_testbed.routing.records import UNLABELLED
 

@@ -12,8 +12,7 @@ from dataclasses import dataclass
 
 from moe_testbed.launcher.cluster.config import ClusterConfig
 from moe_testbed.launcher.config.experiment import ExperimentConfig
-from moe_testbed.launcher.errors import ConfigError
-from moe_testbed.launcher.ranks.sharing import check_layout
+from moe_testbed.launcher.ranks.sharing import check_layout, check_placement
 
 
 @dataclass(frozen=True)
@@ -70,22 +69,3 @@ def layout_of(config: ExperimentConfig, cluster: ClusterConfig) -> Layout:
     nodes = [str(rank // cluster.gpus_per_node) for rank in range(cluster.num_gpus)]
     check_placement(config, nodes)
     return Layout(cluster.nodes, cluster.gpus_per_node, config.parallel.expert_parallel_size)
-
-
-def check_placement(config: ExperimentConfig, node_of_rank: Sequence[str]) -> None:
-    """Raises ConfigError if an expert-parallel group lies on several nodes and the experiment does not say that it may.
-
-    Args:
-        node_of_rank: name of each rank's node.
-    """
-    size = config.parallel.expert_parallel_size
-    if config.parallel.expert_parallel_across_nodes:
-        return
-    for first in range(0, len(node_of_rank), size):
-        names = list(dict.fromkeys(node_of_rank[first : first + size]))
-        if len(names) > 1:
-            raise ConfigError(
-                f"parallel.expert_parallel_size is {size}, so that the ranks {first} to {first + size - 1} share their "
-                f"experts across the nodes {', '.join(names)}, by their slow connection; choose a size that divides "
-                "the ranks of a node, or set parallel.expert_parallel_across_nodes to true"
-            )

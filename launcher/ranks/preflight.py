@@ -11,11 +11,11 @@ from typing import Any
 import torch.distributed as dist
 
 from moe_testbed.data.tokens.store import Store
-from moe_testbed.launcher.cluster.layout import check_placement
 from moe_testbed.launcher.config.experiment import ExperimentConfig
 from moe_testbed.launcher.errors import ConfigError
 from moe_testbed.launcher.ranks.heartbeat import host_name
 from moe_testbed.launcher.ranks.ranks import Ranks
+from moe_testbed.launcher.ranks.sharing import check_placement
 from moe_testbed.launcher.run.environment import versions
 
 MOST_CLOCK_SECONDS = 5.0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from moe_testbed.launcher.config.experiment import ExperimentConfig
 from moe_testbed.launcher.errors import ConfigError
 from moe_testbed.routing.scopes import Scope
@@ -64,6 +66,25 @@ def check_layout(config: ExperimentConfig, num_ranks: int) -> None:
             f"parallel.expert_parallel_size is {size}, which does not divide the number of ranks, {num_ranks}; start a "
             f"multiple of {size} processes, or lower it"
         )
+
+
+def check_placement(config: ExperimentConfig, node_of_rank: Sequence[str]) -> None:
+    """Raises ConfigError if an expert-parallel group lies on several nodes and the experiment does not say that it may.
+
+    Args:
+        node_of_rank: name of each rank's node.
+    """
+    size = config.parallel.expert_parallel_size
+    if config.parallel.expert_parallel_across_nodes:
+        return
+    for first in range(0, len(node_of_rank), size):
+        names = list(dict.fromkeys(node_of_rank[first : first + size]))
+        if len(names) > 1:
+            raise ConfigError(
+                f"parallel.expert_parallel_size is {size}, so that the ranks {first} to {first + size - 1} share their "
+                f"experts across the nodes {', '.join(names)}, by their slow connection; choose a size that divides "
+                "the ranks of a node, or set parallel.expert_parallel_across_nodes to true"
+            )
 
 
 def _what_reads_micro_batches(config: ExperimentConfig) -> str | None:

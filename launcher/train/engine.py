@@ -7,12 +7,62 @@ import math
 import warnings
 from typing import Any
 
+import torch
 from torch import nn
 
+from moe_testbed.data.tokens.store import Store
 from moe_testbed.launcher.config.experiment import ExperimentConfig, TrainingConfig
+from moe_testbed.launcher.errors import ConfigError
 from moe_testbed.launcher.ranks.ranks import Ranks
 from moe_testbed.launcher.ranks.sharing import accumulation_steps, micro_batch_size
 from moe_testbed.model.deepspeed_moe import create_expert_parallel_groups, deepspeed
+from moe_testbed.model.language_model import LanguageModel
+from moe_testbed.routing.records import RouterSetting
+
+
+def build_model(config: ExperimentConfig, store: Store, ranks: Ranks) -> LanguageModel:
+    """The model on its device.
+
+    Raises:
+        ConfigError: router, model and mix do not go together.
+    """
+    weights = _domain_weights(config, store)
+    token_counts_DV = torch.from_numpy(store.token_counts("train"))
+
+    def setting_of_layer(layer: int) -> RouterSetting:
+        return RouterSetting(
+            num_experts=config.model.moe.num_routed_experts,
+            top_k=config.model.moe.choices,
+            hidden_size=config.model.hidden_size,
+            layer=layer,
+            seed=config.seed,
+            domains=store.domains,
+            domain_weights=weights,
+            token_counts_DV=token_counts_DV,
+            data_parallel_group=ranks.group,
+        )
+
+    try:
+        model = LanguageModel(
+            config.model,
+            config.routing,
+            setting_of_layer,
+            store.vocab_size,
+            config.data.sequence_length,
+            config.seed,
+            config.parallel.expert_parallel_size,
+            ranks.group,
+            config.training.activation_checkpointing,
+        )
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    return model.to(ranks.device)
+
+
+def _domain_weights(config: ExperimentConfig, store: Store) -> tuple[float, ...]:
+    """Share of each of the store's domains in the mix, sums to 1; domains that could not be had are gone."""
+    weights = [config.data.mix.domain_weights()[domain] for domain in store.domains]
+    return tuple(weight / sum(weights) for weight in weights)
 
 
 def learning_rate(training: TrainingConfig, step: int) -> float:

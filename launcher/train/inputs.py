@@ -9,12 +9,25 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from moe_testbed.data.tokens.sampler import Batch
+from moe_testbed.data.tokens.sampler import Batch, Sampler
 from moe_testbed.data.tokens.store import Store
 from moe_testbed.launcher.config.experiment import ExperimentConfig
 from moe_testbed.launcher.ranks.ranks import Ranks
-from moe_testbed.launcher.train.building import build_sampler
 from moe_testbed.routing.records import RoutingContext
+
+
+def build_sampler(config: ExperimentConfig, store: Store) -> Sampler:
+    """The training stream."""
+    return Sampler(
+        store,
+        split="train",
+        sequence_length=config.data.sequence_length,
+        batch_size=config.training.global_batch_size,
+        seed=config.seed,
+        packing=config.data.packing,
+        pieces_per_sequence=config.data.pieces_per_sequence,
+        domain_weights=config.data.mix.domain_weights(),
+    )
 
 
 def to_context(

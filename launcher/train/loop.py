@@ -19,8 +19,7 @@ from moe_testbed.launcher.ranks.watchdog import Watchdog
 from moe_testbed.launcher.run.folder import RunFolder
 from moe_testbed.launcher.run.system_metrics import SystemMetrics
 from moe_testbed.launcher.train.ablated_model import examine_model
-from moe_testbed.launcher.train.building import build_model
-from moe_testbed.launcher.train.engine import build_engine, learning_rate, set_learning_rate
+from moe_testbed.launcher.train.engine import build_engine, build_model, learning_rate, set_learning_rate
 from moe_testbed.launcher.train.evaluation import Evaluator, evaluation_line
 from moe_testbed.launcher.train.evaluation_set import EvaluationSet
 from moe_testbed.launcher.train.inputs import MicroBatches

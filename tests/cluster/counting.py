@@ -17,9 +17,8 @@ from moe_testbed.data.build import build_store
 from moe_testbed.launcher.config.experiment import ExperimentConfig
 from moe_testbed.launcher.ranks.ranks import Ranks
 from moe_testbed.launcher.ranks.sharing import accumulation_steps, micro_batch_size
-from moe_testbed.launcher.train.building import build_model, build_sampler
-from moe_testbed.launcher.train.engine import build_engine
-from moe_testbed.launcher.train.inputs import to_context
+from moe_testbed.launcher.train.engine import build_engine, build_model
+from moe_testbed.launcher.train.inputs import build_sampler, to_context
 
 # Where torch.distributed's functions take the tensor whose bytes the plan speaks of.
 MEASURED = {

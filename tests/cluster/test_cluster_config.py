@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 
 from moe_testbed.launcher.cluster.config import load_cluster
-from moe_testbed.launcher.cluster.layout import Layout, check_placement, layout_of
+from moe_testbed.launcher.cluster.layout import Layout, layout_of
 from moe_testbed.launcher.config.experiment import load_experiment
 from moe_testbed.launcher.config.yaml_tree import embedded_configs
 from moe_testbed.launcher.errors import ConfigError
+from moe_testbed.launcher.ranks.sharing import check_placement
 
 Write = Callable[[str, str], Path]
 EMBEDDED = sorted(

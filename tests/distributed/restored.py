@@ -13,8 +13,7 @@ from moe_testbed.data.build import build_store
 from moe_testbed.launcher.checkpoint import checkpoints
 from moe_testbed.launcher.config.experiment import ExperimentConfig
 from moe_testbed.launcher.ranks.ranks import join
-from moe_testbed.launcher.train.building import build_model
-from moe_testbed.launcher.train.engine import build_engine
+from moe_testbed.launcher.train.engine import build_engine, build_model
 
 
 def restore(config: dict[str, Any], run_dir: str) -> dict[str, Tensor]:

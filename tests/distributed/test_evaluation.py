@@ -20,7 +20,7 @@ from moe_testbed.data.build import build_store
 from moe_testbed.data.tokens.sampler import evaluation_batches
 from moe_testbed.launcher.config.experiment import ExperimentConfig
 from moe_testbed.launcher.ranks.ranks import Ranks
-from moe_testbed.launcher.train.building import build_model
+from moe_testbed.launcher.train.engine import build_model
 from moe_testbed.launcher.train.evaluation import Evaluator, evaluation_line
 from moe_testbed.launcher.train.evaluation_set import EvaluationSet
 from moe_testbed.launcher.train.inputs import to_context

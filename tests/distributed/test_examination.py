@@ -22,7 +22,7 @@ from moe_testbed.launcher.config.experiment import ExperimentConfig
 from moe_testbed.launcher.ranks.ranks import Ranks
 from moe_testbed.launcher.train.ablated_model import examine_model
 from moe_testbed.launcher.train.ablation import MOST_EXPERTS, examined
-from moe_testbed.launcher.train.building import build_model
+from moe_testbed.launcher.train.engine import build_model
 from moe_testbed.launcher.train.evaluation import Evaluator
 from moe_testbed.launcher.train.evaluation_set import EvaluationSet
 from moe_testbed.model.deepspeed_moe import create_expert_parallel_groups

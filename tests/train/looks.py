@@ -16,9 +16,9 @@ import torch.distributed as dist
 from moe_testbed.data.build import build_store
 from moe_testbed.launcher.config.experiment import ExperimentConfig
 from moe_testbed.launcher.ranks.ranks import Ranks
-from moe_testbed.launcher.train.building import build_model, build_sampler
+from moe_testbed.launcher.train.engine import build_model
 from moe_testbed.launcher.train.evaluation_set import EvaluationSet
-from moe_testbed.launcher.train.inputs import to_context
+from moe_testbed.launcher.train.inputs import build_sampler, to_context
 from moe_testbed.launcher.train.probe import Statistics
 from moe_testbed.routing.records import NO_EXPERT
 
