@@ -1,13 +1,35 @@
-"""Errors that a user can cause and mend; the command line prints them as one line and exits with status 2."""
+"""Errors, the exit statuses that tell of them, and the one place where an error becomes a line on stderr."""
+
+from __future__ import annotations
+
+import errno
+import signal
+import sys
+from collections.abc import Callable
 
 from moe_testbed.data.errors import DataError
 from moe_testbed.routing.errors import RouterError
 
+FAILED = 1
+"""Exit status after a failure that is not the user's to mend, or after a command of which a part failed."""
+
 WRONG_INPUT = 2
-"""Exit status of the command line after one of these errors."""
+"""Exit status after one of the errors in `MENDABLE`."""
 
 ASKED_TO_STOP = 75
 """Exit status of a training that a signal has stopped, and that the same command continues (EX_TEMPFAIL)."""
+
+INTERRUPTED = 128 + signal.SIGINT
+"""Exit status after Ctrl-C."""
+
+REMEDIES = {
+    errno.ENOSPC: "free some space",
+    errno.EDQUOT: "free some space",
+    errno.EACCES: "make it writable or choose another folder",
+    errno.EPERM: "make it writable or choose another folder",
+    errno.EROFS: "make it writable or choose another folder",
+}
+"""What helps against an error of the operating system."""
 
 
 class ConfigError(ValueError):
@@ -33,3 +55,33 @@ class AskedToStop(Exception):
 
 MENDABLE = (CheckpointError, ConfigError, DataError, RouterError)
 """What a user can mend, on the rank that meets it."""
+
+
+def guarded(command: Callable[[], int]) -> int:
+    """Runs a command; what a user can mend becomes one line on stderr."""
+    try:
+        return command()
+    except (*MENDABLE, OtherRankError) as error:
+        return _complain(str(error))
+    except AskedToStop as stop:
+        print(f"moe-testbed: {stop}; the same command continues", file=sys.stderr)
+        return ASKED_TO_STOP
+    except LostRankError:
+        return FAILED
+    except KeyboardInterrupt:
+        print("interrupted; the same command continues where it stopped", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        sys.stderr.close()
+        return FAILED
+    except OSError as error:
+        if error.errno is None or not (error.filename or error.errno in REMEDIES):
+            raise
+        where = f" ({error.filename})" if error.filename else ""
+        remedy = REMEDIES.get(error.errno, "correct this path")
+        return _complain(f"{error.strerror}{where}: {remedy}, then repeat the command; what is finished is kept")
+
+
+def _complain(message: str) -> int:
+    print(f"moe-testbed: {' '.join(message.split())}", file=sys.stderr)
+    return WRONG_INPUT

@@ -10,7 +10,7 @@ from pathlib import Path
 from moe_testbed.launcher.analyze.hub_model import HUB_NAME
 from moe_testbed.launcher.analyze.request import Request, Result, log
 from moe_testbed.launcher.config.yaml_tree import to_yaml
-from moe_testbed.launcher.errors import MENDABLE, CheckpointError, ConfigError
+from moe_testbed.launcher.errors import FAILED, MENDABLE, CheckpointError, ConfigError
 from moe_testbed.launcher.report import print_report
 from moe_testbed.launcher.run.files import read_yaml, write_atomically
 from moe_testbed.launcher.run.folder import RunFolder
@@ -65,7 +65,7 @@ def analyze(checkpoints: Sequence[str], request: Request, out: Path) -> int:
     if len(tokenizers) > 1:
         log("the checkpoints have different tokenizers: their losses are per token and cannot be compared")
     print_report(out)
-    return 1 if failures else 0
+    return FAILED if failures else 0
 
 
 def _analysis(checkpoints: Sequence[str], request: Request) -> Callable[[str], Result]:

@@ -1,13 +1,27 @@
-"""The options of `moe-testbed analyze`; light, since the command line reads it for its help."""
+"""The command `analyze`."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
 
+from moe_testbed.launcher.cli.parts import Commands, add_command
 
-def add_options(command: argparse.ArgumentParser) -> None:
-    """Adds the options to the command's parser."""
+
+def add_analyze_command(commands: Commands) -> None:
+    """Adds `analyze` to the command line."""
+    command = add_command(
+        commands,
+        "analyze",
+        "analyse the routing of existing checkpoints",
+        "Record how checkpoints route the labelled text of a mix, and write the same report as for a suite. Ends with "
+        "status 1 if a checkpoint failed and others did not.",
+        """
+        moe-testbed analyze --checkpoint models/OLMoE-1B-7B --mix configs/mixes/packages8.yaml
+        moe-testbed analyze --checkpoint runs/demo/top_k_global-seed1 --mix configs/mixes/languages_udhr.yaml
+        """,
+        _analyze,
+    )
     command.add_argument(
         "--checkpoint",
         action="append",
@@ -61,7 +75,7 @@ def at_least_one(text: str) -> int:
     return number
 
 
-def run(arguments: argparse.Namespace) -> int:
+def _analyze(arguments: argparse.Namespace) -> int:
     """Runs the command. Returns its exit status; raises what `analysis.analyze` does."""
     from moe_testbed.launcher.config.mix import load_mix
 

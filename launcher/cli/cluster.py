@@ -5,15 +5,13 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from moe_testbed.launcher.cli.parts import EXPERIMENT_OVERRIDES_HELP, add_command, add_experiment
-
-Commands = argparse._SubParsersAction  # of argparse's own making, and of no public name
+from moe_testbed.launcher.cli.parts import EXPERIMENT_OVERRIDES_HELP, Commands, add_command, add_experiment
 
 CLUSTER_HELP = "YAML file of a cluster, such as configs/clusters/one_node_h100.yaml"
 RUN_DIR_HELP = "folder of the run (default: as `moe-testbed train` chooses it)"
 
 
-def add_cluster_commands(commands: Commands[argparse.ArgumentParser]) -> None:
+def add_cluster_commands(commands: Commands) -> None:
     """Adds them to the command line."""
     plan = add_command(
         commands,
@@ -132,7 +130,7 @@ def _add_suite(command: argparse.ArgumentParser) -> None:
 
 def _plan(arguments: argparse.Namespace) -> int:
     from moe_testbed.launcher.cluster.config import load_cluster
-    from moe_testbed.launcher.cluster.plan.plan import print_plan
+    from moe_testbed.launcher.cluster.plan.text import print_plan
     from moe_testbed.launcher.config.experiment import load_experiment
 
     config = load_experiment(arguments.experiment, arguments.overrides)

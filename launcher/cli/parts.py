@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
+
+Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"  # argparse has no public name for it
 
 EXPERIMENT_HELP = "YAML file; also one that comes with the package, such as configs/experiments/tiny.yaml"
 OVERRIDES_HELP = "values that replace the file's, such as {} (VALUE is YAML)"
@@ -12,20 +14,20 @@ EXPERIMENT_OVERRIDES_HELP = OVERRIDES_HELP.format("training.steps=100; routing.b
 
 
 def add_experiment(command: argparse.ArgumentParser) -> None:
-    """The file and its overrides."""
+    """Adds the arguments for an experiment's file and its overrides."""
     command.add_argument("experiment", metavar="EXPERIMENT", help=EXPERIMENT_HELP)
     command.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help=EXPERIMENT_OVERRIDES_HELP)
 
 
 def add_command(
-    commands: argparse._SubParsersAction[argparse.ArgumentParser],
+    commands: Commands,
     name: str,
     summary: str,
     description: str,
     examples: str | None,
     run: Callable[[argparse.Namespace], int | None] | None,
 ) -> argparse.ArgumentParser:
-    """One command. ``run`` gets the parsed arguments and returns the exit status; None where commands follow."""
+    """Adds a command. ``run`` gets the parsed arguments and returns the exit status; None where commands follow."""
     added: argparse.ArgumentParser = commands.add_parser(name, help=summary, **_texts(description, examples))
     if run is not None:
         added.set_defaults(run=run)
@@ -33,7 +35,7 @@ def add_command(
 
 
 def new_parser(description: str, examples: str) -> argparse.ArgumentParser:
-    """Of `moe-testbed` itself."""
+    """Returns the parser of `moe-testbed` itself."""
     return argparse.ArgumentParser(prog="moe-testbed", **_texts(description, examples))
 
 

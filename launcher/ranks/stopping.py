@@ -19,7 +19,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
-from moe_testbed.launcher.errors import ASKED_TO_STOP, AskedToStop
+from moe_testbed.launcher.errors import ASKED_TO_STOP, FAILED, AskedToStop
 from moe_testbed.launcher.ranks.ranks import Ranks
 
 SIGNALS = (signal.SIGUSR1, signal.SIGTERM)
@@ -122,7 +122,7 @@ def _end_without_the_others() -> NoReturn:
         file=sys.stderr,
         flush=True,
     )
-    os._exit(1)
+    os._exit(FAILED)
 
 
 def _nothing(*_: object) -> None:

@@ -20,7 +20,14 @@ from datetime import timedelta
 import torch.distributed as dist
 
 from moe_testbed.launcher.config.experiment import ParallelConfig
-from moe_testbed.launcher.errors import ASKED_TO_STOP, WRONG_INPUT, AskedToStop, LostRankError, OtherRankError
+from moe_testbed.launcher.errors import (
+    ASKED_TO_STOP,
+    FAILED,
+    WRONG_INPUT,
+    AskedToStop,
+    LostRankError,
+    OtherRankError,
+)
 from moe_testbed.launcher.ranks.heartbeat import Alarm, CheckIn, reason_of
 from moe_testbed.launcher.ranks.ranks import Ranks
 
@@ -33,7 +40,6 @@ _PATIENCE = 2.5  # for the main thread to end by itself
 # Of the time-out, for a rank without a sign of life: who is lost must be told before NCCL aborts the others.
 _SILENCE = 2 / 3
 
-_FAILED = 1
 _EXIT_STATUS = {"mendable": WRONG_INPUT, "stopped": ASKED_TO_STOP}
 
 
@@ -245,7 +251,7 @@ class Watchdog:
     def _leave_the_main_thread_behind(self) -> None:
         self._note_ending()
         sys.stderr.flush()
-        os._exit(_EXIT_STATUS.get(self._ending.kind if self._ending else "", _FAILED))
+        os._exit(_EXIT_STATUS.get(self._ending.kind if self._ending else "", FAILED))
 
     def _note_ending(self) -> None:
         if self._notes and self._ending:

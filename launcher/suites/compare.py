@@ -12,6 +12,7 @@ from types import FrameType
 from moe_testbed.data.machine import usable_cores
 from moe_testbed.launcher.config.experiment import dump_config
 from moe_testbed.launcher.config.suite import Suite, SuiteRun, suite_runs
+from moe_testbed.launcher.errors import FAILED
 from moe_testbed.launcher.report import print_report
 from moe_testbed.launcher.run.files import write_atomically
 from moe_testbed.launcher.run.folder import RunFolder, is_finished
@@ -59,7 +60,7 @@ def compare(suite: Suite, runs_dir: Path, jobs: int | None = None, command: Sequ
         print_report(folder)
         if mirror:
             mirror.finish("failed" if failed else "finished")
-    return 1 if failed else 0
+    return FAILED if failed else 0
 
 
 def _train_missing(runs: list[SuiteRun], jobs: int | None, command: Sequence[str]) -> dict[str, str]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from moe_testbed.launcher.config.experiment import TrackingConfig
-from moe_testbed.launcher.errors import ConfigError
+from moe_testbed.launcher.errors import FAILED, ConfigError
 from moe_testbed.launcher.run.files import read_yaml, value_at
 from moe_testbed.launcher.tracking.background import Background, without_password
 from moe_testbed.launcher.tracking.mirror import Mirror, SuiteMirror, begun_runs, ended_as
@@ -30,14 +30,14 @@ def sync(folders: Sequence[Path]) -> int:
     to_send = _with_suites(folders)
     uri = store_uri()
     if not _reached(uri):
-        return 1
+        return FAILED
     sent = []
     for folder in to_send:
         sent.append(_send(folder, uri))
         if not sent[-1] and not _reached(uri):
-            return 1
+            return FAILED
     print(f"MLflow at {without_password(uri)} has {sum(sent)} of {len(sent)}")
-    return 0 if all(sent) else 1
+    return 0 if all(sent) else FAILED
 
 
 def _with_suites(folders: Sequence[Path]) -> list[Path]:

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from moe_testbed.data.errors import DataError
-from moe_testbed.launcher.cli.main import guarded, main
+from moe_testbed.launcher.cli.main import main
 from moe_testbed.launcher.config.experiment import load_experiment, run_name
-from moe_testbed.launcher.errors import CheckpointError, ConfigError
+from moe_testbed.launcher.errors import CheckpointError, ConfigError, guarded
 
 Write = Callable[[str, str], Path]
 COMMANDS = [
@@ -121,9 +121,9 @@ def test_the_examples_of_the_help_work(capsys: pytest.CaptureFixture[str], monke
     from moe_testbed.launcher import report
     from moe_testbed.launcher.analyze import analyze
     from moe_testbed.launcher.cli import data as data_commands
-    from moe_testbed.launcher.cli import router
+    from moe_testbed.launcher.cli import router_check
     from moe_testbed.launcher.cluster.launch import launch
-    from moe_testbed.launcher.cluster.plan import plan
+    from moe_testbed.launcher.cluster.plan import text
     from moe_testbed.launcher.cluster.slurm import cancel, status, submit
     from moe_testbed.launcher.suites import compare
     from moe_testbed.launcher.tracking import sync
@@ -136,7 +136,7 @@ def test_the_examples_of_the_help_work(capsys: pytest.CaptureFixture[str], monke
         (report, "print_report"),
         (report, "print_comparison"),
         (analyze, "analyze"),
-        (plan, "print_plan"),
+        (text, "print_plan"),
         (launch, "launch"),
         (submit, "submit"),
         (status, "print_status"),
@@ -146,7 +146,7 @@ def test_the_examples_of_the_help_work(capsys: pytest.CaptureFixture[str], monke
         monkeypatch.setattr(module, name, lambda *_, name=name: done.append(name) or 0)
     for name in ("build", "show", "check"):
         monkeypatch.setattr(data_commands, name, lambda *_, name=name: done.append(name))
-    monkeypatch.setattr(router, "check_routers", lambda *_: done.append("check_routers") or 0)
+    monkeypatch.setattr(router_check, "check_routers", lambda *_: done.append("check_routers") or 0)
     for command in COMMANDS:
         with pytest.raises(SystemExit):
             main([*command.split(), "--help"])

@@ -12,8 +12,8 @@ import pytest
 import yaml
 
 from moe_testbed.launcher.config.experiment import load_experiment
+from tests.cli import cli_driver
 from tests.distributed.conftest import data, make_experiment, run_on_ranks
-from tests.suites import cli_driver
 
 __all__ = ["data", "make_experiment", "run_on_ranks"]
 

@@ -152,9 +152,9 @@ def test_wrong_names_and_options_are_one_line(
 def test_all_names_those_that_are_not_causal(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from moe_testbed.launcher.cli import router
+    from moe_testbed.launcher.cli import router_check
 
-    monkeypatch.setattr(router, "check_router", lambda *_: [Finding("builds", True, "")])
+    monkeypatch.setattr(router_check, "check_router", lambda *_: [Finding("builds", True, "")])
     assert main(["router", "check", "--all"]) == 0
     lines = capsys.readouterr().out.splitlines()
     names = ROUTERS.names()
@@ -186,9 +186,9 @@ def test_the_commands_have_help(command: str, capsys: pytest.CaptureFixture[str]
 
 
 def test_the_examples_of_the_help_are_real(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    from moe_testbed.launcher.cli import router
+    from moe_testbed.launcher.cli import router_check
 
-    monkeypatch.setattr(router, "check_router", lambda *_: [Finding("builds", True, "")])
+    monkeypatch.setattr(router_check, "check_router", lambda *_: [Finding("builds", True, "")])
     monkeypatch.chdir(REPOSITORY)
     with pytest.raises(SystemExit):
         main(["router", "check", "--help"])

@@ -140,7 +140,7 @@ def test_no_training_outlives_the_comparison(
         signal.signal(signal.SIGINT, signal.default_int_handler)
         from pathlib import Path
         from moe_testbed.data import build
-        from moe_testbed.launcher.cli.main import guarded
+        from moe_testbed.launcher.errors import guarded
         from moe_testbed.launcher.suites.compare import compare
         from moe_testbed.launcher.config.suite import load_suite
 

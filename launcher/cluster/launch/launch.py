@@ -18,14 +18,13 @@ from moe_testbed.launcher.cluster.launch.supervision import End, Lifelines, supe
 from moe_testbed.launcher.cluster.layout import layout_of
 from moe_testbed.launcher.cluster.run_config import config_on
 from moe_testbed.launcher.config.experiment import ExperimentConfig
-from moe_testbed.launcher.errors import ASKED_TO_STOP, WRONG_INPUT, ConfigError
+from moe_testbed.launcher.errors import ASKED_TO_STOP, FAILED, WRONG_INPUT, ConfigError
 from moe_testbed.launcher.ranks.lifeline import LIFELINE_VARIABLE
 from moe_testbed.launcher.run.files import read_json
 from moe_testbed.launcher.run.folder import RunFolder, is_finished
 
 _Status = tuple[int, dict[str, object]]
 
-_FAILED = 1
 # How long the last word of another host's rank may take to be seen here.
 _LAST_WORD_SECONDS = 20.0
 # Beyond the time that ranks wait for one another: rank 0 may be a minute at MLflow when the others have ended.
@@ -121,7 +120,7 @@ def _outcome(
         return ASKED_TO_STOP
     if state == "failed":
         print(f"moe-testbed: the training failed: {status['reason']}", file=sys.stderr)
-        return WRONG_INPUT if end.code == WRONG_INPUT else _FAILED
+        return WRONG_INPUT if end.code == WRONG_INPUT else FAILED
     if end.asked:
         print("moe-testbed: stopped before it could write a checkpoint; the same command continues", file=sys.stderr)
         return ASKED_TO_STOP
@@ -133,7 +132,7 @@ def _outcome(
     if node_rank is None and not is_finished(run_dir):
         folder = RunFolder(run_dir)
         folder.write_status("failed", folder.last_step, config.training.steps, reason)
-    return WRONG_INPUT if end.code == WRONG_INPUT else _FAILED
+    return WRONG_INPUT if end.code == WRONG_INPUT else FAILED
 
 
 def _reason(end: End) -> str:

@@ -66,19 +66,3 @@ def make_plan(config: ExperimentConfig, cluster: ClusterConfig) -> Plan:
         planned_memory(training, weights, layout, activations, cluster.accelerator),
         planned_traffic(config, weights, layout),
     )
-
-
-def print_plan(config: ExperimentConfig, cluster: ClusterConfig) -> int:
-    """Prints the plan.
-
-    Returns:
-        Exit status: 0 it fits, 1 it does not.
-
-    Raises:
-        ConfigError: see `make_plan`.
-    """
-    from moe_testbed.launcher.cluster.plan.text import plan_text
-
-    plan = make_plan(config, cluster)
-    print(plan_text(plan))
-    return 0 if plan.fits else 1

@@ -4,13 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from moe_testbed.launcher.cluster.config import ClusterConfig
 from moe_testbed.launcher.cluster.layout import Layout
-from moe_testbed.launcher.cluster.plan.plan import Plan
+from moe_testbed.launcher.cluster.plan.plan import Plan, make_plan
 from moe_testbed.launcher.cluster.plan.remedies import remedies
+from moe_testbed.launcher.config.experiment import ExperimentConfig
+from moe_testbed.launcher.errors import FAILED
 from moe_testbed.launcher.ranks.sharing import accumulation_steps, micro_batch_size
 from moe_testbed.launcher.run.columns import aligned
 
 _SHOWN = 4  # ranks, or lines, of many; then the last
+
+
+def print_plan(config: ExperimentConfig, cluster: ClusterConfig) -> int:
+    """Prints the plan of a training.
+
+    Returns:
+        Exit status: 0 if it fits, 1 if it does not.
+
+    Raises:
+        ConfigError: see `make_plan`.
+    """
+    plan = make_plan(config, cluster)
+    print(plan_text(plan))
+    return 0 if plan.fits else FAILED
 
 
 def plan_text(plan: Plan) -> str:

@@ -11,8 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from moe_testbed.launcher.cli.main import guarded
-from moe_testbed.launcher.errors import ASKED_TO_STOP, WRONG_INPUT
+from moe_testbed.launcher.errors import ASKED_TO_STOP, FAILED, WRONG_INPUT, guarded
 from moe_testbed.launcher.run.files import read_json, write_atomically
 
 ENDS = "ends.json"
@@ -25,7 +24,6 @@ _TASK_ENDED = re.compile(
 )
 _COMPLAINT = re.compile(r"^srun: error: (.+)$", re.MULTILINE)
 _SIGNALLED = 128  # what a shell adds to a signal's number
-_FAILED = 1
 
 
 def decide(run_dir: Path, status: int, told: bool, start: str, log: str) -> int:
@@ -54,7 +52,7 @@ def decide(run_dir: Path, status: int, told: bool, start: str, log: str) -> int:
     elif told or (now.get("state") == "stopped" and not ends):
         return _after_stop(run_dir, now)
     reason = str(now["reason"]) if now.get("state") == "failed" else _reason(run_dir, status, ends, start, said)
-    return _after_failure(run_dir, status or _FAILED, reason)
+    return _after_failure(run_dir, status or FAILED, reason)
 
 
 def _after_failure(run_dir: Path, status: int, reason: str) -> int:
@@ -78,7 +76,7 @@ def _after_stop(run_dir: Path, now: dict[str, Any]) -> int:
         f"stopped twice without a new checkpoint since {f'step {newest}' if newest else 'the start'} ({last}); raise "
         "slurm.time if the start takes longer, slurm.grace_seconds if a step and its checkpoint do",
     )
-    return _FAILED
+    return FAILED
 
 
 def _note_end(run_dir: Path, kind: str, value: object) -> Sequence[Any]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from moe_testbed.launcher.cluster.slurm.jobs import Job, read_jobs
 from moe_testbed.launcher.cluster.slurm.script import LOGS
 from moe_testbed.launcher.config.suite import Suite, SuiteRun, suite_runs
+from moe_testbed.launcher.errors import FAILED
 from moe_testbed.launcher.run.columns import aligned
 from moe_testbed.launcher.suites.progress import read_progress, read_status
 
@@ -42,7 +43,7 @@ def print_status(suite: Suite, runs_dir: Path) -> int:
     rows = [_row(run, jobs.get(run.name)) for run in suite_runs(suite, runs_dir.resolve())]
     texts = [_HEADER, *(astuple(row) for row in rows)]
     print("\n".join(aligned(texts, left=range(len(_HEADER)))))
-    return 1 if any(row.state == "failed" for row in rows) else 0
+    return FAILED if any(row.state == "failed" for row in rows) else 0
 
 
 def _row(run: SuiteRun, job: Job | None) -> _Row:
