@@ -137,7 +137,7 @@ def _compare(arguments: argparse.Namespace) -> int:
 
 
 def _report(arguments: argparse.Namespace) -> None:
-    from moe_testbed.launcher.report import print_comparison, print_report
+    from moe_testbed.launcher.report.write import print_comparison, print_report
 
     if len(arguments.suite_dirs) > 1:
         print_comparison(arguments.suite_dirs, arguments.out)

@@ -13,7 +13,7 @@ from moe_testbed.data.machine import usable_cores
 from moe_testbed.launcher.config.experiment import dump_config
 from moe_testbed.launcher.config.suite import Suite, SuiteRun, suite_runs
 from moe_testbed.launcher.errors import FAILED
-from moe_testbed.launcher.report import print_report
+from moe_testbed.launcher.report.write import print_report
 from moe_testbed.launcher.run.files import write_atomically
 from moe_testbed.launcher.run.folder import RunFolder, is_finished
 from moe_testbed.launcher.suites.folder import build_stores, held

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from moe_testbed.launcher.report import print_comparison, write_report
+from moe_testbed.launcher.report.write import print_comparison, write_report
 from tests.report.conftest import DEMO, write_suite
 
 if TYPE_CHECKING:

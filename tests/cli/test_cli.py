@@ -118,13 +118,13 @@ def test_trainings_under_other_overrides_get_other_folders(experiment: Path) -> 
 
 
 def test_the_examples_of_the_help_work(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    from moe_testbed.launcher import report
     from moe_testbed.launcher.analyze import analyze
     from moe_testbed.launcher.cli import data as data_commands
     from moe_testbed.launcher.cli import router_check
     from moe_testbed.launcher.cluster.launch import launch
     from moe_testbed.launcher.cluster.plan import text
     from moe_testbed.launcher.cluster.slurm import cancel, status, submit
+    from moe_testbed.launcher.report import write as report
     from moe_testbed.launcher.suites import compare
     from moe_testbed.launcher.tracking import sync
     from moe_testbed.launcher.train import train as training

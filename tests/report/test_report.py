@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 import yaml
 
-from moe_testbed.launcher.report import result_table, write_report
 from moe_testbed.launcher.report.numbers.results import read_results
+from moe_testbed.launcher.report.tables.table import terminal_table
 from moe_testbed.launcher.report.words import headlines
+from moe_testbed.launcher.report.write import write_report
 
 MakeSuite = Callable[..., Path]
 
@@ -171,14 +172,14 @@ def test_analysed_checkpoints_get_words_of_their_own(make_suite: MakeSuite) -> N
     told = html.partition('id="definitions"')[0]
     for word in ("routers against the reference", "trainings", "0 steps", "Recovered"):
         assert word not in told
-    terminal, tex = result_table(read_results(suite)), (suite / "tables" / "results.tex").read_text()
+    terminal, tex = terminal_table(read_results(suite)), (suite / "tables" / "results.tex").read_text()
     assert "Recovered" not in terminal and "Recovered" not in tex
     assert "ckpts: how experts are used. Loss: nats" in tex
 
 
 def test_terminal_table(small: Path) -> None:
     results = read_results(small)
-    lines = result_table(results).splitlines()
+    lines = terminal_table(results).splitlines()
     assert lines[0].split()[:3] == ["Run", "Role", "Loss"]
     assert lines[2].startswith("reference ")
     assert all(len(line) <= len(lines[1]) for line in lines[2:15])

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from moe_testbed.launcher.report import write_report
 from moe_testbed.launcher.report.numbers.results import ranked, read_results
 from moe_testbed.launcher.report.tables.domain_tables import domain_tables
 from moe_testbed.launcher.report.tables.latex import escape, latex_table
 from moe_testbed.launcher.report.tables.table import Cell
 from moe_testbed.launcher.report.words import number
+from moe_testbed.launcher.report.write import write_report
 
 MakeSuite = Callable[..., Path]
 

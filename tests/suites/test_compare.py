@@ -13,7 +13,7 @@ from filelock import FileLock
 from moe_testbed.data import build
 from moe_testbed.launcher.config.suite import Suite, load_suite
 from moe_testbed.launcher.errors import ConfigError
-from moe_testbed.launcher.report import print_report
+from moe_testbed.launcher.report.write import print_report
 from moe_testbed.launcher.suites.compare import compare
 
 MakeSuite = Callable[..., Suite]
