@@ -40,12 +40,12 @@ def timed(owner, name):
         started = time.perf_counter()
         result = original(*arguments)
         spent[-1] += time.perf_counter() - started
-        if name == "write_arrays":
+        if name == "write_statistics":
             spent.append(0.0)
         return result
     setattr(owner, name, replacement)
 
-for owner, name in ((Statistics, "add"), (Statistics, "look"), (RunFolder, "write_arrays")):
+for owner, name in ((Statistics, "add"), (Statistics, "look"), (RunFolder, "write_statistics")):
     timed(owner, name)
 train(load_experiment(sys.argv[2], sys.argv[3:]), Path(sys.argv[1]))
 print(json.dumps(spent))

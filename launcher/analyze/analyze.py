@@ -14,6 +14,7 @@ from moe_testbed.launcher.errors import FAILED, MENDABLE, CheckpointError, Confi
 from moe_testbed.launcher.report.write import print_report
 from moe_testbed.launcher.run.files import read_yaml, write_atomically
 from moe_testbed.launcher.run.folder import RunFolder
+from moe_testbed.launcher.run.records import Status
 
 
 def analyze(checkpoints: Sequence[str], request: Request, out: Path) -> int:
@@ -54,7 +55,7 @@ def analyze(checkpoints: Sequence[str], request: Request, out: Path) -> int:
     if first is not None and len(failures) == len(checkpoints):
         raise first
     for name, reason in failures.items():
-        _emptied(out / name).write_status("failed", 0, 0, reason)
+        _emptied(out / name).write_status(Status("failed", reason=reason))
     suite = {
         "name": re.sub(r"[^\w.-]+", "-", out.resolve().name),
         "analysis": {"mix": request.mix.name, "checkpoints": list(checkpoints)},
@@ -137,14 +138,16 @@ def _refuse_trainings(out: Path, targets: Sequence[Path]) -> None:
 
 def _emptied(folder: Path) -> RunFolder:
     shutil.rmtree(folder, ignore_errors=True)
-    return RunFolder(folder)
+    emptied = RunFolder(folder)
+    emptied.create()
+    return emptied
 
 
 def _write(folder: RunFolder, result: Result) -> None:
-    write_atomically(folder.path / "config.yaml", to_yaml(result.config))
-    folder.write_json("summary.json", result.summary)
-    folder.write_json("manifest.json", result.manifest)
-    folder.write_arrays("evaluations", result.step, result.evaluation)
+    folder.write_config_tree(result.config)
+    folder.write_summary(result.summary)
+    folder.write_manifest(result.manifest)
+    folder.write_evaluation(result.step, result.evaluation)
     if result.analysis:
         folder.write_analysis(result.analysis)
-    folder.write_status("finished", result.step, result.step)
+    folder.write_status(Status("finished", result.step, result.step))

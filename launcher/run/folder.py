@@ -1,20 +1,29 @@
-"""The folder of one run: the truth about it, which MLflow and the reports mirror."""
+"""The folder of one run: the truth about it, which MLflow and the reports mirror.
+
+No other module knows the name of a file in it. Reading is lenient: a file that is missing or was cut off counts as
+empty, since others may look while a training writes, or after it has died.
+"""
 
 from __future__ import annotations
 
 import io
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 from filelock import FileLock, Timeout
 
-from moe_testbed.launcher.config.experiment import ExperimentConfig, dump_config, load_experiment
+from moe_testbed.launcher.config.yaml_tree import to_yaml
 from moe_testbed.launcher.errors import ConfigError
-from moe_testbed.launcher.run.files import read_json, read_json_lines, write_atomically, write_bytes_atomically
+from moe_testbed.launcher.run.files import read_json, read_json_lines, read_yaml, write_bytes_atomically
+from moe_testbed.launcher.run.records import MetricsLine, Progress, Status
+
+if TYPE_CHECKING:
+    from moe_testbed.launcher.config.experiment import ExperimentConfig
 
 Arrays = Mapping[str, npt.NDArray[Any]]
 
@@ -22,28 +31,36 @@ Arrays = Mapping[str, npt.NDArray[Any]]
 # starts.
 _DECIDING = ("seed", "data", "model", "routing", "training", "evaluation")
 
-# Folders with one file of arrays for each step that was looked at.
-_SERIES = ("evaluations", "statistics")
-_ANALYSIS = "analysis.npz"
-
-
-def is_finished(run_dir: Path) -> bool:
-    """The folder holds a run that has come to its end."""
-    return read_json(run_dir / "status.json").get("state") == "finished"
+_TAIL_BYTES = 16_384
 
 
 class RunFolder:
-    """Reads and writes the files of a run; only rank 0 holds one."""
+    """Reads and writes the files of a run. Making one touches no file.
+
+    Attributes:
+        path: of the folder; the others are paths in it.
+        checkpoints: folder of the checkpoints.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        for kind in _SERIES:
-            (path / kind).mkdir(parents=True, exist_ok=True)
-        self._lock = FileLock(path / ".lock", timeout=0)
+        self.config_file = path / "config.yaml"
+        self.manifest_file = path / "manifest.json"
+        self.status_file = path / "status.json"
+        self.metrics_file = path / "metrics.jsonl"
+        self.summary_file = path / "summary.json"
+        self.evaluations = path / "evaluations"
+        self.statistics = path / "statistics"
+        self.analysis_file = path / "analysis.npz"
+        self.checkpoints = path / "checkpoints"
+        self._lock_file = path / ".lock"
+        self._lock: FileLock | None = None
+
+    # A new folder, and whose it is.
 
     @classmethod
     def claim(cls, path: Path, config: ExperimentConfig, manifest: Mapping[str, Any]) -> RunFolder:
-        """The folder of a new run, or of the same run begun earlier, locked until :meth:`release`.
+        """Returns the folder of a new run, or of the same run begun earlier, locked until `release`.
 
         Args:
             manifest: of the token store that the run reads.
@@ -52,77 +69,139 @@ class RunFolder:
             ConfigError: the folder holds a run of another config or on other data, or another process is at it.
         """
         folder = cls(path)
+        folder.create()
+        folder._lock = FileLock(folder._lock_file, timeout=0)
         try:
             folder._lock.acquire()
         except Timeout:
             raise ConfigError(f"{path} is in use by another process; wait for it, or choose another folder") from None
         try:
             # Not before: the config of a training that is going on stays as it is.
-            cls.prepare(path, config)
-            earlier = read_json(path / "manifest.json")
-            if earlier and earlier != json.loads(json.dumps(manifest)):
+            folder.prepare(config)
+            if folder.is_on_other_data(manifest):
                 raise ConfigError(
-                    f"{path} holds a run on other data (domains then: {', '.join(earlier['domains'])}; now: "
-                    f"{', '.join(manifest['domains'])}; see its manifest.json); choose another folder, or remove it"
+                    f"{path} holds a run on other data (domains then: {', '.join(folder.read_manifest()['domains'])}; "
+                    f"now: {', '.join(manifest['domains'])}; see its {folder.manifest_file.name}); choose another "
+                    "folder, or remove it"
                 )
-            folder.write_json("manifest.json", dict(manifest))
+            folder.write_manifest(manifest)
         except BaseException:
             folder.release()
             raise
         return folder
 
-    @classmethod
-    def prepare(cls, path: Path, config: ExperimentConfig) -> None:
+    def release(self) -> None:
+        """Lets other processes write the folder."""
+        if self._lock is not None:
+            self._lock.release()
+
+    def create(self) -> None:
+        """Makes the folder, if it is not there."""
+        for series in (self.evaluations, self.statistics):
+            series.mkdir(parents=True, exist_ok=True)
+
+    def prepare(self, config: ExperimentConfig) -> None:
         """Writes the config into a folder that is new or holds the same run.
 
         Raises:
             ConfigError: the folder holds a run of another config.
         """
-        written = cls(path).path / "config.yaml"
-        if written.exists():
-            earlier = load_experiment(written)
+        # Not at the top: it imports torch, which takes seconds, and much of this module is for commands that are quick.
+        from moe_testbed.launcher.config.experiment import dump_config
+
+        self.create()
+        if self.config_file.exists():
+            earlier = self.read_config()
             differing = [part for part in _DECIDING if _deciding(earlier, part) != _deciding(config, part)]
             if differing:
                 raise ConfigError(
-                    f"{path} holds a run that differs in {', '.join(differing)}; choose another folder, or remove it "
-                    "to train anew"
+                    f"{self.path} holds a run that differs in {', '.join(differing)}; choose another folder, or remove "
+                    "it to train anew"
                 )
-        write_atomically(written, dump_config(config))
+        self._write(self.config_file, dump_config(config).encode())
 
-    def release(self) -> None:
-        """Lets other processes write the folder."""
-        self._lock.release()
+    # What was trained, on what.
+
+    def read_config(self) -> ExperimentConfig:
+        """Returns the checked config. Raises ConfigError."""
+        from moe_testbed.launcher.config.experiment import load_experiment
+
+        return load_experiment(self.config_file)
+
+    def read_config_tree(self) -> dict[str, Any]:
+        """Returns the config as it stands in the file, unchecked."""
+        return read_yaml(self.config_file)
+
+    def write_config_tree(self, tree: Mapping[str, Any]) -> None:
+        """Writes a config that no training will read: what an analysis knows of a checkpoint."""
+        self._write(self.config_file, to_yaml(tree).encode())
+
+    def read_manifest(self) -> dict[str, Any]:
+        """Returns the manifest of the token store that the run reads."""
+        return read_json(self.manifest_file)
+
+    def write_manifest(self, manifest: Mapping[str, Any]) -> None:
+        """Writes the manifest of the token store that the run reads."""
+        self._write_json(self.manifest_file, manifest)
+
+    def is_on_other_data(self, manifest: Mapping[str, Any]) -> bool:
+        """Tells whether the folder has a manifest, and another one than this."""
+        earlier = self.read_manifest()
+        return bool(earlier) and earlier != json.loads(json.dumps(manifest))
+
+    # How it goes.
+
+    def read_status(self) -> Status:
+        """Returns the status; one whose state is `MISSING` if there is none."""
+        return Status.of(read_json(self.status_file))
+
+    def write_status(self, status: Status) -> None:
+        """Replaces the status."""
+        self._write_json(self.status_file, status.content())
+
+    def note_end(self, state: str, reason: str) -> None:
+        """Notes that a running training has come to an end, on any rank: the first reason counts, since another rank
+        may have found out more."""
+        status = self.read_status()
+        if status.state == "running":
+            self.write_status(replace(status, state=state, reason=reason))
+
+    def note_failure(self, steps: int, reason: str) -> None:
+        """Notes why a training of so many steps has failed that has left no reason itself, since it was killed."""
+        self.write_status(Status("failed", self.read_progress(steps).step, steps, reason))
 
     @property
-    def last_step(self) -> int:
-        """Optimizer steps that the status file tells of."""
-        return int(read_json(self.path / "status.json").get("step", 0))
+    def is_finished(self) -> bool:
+        """Whether the run has come to its end."""
+        return self.read_status().state == "finished"
 
-    def write_json(self, name: str, content: dict[str, Any]) -> None:
-        """Writes one JSON file as a whole."""
-        write_atomically(self.path / name, json.dumps(content, indent=1) + "\n")
+    @property
+    def status_time_ns(self) -> int:
+        """When the status was written, in nanoseconds since 1970; 0 if there is none."""
+        try:
+            return self.status_file.stat().st_mtime_ns
+        except FileNotFoundError:
+            return 0
 
-    def write_status(self, state: str, step: int, steps: int, reason: str | None = None) -> None:
-        """``state`` is running, finished, stopped (asked to, with a checkpoint) or failed."""
-        self.write_json("status.json", {"state": state, "step": step, "steps": steps, "reason": reason})
+    def append_metrics(self, line: MetricsLine) -> None:
+        """Adds one line to the metrics."""
+        self._append(self.metrics_file, json.dumps(line.content()) + "\n")
 
-    def append_metrics(self, line: dict[str, Any]) -> None:
-        """Adds one line to metrics.jsonl."""
-        with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+    def read_metrics(self, last_bytes: int | None = None) -> list[MetricsLine]:
+        """Returns the lines of the metrics in the order in which they were written.
 
-    def write_arrays(self, kind: Literal["evaluations", "statistics"], step: int, arrays: Arrays) -> None:
-        """Writes what was seen after ``step`` optimizer steps."""
-        self._write_npz(f"{kind}/step_{step:08d}.npz", {"step": np.array(step), **arrays})
+        Args:
+            last_bytes: only the lines that begin within so many bytes of the end; None: all.
+        """
+        lines = map(MetricsLine.of, read_json_lines(self.metrics_file, last_bytes))
+        return [line for line in lines if line is not None]
 
-    def write_analysis(self, arrays: Arrays) -> None:
-        """Writes what was found after the last step."""
-        self._write_npz(_ANALYSIS, arrays)
-
-    def _write_npz(self, name: str, arrays: Arrays) -> None:
-        content = io.BytesIO()
-        np.savez_compressed(content, **arrays)  # type: ignore[arg-type]
-        write_bytes_atomically(self.path / name, content.getvalue())
+    def read_progress(self, steps: int) -> Progress:
+        """Returns how far a training of so many steps is, by the last line that it has written of a step."""
+        for line in reversed(self.read_metrics(_TAIL_BYTES)):
+            if line.kind == "train":
+                return Progress(line.step, steps, float(line.values["loss"]))
+        return Progress(0, steps, None)
 
     def rewind(self, step: int) -> float:
         """Forgets what was written after ``step``, where training continues.
@@ -130,14 +209,81 @@ class RunFolder:
         Returns:
             Seconds of training up to there.
         """
-        metrics = self.path / "metrics.jsonl"
-        kept = [line for line in read_json_lines(metrics) if line["step"] <= step]
-        write_atomically(metrics, "".join(json.dumps(line) + "\n" for line in kept))
-        for path in (path for kind in _SERIES for path in (self.path / kind).glob("step_*.npz")):
-            if int(path.stem.removeprefix("step_")) > step:
-                path.unlink()
-        (self.path / _ANALYSIS).unlink(missing_ok=True)
-        return max((float(line["seconds"]) for line in kept if "seconds" in line), default=0.0)
+        kept = [line for line in self.read_metrics() if line.step <= step]
+        self._write(self.metrics_file, "".join(json.dumps(line.content()) + "\n" for line in kept).encode())
+        for path in (path for series in (self.evaluations, self.statistics) for path in steps_in(series)):
+            if step_of(path) > step:
+                self._remove(path)
+        self._remove(self.analysis_file)
+        return max((line.seconds for line in kept if line.seconds is not None), default=0.0)
+
+    # What was found.
+
+    def write_evaluation(self, step: int, arrays: Arrays) -> None:
+        """Writes what was evaluated after ``step`` optimizer steps."""
+        self._write_arrays(self.evaluations / f"step_{step:08d}.npz", {"step": np.array(step), **arrays})
+
+    def write_statistics(self, step: int, arrays: Arrays) -> None:
+        """Writes what was seen of the routing after ``step`` optimizer steps."""
+        self._write_arrays(self.statistics / f"step_{step:08d}.npz", {"step": np.array(step), **arrays})
+
+    def write_analysis(self, arrays: Arrays) -> None:
+        """Writes what was found after the last step."""
+        self._write_arrays(self.analysis_file, arrays)
+
+    def read_summary(self) -> dict[str, Any]:
+        """Returns what was told of the training after its end."""
+        return read_json(self.summary_file)
+
+    def write_summary(self, summary: Mapping[str, Any]) -> None:
+        """Writes what is told of the training after its end."""
+        self._write_json(self.summary_file, summary)
+
+    # All that writes.
+
+    def _write_json(self, path: Path, content: Mapping[str, Any]) -> None:
+        self._write(path, (json.dumps(dict(content), indent=1) + "\n").encode())
+
+    def _write_arrays(self, path: Path, arrays: Arrays) -> None:
+        content = io.BytesIO()
+        np.savez_compressed(content, **arrays)  # type: ignore[arg-type]
+        self._write(path, content.getvalue())
+
+    def _write(self, path: Path, content: bytes) -> None:
+        write_bytes_atomically(path, content)
+
+    def _append(self, path: Path, text: str) -> None:
+        with path.open("a", encoding="utf-8") as file:
+            file.write(text)
+
+    def _remove(self, path: Path) -> None:
+        path.unlink(missing_ok=True)
+
+
+class SilentRunFolder(RunFolder):
+    """The folder of a run as the ranks other than the first have it: they read it, and what they write is nothing."""
+
+    def create(self) -> None:
+        pass
+
+    def _write(self, path: Path, content: bytes) -> None:
+        pass
+
+    def _append(self, path: Path, text: str) -> None:
+        pass
+
+    def _remove(self, path: Path) -> None:
+        pass
+
+
+def steps_in(series: Path) -> list[Path]:
+    """Returns the files of a folder that has one for each step that was looked at, in the order of their steps."""
+    return [path for path in sorted(series.glob("step_*.npz")) if path.stem.removeprefix("step_").isdigit()]
+
+
+def step_of(path: Path) -> int:
+    """Returns the step that is in the name of a file or of a checkpoint's folder."""
+    return int(path.stem.removeprefix("step_"))
 
 
 def _deciding(config: ExperimentConfig, part: str) -> Any:

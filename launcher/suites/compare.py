@@ -15,7 +15,7 @@ from moe_testbed.launcher.config.suite import Suite, SuiteRun, suite_runs
 from moe_testbed.launcher.errors import FAILED
 from moe_testbed.launcher.report.write import print_report
 from moe_testbed.launcher.run.files import write_atomically
-from moe_testbed.launcher.run.folder import RunFolder, is_finished
+from moe_testbed.launcher.run.folder import RunFolder
 from moe_testbed.launcher.suites.folder import build_stores, held
 from moe_testbed.launcher.suites.machine import free_memory_bytes, jobs_at_once
 from moe_testbed.launcher.suites.progress import ProgressView
@@ -45,11 +45,11 @@ def compare(suite: Suite, runs_dir: Path, jobs: int | None = None, command: Sequ
         for run in runs:
             # The suite's own process mirrors its runs to MLflow, so that each training need not load it.
             quiet = run.config.model_copy(update={"tracking": run.config.tracking.model_copy(update={"mlflow": False})})
-            RunFolder.prepare(run.run_dir, quiet)
+            RunFolder(run.run_dir).prepare(quiet)
         write_atomically(folder / "suite.yaml", dump_config(suite.config))
         for label in dict.fromkeys(run.label for run in runs if not run.config.causal):
             print(f"{label} is not causal: its loss cannot be compared; the report marks it", file=sys.stderr)
-        missing = [run for run in runs if not is_finished(run.run_dir)]
+        missing = [run for run in runs if not RunFolder(run.run_dir).is_finished]
         if len(missing) < len(runs):
             print(f"{len(runs) - len(missing)} of {len(runs)} runs are finished and skipped", file=sys.stderr)
         tracking = runs[0].config.tracking

@@ -5,36 +5,11 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, TextIO
+from typing import TextIO
 
-from moe_testbed.launcher.run.files import read_json, read_json_lines
+from moe_testbed.launcher.run.records import Progress
 
 SECONDS_BETWEEN_LINES = 15.0
-_TAIL_BYTES = 16_384
-
-
-@dataclass(frozen=True)
-class Progress:
-    """What a run's folder tells: completed optimizer steps of all, the last training loss (None before the first)."""
-
-    step: int
-    steps: int
-    loss: float | None
-
-
-def read_progress(run_dir: Path, steps: int) -> Progress:
-    """Progress of a run; files that are missing or half-written count as no news."""
-    for line in reversed(read_json_lines(run_dir / "metrics.jsonl", _TAIL_BYTES)):
-        if line.get("kind") == "train":
-            return Progress(int(line["step"]), steps, float(line["loss"]))
-    return Progress(0, steps, None)
-
-
-def read_status(run_dir: Path) -> dict[str, Any]:
-    """The content of status.json, empty if there is none."""
-    return read_json(run_dir / "status.json")
 
 
 class ProgressView:

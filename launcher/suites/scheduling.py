@@ -9,13 +9,13 @@ import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from moe_testbed.launcher.config.suite import SuiteRun
 from moe_testbed.launcher.errors import ASKED_TO_STOP, WRONG_INPUT
 from moe_testbed.launcher.run.folder import RunFolder
+from moe_testbed.launcher.run.records import Progress
 from moe_testbed.launcher.suites import processes
-from moe_testbed.launcher.suites.progress import ProgressView, duration, read_progress, read_status
+from moe_testbed.launcher.suites.progress import ProgressView, duration
 
 TRAIN_COMMAND = (sys.executable, "-m", "moe_testbed.launcher", "train")
 MOST_ATTEMPTS = 3
@@ -73,14 +73,14 @@ def train_all(
                     view.event(f"{attempt.run.name}: finished after {duration(time.time() - attempt.started)}")
                 elif gives_up(attempt.process.returncode, reason, attempt.earlier_reasons):
                     failed[attempt.run.name] = reason
-                    note_failure(attempt.run.run_dir, _steps(attempt.run), reason)
+                    RunFolder(attempt.run.run_dir).note_failure(_steps(attempt.run), reason)
                     view.event(f"{attempt.run.name}: failed: {reason} (see {attempt.run.run_dir / 'log.txt'})")
                 else:
                     view.event(f"{attempt.run.name}: failed, starting it again: {reason}")
                     waiting.appendleft(_Attempt(attempt.run, [*attempt.earlier_reasons, reason]))
                     continue
                 done += 1
-            view.update([(one.run.name, read_progress(one.run.run_dir, _steps(one.run))) for one in running], done)
+            view.update([(one.run.name, _progress(one.run)) for one in running], done)
             if running:
                 time.sleep(_POLL_SECONDS)
     finally:
@@ -91,13 +91,13 @@ def train_all(
 
 def _start(attempt: _Attempt, command: Sequence[str], environment: Mapping[str, str], view: ProgressView) -> None:
     run = attempt.run
-    step = read_progress(run.run_dir, _steps(run)).step
+    step = _progress(run).step
     view.event(f"{run.name}: {f'continues (it had come to step {step:,})' if step else 'starts'}")
     log = run.run_dir / "log.txt"
     attempt.log_size = log.stat().st_size if log.exists() else 0
     attempt.started = time.time()
     attempt.process = processes.start(
-        [*command, str(run.run_dir / "config.yaml"), "--run-dir", str(run.run_dir)], log, environment
+        [*command, str(RunFolder(run.run_dir).config_file), "--run-dir", str(run.run_dir)], log, environment
     )
 
 
@@ -105,15 +105,15 @@ def _failure(attempt: _Attempt) -> str | None:
     """Why a process that has ended did not train the run to its end; None if it did."""
     assert attempt.process is not None
     code = attempt.process.returncode
-    status = read_status(attempt.run.run_dir)
-    if code == 0 and status.get("state") == "finished":
+    folder = RunFolder(attempt.run.run_dir)
+    status = folder.read_status()
+    if code == 0 and status.state == "finished":
         return None
     if code < 0:
         hint = ", perhaps by the system for lack of memory" if code == -signal.SIGKILL else ""
         return f"killed by {signal.Signals(-code).name}{hint}"
-    changed = (attempt.run.run_dir / "status.json").stat().st_mtime if status else 0.0
-    if status.get("state") == "failed" and status.get("reason") and changed >= attempt.started:
-        return str(status["reason"])
+    if status.state == "failed" and status.reason and folder.status_time_ns >= attempt.started * 1e9:
+        return status.reason
     with (attempt.run.run_dir / "log.txt").open("rb") as log:
         log.seek(attempt.log_size)
         return last_words(log.read().decode(errors="replace"), code)
@@ -130,9 +130,8 @@ def gives_up(status: int, reason: str, earlier_reasons: Sequence[str]) -> bool:
     return status == WRONG_INPUT or reason in earlier_reasons[-1:] or len(earlier_reasons) + 1 >= MOST_ATTEMPTS
 
 
-def note_failure(run_dir: Path, steps: int, reason: str) -> None:
-    """A killed process has written no reason; the report reads it from the run's folder."""
-    RunFolder(run_dir).write_status("failed", read_progress(run_dir, steps).step, steps, reason)
+def _progress(run: SuiteRun) -> Progress:
+    return RunFolder(run.run_dir).read_progress(_steps(run))
 
 
 def _steps(run: SuiteRun) -> int:

@@ -133,25 +133,20 @@ class Evaluator:
                 violation_sum_SY[s, y] += (sizes_G * violation_G).sum()
 
 
-def evaluation_line(arrays: dict[str, npt.NDArray[Any]], step: int, seconds: float) -> dict[str, Any]:
-    """The line of metrics.jsonl for an evaluation: nats per token of every domain and their mean, and how the
-    experts were used."""
+def evaluation_values(arrays: dict[str, npt.NDArray[Any]]) -> dict[str, float]:
+    """Returns what the metrics say of an evaluation: nats per token of every domain and their mean, and how the experts
+    were used."""
     losses = arrays["loss_sum_D"] / np.maximum(arrays["tokens_D"], 1)
-    line: dict[str, Any] = {
-        "kind": "evaluation",
-        "step": step,
-        "seconds": seconds,
-        "cross_entropy": float(losses.mean()),
-    }
-    line |= {f"cross_entropy/{domain}": float(loss) for domain, loss in zip(arrays["domains"], losses, strict=True)}
+    values = {"cross_entropy": float(losses.mean())}
+    values |= {f"cross_entropy/{domain}": float(loss) for domain, loss in zip(arrays["domains"], losses, strict=True)}
     counts_YDE = arrays["counts_top_k_YDE"]
     if len(counts_YDE):
         # Means over the layers; the report has each layer and every other metric.
         for name, metric in _TOLD.items():
-            line[name] = float(np.mean([metric(counts_DE) for counts_DE in counts_YDE]))
+            values[name] = float(np.mean([metric(counts_DE) for counts_DE in counts_YDE]))
         # Within a sequence or document: mean over tokens of the violation of the set that they belong to.
         violation_SY = arrays["violation_sum_SY"] / max(int(arrays["tokens_D"].sum()), 1)
-        line |= {
+        values |= {
             f"max_violation/{scope.value}": float(v_Y.mean()) for scope, v_Y in zip(_SCOPES, violation_SY, strict=True)
         }
-    return line
+    return values

@@ -17,10 +17,11 @@ from moe_testbed.launcher.ranks.sharing import accumulation_steps, shared_among
 from moe_testbed.launcher.ranks.stopping import Stopping
 from moe_testbed.launcher.ranks.watchdog import Watchdog
 from moe_testbed.launcher.run.folder import RunFolder
+from moe_testbed.launcher.run.records import MetricsLine, Status
 from moe_testbed.launcher.run.system_metrics import SystemMetrics
 from moe_testbed.launcher.train.ablated_model import examine_model
 from moe_testbed.launcher.train.engine import build_engine, build_model, learning_rate, set_learning_rate
-from moe_testbed.launcher.train.evaluation import Evaluator, evaluation_line
+from moe_testbed.launcher.train.evaluation import Evaluator, evaluation_values
 from moe_testbed.launcher.train.evaluation_set import EvaluationSet
 from moe_testbed.launcher.train.inputs import MicroBatches
 from moe_testbed.launcher.train.probe import Statistics
@@ -57,7 +58,7 @@ def run_loop(
     model = build_model(config, store, ranks)
     size = model_size(config.model, store.vocab_size, config.data.sequence_length, model.router_parameters())
     engine = build_engine(model, config, ranks)
-    saved = run_dir / "checkpoints"
+    saved = RunFolder(run_dir).checkpoints
     expert_parallel = config.parallel.expert_parallel_size
     first_step = checkpoints.restore(engine, saved, ranks, expert_parallel)
     spent = 0.0
@@ -104,22 +105,23 @@ def run_loop(
         if (norm := engine.get_global_grad_norm()) is not None:
             line["gradient_norm"] = float(norm)
         if folder:
-            folder.append_metrics({"kind": "train", "step": done, "seconds": now - started, **line})
+            folder.append_metrics(MetricsLine("train", done, now - started, line))
             if usage := system.due():
-                folder.append_metrics({"kind": "system", "step": done, "seconds": now - started, **usage})
-            folder.write_status("running", done, steps)
+                folder.append_metrics(MetricsLine("system", done, now - started, usage))
+            folder.write_status(Status("running", done, steps))
             bar.set_postfix_str(f"loss {line['loss']:.3f}, {line['tokens_per_second']:,.0f} tokens/s", refresh=False)
 
         # 4. Look, evaluate and save when it is time; the last step always is.
         if looking:
             arrays = statistics.look(engine, done)
             if folder:
-                folder.write_arrays("statistics", done, arrays)
+                folder.write_statistics(done, arrays)
         if _is_time(done, steps, config.evaluation.every):
             evaluated = evaluator.run(engine, done)
             if folder:
-                folder.write_arrays("evaluations", done, evaluated)
-                folder.append_metrics(evaluation_line(evaluated, done, time.perf_counter() - started))
+                folder.write_evaluation(done, evaluated)
+                values = evaluation_values(evaluated)
+                folder.append_metrics(MetricsLine("evaluation", done, time.perf_counter() - started, values))
         if asked or _is_time(done, steps, config.checkpoint.every):
             with watchdog.slow():
                 checkpoints.save(engine, saved, done, config.checkpoint.keep, ranks, expert_parallel)
@@ -138,8 +140,8 @@ def run_loop(
             folder.write_analysis(analysis)
 
     if folder:
-        folder.write_json("summary.json", summary(config, size, ranks, seconds))
-        folder.write_status("finished", steps, steps)
+        folder.write_summary(summary(config, size, ranks, seconds))
+        folder.write_status(Status("finished", steps, steps))
     return None
 
 

@@ -17,8 +17,8 @@ from moe_testbed.launcher.ranks.preflight import call_the_roll
 from moe_testbed.launcher.ranks.ranks import choose_device, is_alone, is_first_rank, join
 from moe_testbed.launcher.ranks.stopping import Stopping
 from moe_testbed.launcher.ranks.watchdog import Watchdog
-from moe_testbed.launcher.run.folder import RunFolder, is_finished
-from moe_testbed.launcher.suites.progress import read_status
+from moe_testbed.launcher.run.folder import RunFolder
+from moe_testbed.launcher.run.records import Status
 from moe_testbed.launcher.tracking.mirror import Mirror
 from moe_testbed.launcher.train.allocator import keep_freed_memory
 
@@ -48,7 +48,8 @@ def _train(config: ExperimentConfig, run_dir: Path, stopping: Stopping) -> None:
     # What can go wrong on one rank alone comes before they join: the others would wait for it.
     store = build_store(config.data.mix, Path(config.data.cache_dir), lambda text: print(text, file=sys.stderr))
     folder = RunFolder.claim(run_dir, config, store.manifest) if is_first_rank() else None
-    if is_finished(run_dir):
+    status = folder or RunFolder(run_dir)
+    if status.is_finished:
         if folder:
             folder.release()
             print(f"{run_dir} is finished already", file=sys.stderr)
@@ -56,23 +57,16 @@ def _train(config: ExperimentConfig, run_dir: Path, stopping: Stopping) -> None:
                 # The store may have been away when it finished.
                 Mirror(run_dir, config.tracking.experiment).finish()
         return
-    status = folder or RunFolder(run_dir)
-
-    def note(state: str, reason: str) -> None:
-        # The first reason counts: another rank may have found out more.
-        if read_status(run_dir).get("state") == "running":
-            status.write_status(state, status.last_step, config.training.steps, reason)
-
     if folder:
-        folder.write_status("running", folder.last_step, config.training.steps)
-        stopping.note = lambda stop: note("stopped", str(stop))
+        folder.write_status(Status("running", folder.read_status().step, config.training.steps))
+        stopping.note = lambda stop: status.note_end("stopped", str(stop))
     try:
         ranks = join(device, config.parallel.slow_timeout_seconds)
     except Exception as error:
         if folder:
-            note("failed", reason_of(error))
+            status.note_end("failed", reason_of(error))
         raise
-    watchdog = Watchdog(ranks, config.parallel, config.training.steps, note)
+    watchdog = Watchdog(ranks, config.parallel, config.training.steps, status.note_end)
     stopping.note, stopping.all_alive = watchdog.explain, watchdog.all_alive
     mirror = Mirror(run_dir, config.tracking.experiment) if folder and config.tracking.mlflow else None
     try:
@@ -81,7 +75,7 @@ def _train(config: ExperimentConfig, run_dir: Path, stopping: Stopping) -> None:
             mirror.start()
         stopped = run_loop(config, run_dir, folder, store, ranks, stopping, watchdog)
         if stopped and folder:
-            note("stopped", stopped)
+            status.note_end("stopped", stopped)
         watchdog.close()
         if mirror:
             mirror.finish("killed" if stopped else "finished")

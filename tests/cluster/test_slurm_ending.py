@@ -11,7 +11,8 @@ import pytest
 
 from moe_testbed.launcher.checkpoint.checkpoints import newest_whole
 from moe_testbed.launcher.cluster.slurm import ending
-from moe_testbed.launcher.suites.progress import read_status
+from moe_testbed.launcher.run.folder import RunFolder
+from moe_testbed.launcher.run.records import Status
 
 START = "job 7_1, start 2"
 
@@ -68,14 +69,14 @@ EXITED = "srun: error: node2: task 1: Exited with exit code {}\nsrun: error: nod
 def test_the_first_rank_that_ended_is_the_reason(run_dir: Path, log: str, reason: str) -> None:
     write_status(run_dir, "failed", "RuntimeError: of the start before", seconds_before=60)
     assert decide(run_dir, 1, False, log) == 75
-    assert read_status(run_dir) == {"state": "failed", "step": 3, "steps": 4, "reason": reason}
+    assert RunFolder(run_dir).read_status() == Status("failed", 3, 4, reason)
     assert decide(run_dir, 1, False, log) == 1, "the same again"
 
 
 def test_what_the_training_says_itself_is_the_reason(run_dir: Path) -> None:
     write_status(run_dir, "failed", "RuntimeError: diverged")
     assert decide(run_dir, 137, False, EXITED.format(1)) == 75
-    assert read_status(run_dir)["reason"] == "RuntimeError: diverged"
+    assert RunFolder(run_dir).read_status().reason == "RuntimeError: diverged"
 
 
 def test_a_job_that_fails_ever_differently_is_given_up_the_third_time(run_dir: Path) -> None:
@@ -92,15 +93,15 @@ def test_wrong_input_is_never_tried_again(run_dir: Path, told: bool, rank: int) 
     # srun has asked the others to stop.
     write_status(run_dir, "stopped", "asked to stop by SIGTERM outside the steps")
     assert decide(run_dir, 143, told, f"srun: error: node2: task {rank}: Exited with exit code 2\n") == 2
-    assert read_status(run_dir)["state"] == "failed"
-    assert str(read_status(run_dir)["reason"]).startswith(f"rank {rank} on host node2: ")
+    assert RunFolder(run_dir).read_status().state == "failed"
+    assert str(RunFolder(run_dir).read_status().reason).startswith(f"rank {rank} on host node2: ")
 
 
 def test_a_killed_rank_is_a_failure_though_the_others_were_asked_to_stop(run_dir: Path) -> None:
     for expected in (75, 137):
         write_status(run_dir, "stopped", "asked to stop by SIGTERM outside the steps")
         assert decide(run_dir, 137, False, "srun: error: node2: task 1: Killed\n") == expected
-        assert read_status(run_dir)["reason"] == "rank 1 on host node2: Killed"
+        assert RunFolder(run_dir).read_status().reason == "rank 1 on host node2: Killed"
 
 
 def test_a_run_that_is_finished_is_no_failure(run_dir: Path) -> None:
@@ -133,8 +134,8 @@ def test_a_stopped_job_comes_back_while_there_are_new_checkpoints(
         ends.append(decide(run_dir, 0, told, said))
     assert ends == [75, 75, 75, 75, 75, 1]
     last = "asked to stop by SIGUSR1" if state == "stopped" else "it had no time"
-    assert read_status(run_dir)["state"] == "failed"
-    assert str(read_status(run_dir)["reason"]).startswith(
+    assert RunFolder(run_dir).read_status().state == "failed"
+    assert str(RunFolder(run_dir).read_status().reason).startswith(
         f"stopped twice without a new checkpoint since step 8 ({last}); raise slurm.time"
     )
 
@@ -142,7 +143,7 @@ def test_a_stopped_job_comes_back_while_there_are_new_checkpoints(
 def test_a_job_whose_start_takes_longer_than_its_time_is_given_up(run_dir: Path) -> None:
     write_status(run_dir, "stopped", "asked to stop by SIGUSR1 outside the steps")
     assert [decide(run_dir, 0, True, "") for _ in range(2)] == [75, 1]
-    assert "without a new checkpoint since the start (" in str(read_status(run_dir)["reason"])
+    assert "without a new checkpoint since the start (" in str(RunFolder(run_dir).read_status().reason)
 
 
 def test_a_folder_that_is_gone_is_one_line(

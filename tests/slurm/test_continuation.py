@@ -12,7 +12,7 @@ from moe_testbed.launcher.cluster.slurm.jobs import read_jobs
 from moe_testbed.launcher.cluster.slurm.submit import submit
 from moe_testbed.launcher.config.experiment import ExperimentConfig, dump_config
 from moe_testbed.launcher.config.suite import Suite, load_suite
-from moe_testbed.launcher.suites.progress import read_status
+from moe_testbed.launcher.run.folder import RunFolder
 from tests.distributed import corpus
 from tests.slurm.slurm_cluster import SlurmCluster, wait_until
 from tests.train.results import assert_same_run
@@ -41,15 +41,15 @@ def suite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Suite:
 
 def come_to(runs_dir: Path, step: int) -> None:
     run_dir = runs_dir / "real" / NAME
-    wait_until(150, lambda: read_status(run_dir).get("step", 0) >= step, f"{run_dir} did not come to step {step}")
+    wait_until(150, lambda: RunFolder(run_dir).read_status().step >= step, f"{run_dir} did not come to step {step}")
 
 
 def end_well(runs_dir: Path) -> None:
     folder = runs_dir / "real"
     wait_until(150, lambda: all(job.is_over for job in read_jobs(folder).values()), f"{folder} did not end")
-    status = read_status(folder / NAME)
+    status = RunFolder(folder / NAME).read_status()
     logs = "".join(path.read_text() for path in [*folder.glob("slurm/*.txt"), *folder.glob("*/logs/rank-*.txt")])
-    assert status["state"] == "finished", logs[-6000:]
+    assert status.state == "finished", logs[-6000:]
 
 
 def submit_both(suite: Suite, cluster: ClusterConfig) -> None:

@@ -15,7 +15,7 @@ from moe_testbed.launcher.cluster.slurm.status import print_status
 from moe_testbed.launcher.cluster.slurm.submit import submit
 from moe_testbed.launcher.config.suite import Suite
 from moe_testbed.launcher.errors import ConfigError
-from moe_testbed.launcher.suites.progress import read_status
+from moe_testbed.launcher.run.folder import RunFolder
 from tests.slurm.slurm_cluster import NODES, SlurmCluster, wait_until
 
 pytestmark = pytest.mark.cluster
@@ -53,7 +53,7 @@ def until_queue_is_empty(seconds: float = 90) -> None:
 
 def until_step(run: str, step: int) -> None:
     path = SUITE / run
-    wait_until(60, lambda: read_status(path).get("step", 0) >= step, f"{run} did not come to step {step}")
+    wait_until(60, lambda: RunFolder(path).read_status().step >= step, f"{run} did not come to step {step}")
 
 
 def events() -> list[str]:
@@ -159,7 +159,7 @@ def test_a_job_that_slurm_cancels_does_not_come_back(
     until_step("waits-seed1", 2)
     slurm.call("scancel", read_jobs(SUITE)["waits-seed1"].number)
     until_queue_is_empty()
-    assert read_status(SUITE / "waits-seed1")["state"] == "stopped"
+    assert RunFolder(SUITE / "waits-seed1").read_status().state == "stopped"
     assert read_jobs(SUITE)["waits-seed1"].state == "CANCELLED"
     assert events() == ["starts waits-seed1", "stops waits-seed1"]
 
@@ -215,7 +215,7 @@ def test_wrong_input_of_one_rank_is_not_tried_again(
 ) -> None:
     submit(make_stub_suite("refuses"), RUNS, make_cluster(), dry_run=False)
     until_queue_is_empty()
-    reason = read_status(SUITE / "refuses-seed1")["reason"]
+    reason = RunFolder(SUITE / "refuses-seed1").read_status().reason
     assert reason.startswith("rank 1 on host node") and reason.endswith(": a value is wrong; mend it")
     assert events().count("starts refuses-seed1") == 1
 
@@ -226,9 +226,9 @@ def test_a_job_that_is_stopped_twice_without_a_checkpoint_is_given_up(
 ) -> None:
     submit(make_stub_suite("stops"), RUNS, make_cluster(), dry_run=False)
     until_queue_is_empty()
-    status = read_status(SUITE / "stops-seed1")
-    assert (status["state"], events()) == ("failed", ["starts stops-seed1"] * 2)
-    assert status["reason"].startswith("stopped twice without a new checkpoint since the start")
+    status = RunFolder(SUITE / "stops-seed1").read_status()
+    assert (status.state, events()) == ("failed", ["starts stops-seed1"] * 2)
+    assert str(status.reason).startswith("stopped twice without a new checkpoint since the start")
 
 
 @pytest.mark.slow
@@ -237,7 +237,7 @@ def test_a_killed_rank_ends_the_job_which_continues(
 ) -> None:
     submit(make_stub_suite("dies"), RUNS, make_cluster(), dry_run=False)
     until_queue_is_empty()
-    assert read_status(SUITE / "dies-seed1")["state"] == "finished"
+    assert RunFolder(SUITE / "dies-seed1").read_status().state == "finished"
     (reason,) = json.loads((SUITE / "dies-seed1/ends.json").read_text())["failures"]
     assert reason.startswith("rank 1 on host node") and reason.endswith("was killed by SIGKILL")
     assert events().count("starts dies-seed1") == 2
@@ -255,7 +255,7 @@ def test_a_job_of_a_lost_node_continues_elsewhere(
     wait_until(90, lambda: events().count("starts waits-seed1") == 2, "the job was not queued again")
     until_queue_is_empty()
     assert read_jobs(SUITE)["waits-seed1"].nodes != lost
-    assert read_status(SUITE / "waits-seed1")["state"] == "finished"
+    assert RunFolder(SUITE / "waits-seed1").read_status().state == "finished"
 
 
 @pytest.mark.slow

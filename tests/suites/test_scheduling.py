@@ -17,7 +17,8 @@ import pytest
 
 from moe_testbed.launcher.config.suite import Suite, SuiteRun, suite_runs
 from moe_testbed.launcher.run.folder import RunFolder
-from moe_testbed.launcher.suites.progress import ProgressView, read_status
+from moe_testbed.launcher.run.records import Status
+from moe_testbed.launcher.suites.progress import ProgressView
 from moe_testbed.launcher.suites.scheduling import train_all
 
 MakeSuite = Callable[..., Suite]
@@ -29,7 +30,7 @@ class Trained:
     def __init__(self, suite: Suite, command: list[str], jobs: int = 1) -> None:
         self.runs: list[SuiteRun] = suite_runs(suite, Path("runs"))
         for run in self.runs:
-            RunFolder.prepare(run.run_dir, run.config)
+            RunFolder(run.run_dir).prepare(run.config)
         self.said = io.StringIO()
         self.failed = train_all(
             self.runs, jobs, {"OMP_NUM_THREADS": "3"}, ProgressView(self.said, len(self.runs)), command
@@ -40,7 +41,7 @@ class Trained:
         return sum(event[:2] == ["start", f"{label}-seed1"] for event in self.events)
 
     def state(self, label: str) -> object:
-        return read_status(Path(f"runs/stubs/{label}-seed1"))["state"]
+        return RunFolder(Path(f"runs/stubs/{label}-seed1")).read_status().state
 
 
 def test_runs_are_trained_in_order_and_get_the_environment(make_suite: MakeSuite, stub_command: list[str]) -> None:
@@ -117,12 +118,9 @@ def test_a_run_that_ends_well_without_being_finished_has_failed(make_suite: Make
 
 def test_the_reason_of_a_failure_stands_in_the_runs_folder(make_suite: MakeSuite, stub_command: list[str]) -> None:
     Trained(make_suite("wrong_input"), stub_command)
-    assert read_status(Path("runs/stubs/wrong_input-seed1")) == {
-        "state": "failed",
-        "step": 2,
-        "steps": 4,
-        "reason": "a value is wrong; mend it",
-    }
+    assert RunFolder(Path("runs/stubs/wrong_input-seed1")).read_status() == Status(
+        "failed", 2, 4, "a value is wrong; mend it"
+    )
 
 
 @pytest.mark.slow
@@ -156,7 +154,7 @@ def test_no_training_outlives_the_comparison(
     assert parent.returncode == status
     assert within(20, lambda: not is_alive(child)), "the training is still there"
     assert "Traceback" not in errors
-    assert read_status(Path("runs/stubs/hangs-seed1"))["state"] == "running"
+    assert RunFolder(Path("runs/stubs/hangs-seed1")).read_status().state == "running"
 
 
 def within(seconds: float, condition: Callable[[], bool]) -> bool:

@@ -16,6 +16,7 @@ import torch
 from moe_testbed.launcher.checkpoint import checkpoints
 from moe_testbed.launcher.config.experiment import ExperimentConfig
 from moe_testbed.launcher.run.folder import RunFolder
+from moe_testbed.launcher.run.records import MetricsLine
 from moe_testbed.launcher.train import inputs, loop
 from moe_testbed.launcher.train import train as training
 
@@ -84,9 +85,9 @@ def _half_a_tensor_file(state: Any, path: Any, *_: Any, **__: Any) -> None:
     Path(path).write_bytes(whole.getvalue()[: whole.tell() // 2])
 
 
-def _half_a_line(folder: RunFolder, line: dict[str, Any]) -> None:
+def _half_a_line(folder: RunFolder, line: MetricsLine) -> None:
     with (folder.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
-        file.write(json.dumps(line)[:20])
+        file.write(json.dumps(line.content())[:20])
 
 
 def _is_folder(path: Path, *_: Any, **__: Any) -> bool:
@@ -103,7 +104,7 @@ _real_torch_save = torch.save
 PLACES: dict[str, Callable[[int], None]] = {
     "before a step": lambda n: _at_call(loop, "set_learning_rate", n, _nothing),
     "writing a line": lambda n: _at_call(RunFolder, "append_metrics", n, _half_a_line),
-    "before arrays are written": lambda n: _at_call(RunFolder, "write_arrays", n, _nothing),
+    "before arrays are written": lambda n: _at_call(RunFolder, "_write_arrays", n, _nothing),
     "before the analysis is written": lambda n: _at_call(RunFolder, "write_analysis", n, _nothing),
     "inside a checkpoint's file": lambda n: _at_call(torch, "save", n, _half_a_tensor_file),
     "before a checkpoint is marked": lambda n: _at_call(checkpoints, "write_atomically", n, _nothing),

@@ -6,7 +6,6 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Mapping
 from pathlib import Path
 
 from moe_testbed.data.build import build_store
@@ -20,10 +19,8 @@ from moe_testbed.launcher.cluster.run_config import config_on
 from moe_testbed.launcher.config.experiment import ExperimentConfig
 from moe_testbed.launcher.errors import ASKED_TO_STOP, FAILED, WRONG_INPUT, ConfigError
 from moe_testbed.launcher.ranks.lifeline import LIFELINE_VARIABLE
-from moe_testbed.launcher.run.files import read_json
-from moe_testbed.launcher.run.folder import RunFolder, is_finished
-
-_Status = tuple[int, dict[str, object]]
+from moe_testbed.launcher.run.folder import RunFolder
+from moe_testbed.launcher.run.records import Status
 
 # How long the last word of another host's rank may take to be seen here.
 _LAST_WORD_SECONDS = 20.0
@@ -56,8 +53,9 @@ def launch(
         print(deepspeed_command(cluster, hosts, node_rank, run_dir, {}))
         return 0
     by_ssh = bool(hosts) and node_rank is None
+    folder = RunFolder(run_dir)
     # Hosts are asked whether they see it.
-    RunFolder(run_dir)
+    folder.create()
     if by_ssh:
         check_hosts(hosts, cluster, run_dir)
     else:
@@ -66,7 +64,7 @@ def launch(
     store = build_store(config.data.mix, Path(config.data.cache_dir), lambda text: print(text, file=sys.stderr))
     if node_rank:
         # Rank 0, on the first host, may have begun.
-        RunFolder.prepare(run_dir, config)
+        folder.prepare(config)
     else:
         # Under a training that is going on the config must stay as it is.
         RunFolder.claim(run_dir, config, store.manifest).release()
@@ -76,12 +74,12 @@ def launch(
     command = deepspeed_command(cluster, hosts, node_rank, run_dir, {LIFELINE_VARIABLE: place})
     command.write_exported()
     print(f"{num_ranks} of {cluster.num_gpus} processes start: {run_dir}", file=sys.stderr)
-    before = _status(run_dir)
+    before = folder.status_time_ns, folder.read_status()
     patience = config.parallel.timeout_seconds + _PATIENCE_SECONDS
     end = supervise(command.arguments, os.environ | command.environment, lifelines, patience)
     # On a shared disk of several hosts, another one's word may come late.
-    status = _last_word(run_dir, before, wait=bool(hosts))
-    return _outcome(run_dir, config, status, end, node_rank)
+    status = _last_word(folder, before, wait=bool(hosts))
+    return _outcome(folder, config, status, end, node_rank)
 
 
 def _hosts(cluster: ClusterConfig, node_rank: int | None) -> list[str]:
@@ -97,17 +95,9 @@ def _hosts(cluster: ClusterConfig, node_rank: int | None) -> list[str]:
     return hosts
 
 
-def _status(run_dir: Path) -> _Status:
-    """When the run's status was written, and what it says."""
-    path = run_dir / "status.json"
-    return path.stat().st_mtime_ns if path.exists() else 0, read_json(path)
-
-
-def _outcome(
-    run_dir: Path, config: ExperimentConfig, status: Mapping[str, object], end: End, node_rank: int | None
-) -> int:
+def _outcome(folder: RunFolder, config: ExperimentConfig, status: Status, end: End, node_rank: int | None) -> int:
     """What the run's folder says; deepspeed may end with 0 after its own death, and with 1 after a checkpoint."""
-    state = status.get("state")
+    state = status.state
     if not end.all_gone:
         print(
             "moe-testbed: a host cannot be reached; what runs there ends by itself when it notices, a minute at most",
@@ -119,19 +109,18 @@ def _outcome(
     if state == "stopped" and (end.asked or end.code == ASKED_TO_STOP):
         return ASKED_TO_STOP
     if state == "failed":
-        print(f"moe-testbed: the training failed: {status['reason']}", file=sys.stderr)
+        print(f"moe-testbed: the training failed: {status.reason}", file=sys.stderr)
         return WRONG_INPUT if end.code == WRONG_INPUT else FAILED
     if end.asked:
         print("moe-testbed: stopped before it could write a checkpoint; the same command continues", file=sys.stderr)
         return ASKED_TO_STOP
     reason = _reason(end)
     if state == "stopped":
-        reason = f"{reason}; the others were {status['reason']}"
+        reason = f"{reason}; the others were {status.reason}"
     print(f"moe-testbed: {reason}; the same command continues", file=sys.stderr)
     # One host alone does not know; and rank 0 may have come to the end after all.
-    if node_rank is None and not is_finished(run_dir):
-        folder = RunFolder(run_dir)
-        folder.write_status("failed", folder.last_step, config.training.steps, reason)
+    if node_rank is None and not folder.is_finished:
+        folder.write_status(Status("failed", folder.read_status().step, config.training.steps, reason))
     return WRONG_INPUT if end.code == WRONG_INPUT else FAILED
 
 
@@ -143,14 +132,18 @@ def _reason(end: End) -> str:
     return f"deepspeed ended with exit status {end.code}, and no rank could say why"
 
 
-def _last_word(run_dir: Path, before: _Status, wait: bool) -> dict[str, object]:
-    """The status that this training has left; empty if it has left none."""
+def _last_word(folder: RunFolder, before: tuple[int, Status], wait: bool) -> Status:
+    """Returns the status that this training has left; that of a missing run if it has left none.
+
+    Args:
+        before: when the status was written before the training began, and what it said.
+    """
     deadline = time.monotonic() + (_LAST_WORD_SECONDS if wait else 0)
     while True:
-        status = _status(run_dir)
-        said = status[1].get("state")
-        if said == "finished" or (status != before and said in ("failed", "stopped")):
-            return status[1]
+        now = folder.status_time_ns, folder.read_status()
+        said = now[1].state
+        if said == "finished" or (now != before and said in ("failed", "stopped")):
+            return now[1]
         if time.monotonic() >= deadline:
-            return {}
+            return Status()
         time.sleep(0.2)

@@ -13,6 +13,8 @@ from typing import Any
 
 from moe_testbed.launcher.errors import ASKED_TO_STOP, FAILED, WRONG_INPUT, guarded
 from moe_testbed.launcher.run.files import read_json, write_atomically
+from moe_testbed.launcher.run.folder import RunFolder, step_of
+from moe_testbed.launcher.run.records import Status
 
 ENDS = "ends.json"
 """In a run's folder, of the jobs since it was submitted: {"failures": their reasons, "stops": the step of the newest
@@ -41,7 +43,7 @@ def decide(run_dir: Path, status: int, told: bool, start: str, log: str) -> int:
     Returns:
         0 if the run is finished, `ASKED_TO_STOP` if it is to be started again, else another one.
     """
-    if read_json(run_dir / "status.json").get("state") == "finished":
+    if RunFolder(run_dir).is_finished:
         return 0
     now = _status_of_this_start(run_dir)
     said = _of_this_start(log, start)
@@ -49,9 +51,9 @@ def decide(run_dir: Path, status: int, told: bool, start: str, log: str) -> int:
     if WRONG_INPUT in (status, *(int(end["status"]) for end in ends if end["status"])):
         status = WRONG_INPUT
     # Where a rank was killed, srun has asked the others.
-    elif told or (now.get("state") == "stopped" and not ends):
+    elif told or (now.state == "stopped" and not ends):
         return _after_stop(run_dir, now)
-    reason = str(now["reason"]) if now.get("state") == "failed" else _reason(run_dir, status, ends, start, said)
+    reason = str(now.reason) if now.state == "failed" else _reason(run_dir, status, ends, start, said)
     return _after_failure(run_dir, status or FAILED, reason)
 
 
@@ -63,14 +65,14 @@ def _after_failure(run_dir: Path, status: int, reason: str) -> int:
     return status if gives_up(status, reason, earlier) else ASKED_TO_STOP
 
 
-def _after_stop(run_dir: Path, now: dict[str, Any]) -> int:
+def _after_stop(run_dir: Path, now: Status) -> int:
     # The last that is written of a checkpoint.
     whole = (run_dir / "checkpoints").glob("step_*/complete.json")
-    newest = max((int(mark.parent.name.removeprefix("step_")) for mark in whole), default=0)
+    newest = max((step_of(mark.parent) for mark in whole), default=0)
     steps = [0, *_note_end(run_dir, "stops", newest), newest]
     if len(steps) < 3 or not steps[-3] >= steps[-2] >= steps[-1]:
         return ASKED_TO_STOP
-    last = now.get("reason") or "it had no time"
+    last = now.reason or "it had no time"
     _write_failure(
         run_dir,
         f"stopped twice without a new checkpoint since {f'step {newest}' if newest else 'the start'} ({last}); raise "
@@ -87,13 +89,14 @@ def _note_end(run_dir: Path, kind: str, value: object) -> Sequence[Any]:
     return earlier
 
 
-def _status_of_this_start(run_dir: Path) -> dict[str, Any]:
-    """What the training has written since the job started; empty if nothing."""
+def _status_of_this_start(run_dir: Path) -> Status:
+    """Returns what the training has written since the job started; the status of a missing run if nothing."""
+    folder = RunFolder(run_dir)
     try:
-        fresh = (run_dir / "status.json").stat().st_mtime_ns >= (run_dir / "logs" / "started").stat().st_mtime_ns
+        fresh = folder.status_time_ns >= (run_dir / "logs" / "started").stat().st_mtime_ns
     except FileNotFoundError:
-        return {}
-    return read_json(run_dir / "status.json") if fresh else {}
+        return Status()
+    return folder.read_status() if fresh else Status()
 
 
 def _of_this_start(log: str, start: str) -> str:
@@ -124,10 +127,8 @@ def _text(log: Path) -> str:
 
 
 def _write_failure(run_dir: Path, reason: str) -> None:
-    from moe_testbed.launcher.config.experiment import load_experiment
-    from moe_testbed.launcher.suites.scheduling import note_failure
-
-    note_failure(run_dir, load_experiment(run_dir / "config.yaml").training.steps, reason)
+    folder = RunFolder(run_dir)
+    folder.note_failure(folder.read_config().training.steps, reason)
 
 
 def main() -> int:

@@ -11,7 +11,8 @@ from moe_testbed.launcher.cluster.slurm.script import LOGS
 from moe_testbed.launcher.config.suite import Suite, SuiteRun, suite_runs
 from moe_testbed.launcher.errors import FAILED
 from moe_testbed.launcher.run.columns import aligned
-from moe_testbed.launcher.suites.progress import read_progress, read_status
+from moe_testbed.launcher.run.folder import RunFolder
+from moe_testbed.launcher.run.records import MISSING
 
 _HEADER = ("run", "state", "step", "job", "nodes", "reason")
 _FOLDER_STATES = {"finished": "done", "failed": "failed", "stopped": "stopped", "running": "cut off"}
@@ -47,13 +48,12 @@ def print_status(suite: Suite, runs_dir: Path) -> int:
 
 
 def _row(run: SuiteRun, job: Job | None) -> _Row:
-    status = read_status(run.run_dir)
-    steps = run.config.training.steps
-    progress = read_progress(run.run_dir, steps)
-    in_folder, told = str(status.get("state", "")), str(status.get("reason") or "")
+    folder, steps = RunFolder(run.run_dir), run.config.training.steps
+    status, progress = folder.read_status(), folder.read_progress(steps)
+    in_folder, told = status.state, status.reason or ""
     if in_folder == "finished" or job is None or job.is_over:
         state = _FOLDER_STATES.get(in_folder, "not started")
-        if job is not None and in_folder in ("", "running"):
+        if job is not None and in_folder in (MISSING, "running"):
             told = f"its job ended as {job.state}; see {run.run_dir.parent / LOGS / job.number}.txt"
         elif job is None and in_folder == "running":
             told = "no job of it is left"

@@ -17,7 +17,7 @@ from moe_testbed.launcher.config.experiment import dump_config
 from moe_testbed.launcher.config.suite import Suite, SuiteRun, suite_runs
 from moe_testbed.launcher.errors import ConfigError
 from moe_testbed.launcher.run.files import write_atomically, write_privately
-from moe_testbed.launcher.run.folder import RunFolder, is_finished
+from moe_testbed.launcher.run.folder import RunFolder
 from moe_testbed.launcher.suites.folder import build_stores, held
 from moe_testbed.launcher.tracking.mirror import open_suite
 
@@ -43,7 +43,7 @@ def submit(suite: Suite, runs_dir: Path, cluster: ClusterConfig, dry_run: bool) 
     for run in runs:
         _check_layout(run, cluster)
     folder = runs_dir.resolve() / suite.config.name
-    missing = [run for run in runs if not is_finished(run.run_dir)]
+    missing = [run for run in runs if not RunFolder(run.run_dir).is_finished]
     if not missing:
         print(f"all {len(runs)} runs are finished; `moe-testbed report {folder}` reports on them")
         return 0
@@ -70,7 +70,7 @@ def submit(suite: Suite, runs_dir: Path, cluster: ClusterConfig, dry_run: bool) 
 def _prepare(folder: Path, suite: Suite, runs: list[SuiteRun], cluster: ClusterConfig) -> None:
     """Writes what the jobs find in the suite's folder, and gives runs that have failed before a new chance."""
     for run in runs:
-        RunFolder.prepare(run.run_dir, config_on(run.config, cluster))
+        RunFolder(run.run_dir).prepare(config_on(run.config, cluster))
         (run.run_dir / "logs").mkdir(exist_ok=True)
         (run.run_dir / ENDS).unlink(missing_ok=True)
     write_atomically(folder / "suite.yaml", dump_config(suite.config))

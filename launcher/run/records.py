@@ -1,0 +1,79 @@
+"""What stands in the small files of a run's folder: one frozen record for each, read without trust."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+MISSING = "missing"
+"""The state of a run whose folder has no status that can be read."""
+
+
+@dataclass(frozen=True)
+class Status:
+    """How a run stands.
+
+    Attributes:
+        state: running, finished, stopped (it was asked to, and has written a checkpoint) or failed; else `MISSING`.
+        step: optimizer steps completed.
+        steps: optimizer steps of the whole training.
+        reason: why it has stopped or failed.
+    """
+
+    state: str = MISSING
+    step: int = 0
+    steps: int = 0
+    reason: str | None = None
+
+    @classmethod
+    def of(cls, content: Mapping[str, Any]) -> Status:
+        """Returns the status in the content of its file; what is missing or of another kind is left at its default."""
+        step, steps = (value if isinstance(value := content.get(key), int) else 0 for key in ("step", "steps"))
+        reason = content.get("reason")
+        return cls(str(content.get("state", MISSING)), step, steps, None if reason is None else str(reason))
+
+    def content(self) -> dict[str, Any]:
+        """Returns what is written into the file."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run is: completed optimizer steps, steps of the whole training, and the last training loss (None
+    before the first)."""
+
+    step: int
+    steps: int
+    loss: float | None
+
+
+@dataclass(frozen=True)
+class MetricsLine:
+    """One line of the metrics: what was measured after an optimizer step.
+
+    Attributes:
+        kind: train, evaluation or system.
+        step: optimizer steps completed.
+        seconds: of training up to here, over all starts.
+        values: name of each metric -> value.
+    """
+
+    kind: str
+    step: int
+    seconds: float | None = None
+    values: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, content: Mapping[str, Any]) -> MetricsLine | None:
+        """Returns the line in a JSON object; None if that does not say of which step it is."""
+        step, seconds = content.get("step"), content.get("seconds")
+        if not isinstance(step, int):
+            return None
+        values = {key: value for key, value in content.items() if key not in ("kind", "step", "seconds")}
+        return cls(str(content.get("kind")), step, float(seconds) if isinstance(seconds, int | float) else None, values)
+
+    def content(self) -> dict[str, Any]:
+        """Returns the JSON object that is written."""
+        seconds = {} if self.seconds is None else {"seconds": self.seconds}
+        return {"kind": self.kind, "step": self.step, **seconds, **self.values}

@@ -1,0 +1,116 @@
+"""The folder of a run: what is written, what is read of damaged files, and what ranks other than the first write."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from moe_testbed.launcher.run.folder import RunFolder, SilentRunFolder
+from moe_testbed.launcher.run.records import MetricsLine, Progress, Status
+
+
+def written(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def write_all(folder: RunFolder) -> None:
+    """Calls everything that a training calls."""
+    folder.create()
+    folder.write_manifest({"domains": {}})
+    folder.write_status(Status("running", 1, 2))
+    folder.append_metrics(MetricsLine("train", 1, 0.5, {"loss": 3.0}))
+    folder.write_evaluation(1, {"loss_sum_D": np.ones(2)})
+    folder.write_statistics(1, {"expert_ids_YTW": np.ones((1, 1, 1))})
+    folder.write_analysis({"baseline_loss_N": np.ones(2)})
+    folder.write_summary({"tokens": 7})
+    folder.note_end("failed", "the reason")
+
+
+def test_what_a_training_writes_has_the_names_of_old(tmp_path: Path) -> None:
+    write_all(RunFolder(tmp_path))
+    files = written(tmp_path)
+    assert set(files) == {
+        "manifest.json",
+        "status.json",
+        "metrics.jsonl",
+        "summary.json",
+        "evaluations/step_00000001.npz",
+        "statistics/step_00000001.npz",
+        "analysis.npz",
+    }
+    assert files["metrics.jsonl"] == b'{"kind": "train", "step": 1, "seconds": 0.5, "loss": 3.0}\n'
+    assert json.loads(files["status.json"]) == {"state": "failed", "step": 1, "steps": 2, "reason": "the reason"}
+
+
+def test_ranks_other_than_the_first_read_and_write_nothing(tmp_path: Path) -> None:
+    write_all(SilentRunFolder(tmp_path / "nowhere"))
+    assert not (tmp_path / "nowhere").exists()
+    write_all(RunFolder(tmp_path))
+    before = written(tmp_path)
+    silent = SilentRunFolder(tmp_path)
+    assert silent.rewind(0) == 0.0
+    assert silent.read_status() == Status("failed", 1, 2, "the reason")
+    assert silent.read_progress(2) == Progress(1, 2, 3.0)
+    silent.note_failure(2, "another")
+    silent.release()
+    assert written(tmp_path) == before
+
+
+def test_the_first_reason_of_an_end_counts(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    folder.write_status(Status("running", 3, 9))
+    folder.note_end("stopped", "first")
+    folder.note_end("failed", "second")
+    assert folder.read_status() == Status("stopped", 3, 9, "first")
+
+
+def test_going_back_forgets_what_came_later(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    write_all(folder)
+    for step in (2, 3):
+        folder.append_metrics(MetricsLine("train", step, float(step), {"loss": 1.0}))
+        folder.write_evaluation(step, {"loss_sum_D": np.ones(2)})
+    (tmp_path / "evaluations" / "notes.txt").touch()
+    assert folder.rewind(2) == 2.0
+    assert [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()] == [1, 2]
+    assert sorted(path.name for path in (tmp_path / "evaluations").iterdir()) == [
+        "notes.txt",
+        "step_00000001.npz",
+        "step_00000002.npz",
+    ]
+    assert not (tmp_path / "analysis.npz").exists()
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        {"kind": "train", "step": 1, "seconds": 0.5, "loss": 3.0},
+        {"kind": "evaluation", "step": 2, "cross_entropy": None},
+        {"kind": "system", "step": 0, "seconds": 1.5, "cpu": 80.0, "why": "text"},
+    ],
+)
+def test_a_line_of_metrics_is_written_as_it_was_read(line: dict[str, object]) -> None:
+    read = MetricsLine.of(line)
+    assert read is not None
+    assert list(read.content().items()) == list(line.items())
+
+
+@pytest.mark.parametrize("line", [{}, {"kind": "train"}, {"kind": "train", "step": None}, {"step": "3"}])
+def test_a_line_of_no_step_is_none(line: dict[str, object]) -> None:
+    assert MetricsLine.of(line) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "status"),
+    [
+        ('{"state": "finished"}', Status("finished", 0, 0, None)),
+        ('{"state": "running", "step": "3", "steps": 9}', Status("running", 0, 9, None)),
+        ('{"step": 3}', Status("missing", 3, 0, None)),
+    ],
+)
+def test_a_status_of_other_kinds_is_read_as_far_as_it_goes(tmp_path: Path, text: str, status: Status) -> None:
+    (tmp_path / "status.json").write_text(text)
+    assert RunFolder(tmp_path).read_status() == status
