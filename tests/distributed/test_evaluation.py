@@ -20,8 +20,9 @@ from moe_testbed.data.build import build_store
 from moe_testbed.data.tokens.sampler import evaluation_batches
 from moe_testbed.launcher.config.experiment import ExperimentConfig
 from moe_testbed.launcher.ranks.ranks import Ranks
+from moe_testbed.launcher.run.records import MetricsLine
 from moe_testbed.launcher.train.engine import build_model
-from moe_testbed.launcher.train.evaluation import Evaluator, evaluation_line
+from moe_testbed.launcher.train.evaluation import Evaluator, evaluation_values
 from moe_testbed.launcher.train.evaluation_set import EvaluationSet
 from moe_testbed.launcher.train.inputs import to_context
 
@@ -189,7 +190,7 @@ def test_the_line_is_the_mean_over_domains_of_equal_weight() -> None:
         # Sequences and documents, by layer: summed over the 40 tokens.
         "violation_sum_SY": np.array([[40.0, 0.0], [20.0, 60.0]]),
     }
-    line = evaluation_line(arrays, step=7, seconds=1.5)
+    line = MetricsLine("evaluation", 7, 1.5, evaluation_values(arrays)).content()
     assert line.pop("kind") == "evaluation"
     assert line == pytest.approx(
         {
@@ -206,5 +207,5 @@ def test_the_line_is_the_mean_over_domains_of_equal_weight() -> None:
             "max_violation/document": 1.0,
         }
     )
-    without_experts = evaluation_line(arrays | {"counts_top_k_YDE": np.zeros((0, 2, 2))}, step=7, seconds=1.5)
+    without_experts = evaluation_values(arrays | {"counts_top_k_YDE": np.zeros((0, 2, 2))})
     assert "domain_information" not in without_experts and without_experts["cross_entropy"] == 1.5
