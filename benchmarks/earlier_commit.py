@@ -61,6 +61,7 @@ def unpack(commit: str, folder: Path) -> Path:
 def seconds_per_step(path: Path, core: int, experiment: str, overrides: list[str]) -> float:
     """Median over the steps of one short training on one core by the version at ``path``."""
     short = ["training.steps=60", "training.warmup_steps=1", "evaluation.every=0", "evaluation.sequences_per_domain=1"]
+    # The names that earlier commits know; this one reads them too.
     short += ["statistics.points=0", "examination.sequences_per_domain=0", "tracking.mlflow=false", "runtime.threads=1"]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(path)}
     with tempfile.TemporaryDirectory() as run_dir:

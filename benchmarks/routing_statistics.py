@@ -59,8 +59,8 @@ def seconds_per_look_and_step(experiment: str, overrides: list[str]) -> tuple[fl
         "training.warmup_steps=1",
         "evaluation.every=0",
         "evaluation.sequences_per_domain=1",
-        f"statistics.points={_STEPS // _EVERY}",
-        "examination.sequences_per_domain=0",
+        f"probe.points={_STEPS // _EVERY}",
+        "ablation.sequences_per_domain=0",
         "tracking.mlflow=false",
         "runtime.device=cpu",
         "runtime.threads=1",
@@ -90,7 +90,7 @@ def main() -> None:
     arguments = parser.parse_args()
     config = load_experiment(arguments.experiment, arguments.overrides)
     look, step = seconds_per_look_and_step(arguments.experiment, arguments.overrides)
-    points, steps = config.statistics.points, config.training.steps
+    points, steps = config.probe.points, config.training.steps
     print(
         f"step {1000 * step:.0f} ms, look {1000 * look:.0f} ms; {points} looks in {steps} steps: "
         f"{1 + look * points / (step * steps):.4f} x the time without"

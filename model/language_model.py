@@ -67,7 +67,7 @@ class Routing(nn.Module):
     def __init__(self, config: RoutingConfig, setting: RouterSetting) -> None:
         super().__init__()
         self.shown = RouterInput(
-            config.unit, config.pool, config.first_tokens, config.input, setting.hidden_size, len(setting.domains)
+            config.unit, config.pooling, config.first_tokens, config.input, setting.hidden_size, len(setting.domains)
         )
         self.router: Router = ROUTERS.get(config.router.name)(config.router, setting)
 

@@ -13,7 +13,7 @@ from moe_testbed.routing.balance import balancers
 from moe_testbed.routing.balance.balancer import BALANCERS, BalancerConfig
 from moe_testbed.routing.router import ROUTERS, RouterConfig
 from moe_testbed.routing.routers.parts.pools import PoolRouterConfig
-from moe_testbed.routing.unit import Input, Pool, Unit
+from moe_testbed.routing.unit import Input, Pooling, Unit
 
 # Importing them registers them.
 assert routers.__all__ and balancers.__all__
@@ -38,12 +38,12 @@ class RoutingConfig(BaseModel, extra="forbid", frozen=True):
         description="name and options of the router"
     )
     unit: Unit = Field(Unit.TOKEN, description="what is routed as a whole: each token, sequence, or document")
-    pool: Pool = Field(
-        Pool.PREFIX_MEAN,
+    pooling: Pooling = Field(
+        Pooling.PREFIX_MEAN,
         description="unit sequence or document: the router sees the mean of the unit's tokens so far (prefix_mean), of "
         "its first ones (first_m), or of all of them (full_mean, which is not causal)",
     )
-    first_tokens: int = Field(16, gt=0, description="pool first_m: m; the tokens before see those so far")
+    first_tokens: int = Field(16, gt=0, description="pooling first_m: m; the tokens before see those so far")
     input: Input = Field(
         Input.HIDDEN_STATES,
         description="what the router sees: the layer's hidden states, or a learned embedding of the domain's label "
@@ -107,7 +107,7 @@ class RoutingConfig(BaseModel, extra="forbid", frozen=True):
     @property
     def causal(self) -> bool:
         """In evaluation a token's route does not change when later tokens change."""
-        return self.router.causal and (self.unit is Unit.TOKEN or self.pool is not Pool.FULL_MEAN)
+        return self.router.causal and (self.unit is Unit.TOKEN or self.pooling is not Pooling.FULL_MEAN)
 
     @property
     def needs_domains(self) -> bool:

@@ -23,7 +23,7 @@ class Unit(str, Enum):
     DOCUMENT = "document"
 
 
-class Pool(str, Enum):
+class Pooling(str, Enum):
     """Which tokens of a unit the router sees.
 
     - ``prefix_mean``: at each token the mean of the unit's tokens up to it; the route may change along the unit.
@@ -50,7 +50,7 @@ def first_of_unit(sets: TokenSets, num_tokens: int, device: torch.device) -> Ten
     return first_G[set_T]
 
 
-def pooled(x_TD: Tensor, sets: TokenSets, pool: Pool, first_tokens: int, valid_T: Tensor | None = None) -> Tensor:
+def pooled(x_TD: Tensor, sets: TokenSets, pooling: Pooling, first_tokens: int, valid_T: Tensor | None = None) -> Tensor:
     """What the router sees at each token, in float32 at least, [T, D], differentiable.
 
     Args:
@@ -61,7 +61,7 @@ def pooled(x_TD: Tensor, sets: TokenSets, pool: Pool, first_tokens: int, valid_T
     """
     x_TD = x_TD.to(torch.promote_types(x_TD.dtype, torch.float32))
     set_T = sets.numbers(len(x_TD), x_TD.device)
-    if pool is Pool.FULL_MEAN:
+    if pooling is Pooling.FULL_MEAN:
         return sets.mean(x_TD, valid_T)[set_T]
     # Place of every token within its unit.
     order_T = set_T.argsort(stable=True)
@@ -72,7 +72,7 @@ def pooled(x_TD: Tensor, sets: TokenSets, pool: Pool, first_tokens: int, valid_T
     # A unit's tokens as one row of running sums, so that no unit's rounding touches another's.
     padded_GND = x_TD.new_zeros(sets.number, int(sizes_G.max()), x_TD.shape[1])
     padded_GND = padded_GND.index_put((set_T, rank_T), x_TD)
-    counted_T = rank_T if pool is Pool.PREFIX_MEAN else rank_T.clamp(max=first_tokens - 1)
+    counted_T = rank_T if pooling is Pooling.PREFIX_MEAN else rank_T.clamp(max=first_tokens - 1)
     return padded_GND.cumsum(1)[set_T, counted_T] / (counted_T + 1)[:, None]
 
 
@@ -84,7 +84,7 @@ class RouterInput(nn.Module):
 
     Args:
         unit: what is routed as a whole.
-        pool: which of a unit's tokens are seen.
+        pooling: which of a unit's tokens are seen.
         first_tokens: m of ``first_m``.
         source: where the input comes from.
         hidden_size: D.
@@ -92,11 +92,11 @@ class RouterInput(nn.Module):
     """
 
     def __init__(
-        self, unit: Unit, pool: Pool, first_tokens: int, source: Input, hidden_size: int, num_domains: int
+        self, unit: Unit, pooling: Pooling, first_tokens: int, source: Input, hidden_size: int, num_domains: int
     ) -> None:
         super().__init__()
         self.unit = unit
-        self.pool = pool
+        self.pooling = pooling
         self.first_tokens = first_tokens
         self.domain_embedding: nn.Parameter | None = None
         if source is Input.DOMAIN_EMBEDDING:
@@ -108,7 +108,7 @@ class RouterInput(nn.Module):
         if self.unit is not Unit.TOKEN:
             sets = token_sets(Scope(self.unit.value), context)
             if self.domain_embedding is None:
-                x_TD = pooled(x_TD, sets, self.pool, self.first_tokens, context.valid_T)
+                x_TD = pooled(x_TD, sets, self.pooling, self.first_tokens, context.valid_T)
             first_T = first_of_unit(sets, len(x_TD), x_TD.device)
             shape = context.token_ids_BL.shape
 

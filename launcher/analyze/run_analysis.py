@@ -49,8 +49,8 @@ class RunAnalysis:
         model = load_model(run, dtype, self.ranks)
         arrays = Evaluator(config, held_out, self.ranks).run(model, run.step)
         analysis = {}
-        if config.examination.sequences_per_domain:
-            sample = held_out.first(config.examination.sequences_per_domain)
+        if config.ablation.sequences_per_domain:
+            sample = held_out.first(config.ablation.sequences_per_domain)
             analysis = examine_model(
                 model,
                 sample,
@@ -116,9 +116,9 @@ class RunAnalysis:
                 "training": config.training.model_copy(
                     update={"micro_batch_size": request.batch_size or config.training.micro_batch_size}
                 ),
-                "examination": config.examination
+                "ablation": config.ablation
                 if examined is None
-                else config.examination.model_copy(update={"sequences_per_domain": examined}),
+                else config.ablation.model_copy(update={"sequences_per_domain": examined}),
                 "evaluation": config.evaluation.model_copy(
                     update={
                         "split": split,

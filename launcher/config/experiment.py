@@ -18,6 +18,7 @@ from pydantic import BaseModel, Field, model_validator
 from moe_testbed.data.config import MixConfig
 from moe_testbed.launcher.config.messages import Variants, validate
 from moe_testbed.launcher.config.mix import VARIANTS as MIX_VARIANTS
+from moe_testbed.launcher.config.renamed import RENAMED
 from moe_testbed.launcher.config.yaml_tree import (
     ANY,
     Keys,
@@ -44,6 +45,7 @@ _READABLE = 40  # characters of a run's name that tell the overrides
 RULES = Rules(
     references=frozenset({("data", "mix")}),
     variants=((("routing", "router"), "name"), (("routing", "balance", ANY), "name")),
+    renamed=RENAMED,
 )
 VARIANTS: Variants = {
     RouterConfig: lambda options, _: ROUTERS.get(str(options["name"])).Config,
@@ -150,22 +152,24 @@ class EvaluationConfig(BaseModel, extra="forbid", frozen=True):
     )
 
 
-class StatisticsConfig(BaseModel, extra="forbid", frozen=True):
-    """How the routing develops over the training: the experts of the same few held-out tokens, look by look, and the
-    load of the batch just trained on."""
+class ProbeConfig(BaseModel, extra="forbid", frozen=True):
+    """The probe tells how the routing develops over the training: it records the experts of the same few held-out
+    tokens at several points, and the load of the batch just trained on."""
 
-    points: int = Field(32, ge=0, description="looks, evenly spaced, the last one after the last step; 0: none")
-    sequences_per_domain: int = Field(
-        1, gt=0, description="evaluation sequences of each domain that are looked at, the first ones"
+    points: int = Field(
+        32,
+        ge=0,
+        description="how often the probe is routed, evenly spaced, the last time after the last step; 0: never",
     )
+    sequences_per_domain: int = Field(1, gt=0, description="evaluation sequences of each domain in it, the first ones")
 
 
-class ExaminationConfig(BaseModel, extra="forbid", frozen=True):
-    """What the experts cause, after training: the loss without each of them, and how alike they are. It costs two
-    forward passes over the sample for every expert of every layer (of at most 256 experts in all)."""
+class AblationConfig(BaseModel, extra="forbid", frozen=True):
+    """The ablation measures what the experts cause, after training: the loss without each of them, and how alike they
+    are. It costs two forward passes over the sample for every expert of every layer (of at most 256 experts in all)."""
 
     sequences_per_domain: int = Field(
-        4, ge=0, description="evaluation sequences of each domain in the sample, the first ones; 0: no examination"
+        4, ge=0, description="evaluation sequences of each domain in the sample, the first ones; 0: no ablation"
     )
 
 
@@ -205,8 +209,8 @@ class ExperimentConfig(BaseModel, extra="forbid", frozen=True):
     training: TrainingConfig
     parallel: ParallelConfig = ParallelConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
-    statistics: StatisticsConfig = StatisticsConfig()
-    examination: ExaminationConfig = ExaminationConfig()
+    probe: ProbeConfig = ProbeConfig()
+    ablation: AblationConfig = AblationConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     tracking: TrackingConfig = TrackingConfig()
     runtime: RuntimeConfig = RuntimeConfig()

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 from moe_testbed.launcher.config.experiment import RULES
 from moe_testbed.launcher.config.yaml_tree import Node, Rules, lookup, merge, split_dotted, to_plain
 from moe_testbed.launcher.errors import ConfigError
 
 GRID, RUNS = "grid", "runs"
+# Old names of keys stay: what a run lists itself, which may have them too, is merged with what the grid says.
+_RULES = replace(RULES, renamed={})
 
 
 def expand_grid(suite: Node) -> Node:
@@ -31,7 +34,7 @@ def expand_grid(suite: Node) -> Node:
     for combination in itertools.product(*axes):
         overrides = Node({}, grid.origin)
         for _, option in combination:
-            overrides = merge(overrides, split_dotted(option, RULES), RULES)
+            overrides = merge(overrides, split_dotted(option, _RULES), _RULES)
         labels = [label for label, _ in combination]
         described = ", ".join(f"{axis} {label}" for axis, label in zip(names, labels, strict=True)).replace("_", " ")
         run = {"description": Node(described, grid.origin), "overrides": overrides}

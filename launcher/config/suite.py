@@ -20,6 +20,7 @@ from moe_testbed.launcher.config.experiment import (
 )
 from moe_testbed.launcher.config.grid import expand_grid
 from moe_testbed.launcher.config.messages import validate
+from moe_testbed.launcher.config.renamed import RENAMED, new_keys
 from moe_testbed.launcher.config.yaml_tree import (
     COMMAND_LINE,
     Node,
@@ -120,7 +121,7 @@ def load_suite(path: str | Path, overrides: Iterable[str] = ()) -> Suite:
         first = text.split("=")[0].split(".")[0]
         if first == "seed":
             raise ConfigError(f"command line: '{text}': a suite trains its runs with several seeds; use seeds=[...]")
-        if "=" in text and first not in {**SuiteConfig.model_fields, **ExperimentConfig.model_fields}:
+        if "=" in text and new_keys((first,))[0] not in {**SuiteConfig.model_fields, **ExperimentConfig.model_fields}:
             raise ConfigError(_unknown_override(first))
         (own if first in SuiteConfig.model_fields else others).append(text)
     tree = merge(
@@ -161,10 +162,10 @@ def _with_overrides(runs: dict[str, SuiteRunConfig], texts: list[str]) -> dict[s
     """The runs with the command line's values written out among their own."""
     added = {}
     for text in texts:
-        key = text.split("=")[0]
-        node = lookup(parse_overrides([text], Rules()), key.split("."))
+        keys = new_keys(tuple(text.split("=")[0].split(".")))
+        node = lookup(parse_overrides([text], Rules(renamed=RENAMED)), keys)
         assert node is not None
-        added[key] = to_plain(node)
+        added[".".join(keys)] = to_plain(node)
     return {label: run.model_copy(update={"overrides": {**run.overrides, **added}}) for label, run in runs.items()}
 
 

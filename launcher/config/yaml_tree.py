@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -57,10 +57,12 @@ class Rules:
         references: a text here is the path of a YAML file that holds the mapping.
         variants: place -> the key that chooses which options there are (``name``). A layer that changes the choice
             drops the options of the layers below. Where the key is not given, it is the place's own last key.
+        renamed: place -> the name that its key has today.
     """
 
     references: frozenset[Keys] = frozenset()
     variants: tuple[tuple[Keys, str], ...] = ()
+    renamed: Mapping[Keys, str] = field(default_factory=dict)
 
     def is_reference(self, path: Keys) -> bool:
         """Whether a text at ``path`` names a file."""
@@ -323,7 +325,8 @@ def _expand(node: Node, rules: Rules, at: Keys, opened: tuple[Path, ...]) -> Nod
         return replace(load_file(file, rules, at, opened), origin=node.origin, whole=True)
     if not isinstance(node.value, dict):
         return node
-    own = {key: _expand(child, rules, (*at, key), opened) for key, child in node.value.items() if key != INCLUDE}
+    children = _with_new_names(node.value, rules, at)
+    own = {key: _expand(child, rules, (*at, key), opened) for key, child in children.items() if key != INCLUDE}
     result = replace(node, value=own)
     if INCLUDE not in node.value:
         return result
@@ -338,3 +341,18 @@ def _expand(node: Node, rules: Rules, at: Keys, opened: tuple[Path, ...]) -> Nod
             )
         base = merge(base, load_file(find_file(name, folder, str(included.origin)), rules, at, opened), rules, at)
     return replace(merge(base, result, rules, at), origin=node.origin)
+
+
+def _with_new_names(children: dict[str, Node], rules: Rules, at: Keys) -> dict[str, Node]:
+    """The mapping at ``at`` with old keys under their new names. Raises ConfigError where both are given."""
+    result: dict[str, Node] = {}
+    for key, child in children.items():
+        name = rules.renamed.get((*at, key), key)
+        if name != key and name in children:
+            old, new = (".".join((*at, one)) for one in (key, name))
+            raise ConfigError(
+                f"{child.origin}: {old} is the old name of {new}, which is given too ({children[name].origin}); "
+                f"leave {old} out"
+            )
+        result[name] = child
+    return result

@@ -132,9 +132,9 @@ def run_loop(
     seconds = time.perf_counter() - started
 
     # 5. Bar and compare the experts. What was evaluated last is gone if the last process stopped after the last step.
-    if config.model.num_moe_layers and config.examination.sequences_per_domain:
+    if config.model.num_moe_layers and config.ablation.sequences_per_domain:
         evaluated = evaluated or evaluator.run(engine, steps)
-        counts_YDE, sample = evaluated["counts_top_k_YDE"], held_out.first(config.examination.sequences_per_domain)
+        counts_YDE, sample = evaluated["counts_top_k_YDE"], held_out.first(config.ablation.sequences_per_domain)
         analysis = examine_model(model, sample, counts_YDE, training.micro_batch_size, steps, ranks, bool(folder))
         if folder:
             folder.write_analysis(analysis)

@@ -33,11 +33,11 @@ class Statistics:
 
     def __init__(self, config: ExperimentConfig, sequences: EvaluationSet, ranks: Ranks) -> None:
         self.ranks = ranks
-        self.probe = sequences.first(config.statistics.sequences_per_domain)
+        self.probe = sequences.first(config.probe.sequences_per_domain)
         self.micro_batch_size = config.training.micro_batch_size
         self.steps = config.training.steps
         self.num_layers = config.model.num_moe_layers
-        self.points = config.statistics.points if self.num_layers else 0
+        self.points = config.probe.points if self.num_layers else 0
         shape = self.num_layers, len(sequences.domains), config.model.moe.num_routed_experts
         self.counts_YDE = torch.zeros(shape, dtype=torch.int64, device=ranks.device)
 

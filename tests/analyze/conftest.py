@@ -71,7 +71,7 @@ def train_run(own_data: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
 
     def train(name: str, num_ranks: int = 1, **parts: Any) -> Path:
         folder = tmp_path_factory.mktemp("runs")
-        config = corpus.make_experiment(own_data, name=name, **{"examination": {"sequences_per_domain": 1}, **parts})
+        config = corpus.make_experiment(own_data, name=name, **{"ablation": {"sequences_per_domain": 1}, **parts})
         (folder / "experiment.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
         module = ["-m", "moe_testbed.launcher", "train", str(folder / "experiment.yaml")]
         launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={num_ranks}"]

@@ -7,7 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from moe_testbed.launcher.config.experiment import ExperimentConfig, dump_config, explain_experiment, load_experiment
+from moe_testbed.launcher.config.experiment import (
+    ExperimentConfig,
+    dump_config,
+    explain_experiment,
+    load_experiment,
+    run_name,
+)
+from moe_testbed.launcher.config.renamed import with_new_names
 from moe_testbed.launcher.config.yaml_tree import embedded_configs
 from moe_testbed.launcher.errors import ConfigError
 
@@ -97,8 +104,8 @@ BAD_INPUT = [
     ),
     (
         ["modle.num_layers=3"],
-        "command line: unknown key 'modle'. Did you mean 'model'? Allowed here: checkpoint, data, evaluation, "
-        "examination, model, name, parallel, routing, runtime, seed, statistics, tracking, training",
+        "command line: unknown key 'modle'. Did you mean 'model'? Allowed here: ablation, checkpoint, data, "
+        "evaluation, model, name, parallel, probe, routing, runtime, seed, tracking, training",
     ),
     (
         ["routing.router.normalize=true"],
@@ -265,3 +272,79 @@ def test_a_coefficient_may_be_a_schedule(experiment: Path) -> None:
     config = load_experiment(experiment, [override])
     assert config.routing.balance["load_balancing_loss"].coefficient == {0: 0.1, 100: 0.01}  # type: ignore[attr-defined]
     assert ExperimentConfig.model_validate_json(config.model_dump_json(), strict=True) == config
+
+
+OLD_AND_NEW = [
+    ("statistics", "probe", "points", 3),
+    ("examination", "ablation", "sequences_per_domain", 0),
+    ("routing.pool", "routing.pooling", None, "first_m"),
+]
+
+
+def dotted(config: object, place: str) -> object:
+    for key in place.split("."):
+        config = getattr(config, key)
+    return config
+
+
+@pytest.mark.parametrize(("old", "new", "option", "value"), OLD_AND_NEW, ids=lambda value: str(value))
+def test_old_keys_load_from_files_includes_and_the_command_line(
+    experiment: Path, write: Write, old: str, new: str, option: str | None, value: object
+) -> None:
+    def place(key: str) -> str:
+        return f"{key}.{option}" if option else key
+
+    expected = load_experiment(experiment, [f"{place(new)}={value}"])
+    assert dotted(expected, place(new)) == value
+    assert load_experiment(experiment, [f"{place(old)}={value}"]) == expected
+    # As old run folders and users' files have it: nested, also in a file that is included.
+    nested = "".join(f"{'  ' * depth}{key}:\n" for depth, key in enumerate(place(old).split("."))).rstrip("\n")
+    write("old.yaml", f"include: small.yaml\n{nested} {value}\n" if "routing" not in old else "")
+    if "routing" in old:
+        write("old.yaml", f"include: small.yaml\nrouting: {{pool: {value}}}\n")
+    write("top.yaml", "include: old.yaml\nseed: 1\n")
+    assert load_experiment("old.yaml") == load_experiment("top.yaml") == expected
+    # A higher layer wins, whichever name it uses.
+    assert load_experiment("top.yaml", [f"{place(new)}={value}"]) == expected
+    # What is written has the new name.
+    assert "\nstatistics:" not in dump_config(expected) and "  pool:" not in dump_config(expected)
+    assert " # old.yaml:" in explain_experiment("old.yaml")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            ["statistics.points=1", "probe.points=2"],
+            "command line: statistics is the old name of probe, which is given too (command line); leave statistics "
+            "out",
+        ),
+        (
+            ["routing.pool=first_m", "routing.pooling=full_mean"],
+            "command line: routing.pool is the old name of routing.pooling, which is given too",
+        ),
+        (["examination.sequences=1"], "command line: unknown key 'ablation.sequences'. Did you mean 'sequences_per_d"),
+        (["probes.points=1"], "unknown key 'probes'. Did you mean 'probe'?"),
+        (["routing.poolin=first_m"], "unknown key 'routing.poolin'. Did you mean 'pooling'?"),
+    ],
+)
+def test_an_old_key_beside_its_new_one_is_an_error_and_new_ones_are_suggested(
+    experiment: Path, overrides: list[str], message: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_experiment(experiment, overrides)
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_run_folder_keeps_the_name_that_its_command_always_gave_it(experiment: Path) -> None:
+    # As commit 9340c6c named them, whose runs the same command is to continue.
+    config = load_experiment(experiment, ["examination.sequences_per_domain=0", "seed=3"])
+    name = "small-seed3-examination-sequences_per_domain-0-20c627"
+    assert run_name(config, ["examination.sequences_per_domain=0", "seed=3"]) == name
+
+
+def test_configs_read_without_trust_have_the_new_names() -> None:
+    old = {"statistics": {"points": 1}, "routing": {"pool": "first_m", "router": {"pool": "sequence"}}, "seed": 1}
+    new = {"probe": {"points": 1}, "routing": {"pooling": "first_m", "router": {"pool": "sequence"}}, "seed": 1}
+    assert with_new_names(old) == new == with_new_names(new)
+    assert with_new_names({"probe": 1, "statistics": 2}) == {"probe": 1}

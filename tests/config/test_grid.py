@@ -63,3 +63,11 @@ def test_a_later_axis_wins_and_a_listed_run_changes_its_combination(tmp_path: Pa
 def test_another_form_is_refused_with_the_place(tmp_path: Path, grid: str):
     with pytest.raises(ConfigError, match=r"cross\.yaml:4: grid.* is .*; expected axis -> label -> overrides"):
         load(tmp_path, grid + "\n")
+
+
+def test_an_old_key_of_the_grid_and_one_of_a_listed_run_are_the_same(tmp_path: Path):
+    text = LAYERED.replace("model.moe.top_k: 1", "statistics.points: 7").replace(
+        "model.moe.num_experts: 8", "statistics.points: 5"
+    )
+    suite = load(tmp_path, text)
+    assert suite.experiments["small-few", 1].probe.points == 5

@@ -103,3 +103,19 @@ def test_bad_suites_get_one_clear_line(suite_file: Path, override: str, message:
     with pytest.raises(ConfigError) as caught:
         load_suite(suite_file, [override])
     assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_old_keys_of_a_suite_load_and_are_written_under_their_new_names(suite_file: Path, write: Write) -> None:
+    renamed = SUITE.replace(
+        "training.steps: 6", "training.steps: 6, statistics.points: 5, probe.sequences_per_domain: 2"
+    )
+    with pytest.raises(ConfigError, match=r"statistics is the old name of probe, which is given too"):
+        load_suite(write("suites/both.yaml", renamed))
+    old = SUITE.replace("routing.balance: none", "{routing.balance: none, routing: {pool: first_m}}")
+    suite = load_suite(write("suites/old.yaml", old), ["statistics.points=3", "examination.sequences_per_domain=0"])
+    new = SUITE.replace("routing.balance: none", "{routing.balance: none, routing: {pooling: first_m}}")
+    same = load_suite(write("suites/new.yaml", new), ["probe.points=3", "ablation.sequences_per_domain=0"])
+    assert suite.experiments == same.experiments
+    assert suite.config.runs == same.config.runs
+    write("resolved.yaml", dump_config(suite.config))
+    assert load_suite("resolved.yaml").experiments == suite.experiments

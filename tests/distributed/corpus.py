@@ -65,7 +65,7 @@ def make_experiment(data: dict[str, Any], /, **parts: Any) -> dict[str, Any]:
             "gradient_clipping": 0.5,
         },
         "evaluation": {"every": 3, "sequences_per_domain": 5},
-        "examination": {"sequences_per_domain": 0},
+        "ablation": {"sequences_per_domain": 0},
         "tracking": {"mlflow": False},
         "runtime": {"device": "cpu", "threads": 1},
     }

@@ -137,7 +137,7 @@ def test_sigterm_is_no_wish_where_another_rank_has_died(
 ) -> None:
     """As launchers send it to the ranks that are left."""
     training = make_experiment()["training"] | {"micro_batch_size": 4, "steps": 2}
-    config = make_experiment(training=training, examination={"sequences_per_domain": 1})
+    config = make_experiment(training=training, ablation={"sequences_per_domain": 1})
     run_dir = tmp_path / "run"
     with pytest.raises(AssertionError, match=r"exit codes of the ranks: \[1, -9\]"):
         run_on_ranks(misfortunes.train_under_a_launcher, 2, config, str(run_dir), where)

@@ -30,7 +30,7 @@ def endless(make_experiment: MakeExperiment) -> dict[str, Any]:
     return make_experiment(
         training={"steps": 100_000},
         evaluation={"every": 0},
-        statistics={"points": 0},
+        probe={"points": 0},
         checkpoint={"every": 20},
         parallel={
             "expert_parallel_size": 2,

@@ -71,7 +71,7 @@ def test_with_global_depth_the_loss_counts_one_decision_once(make_model: MakeMod
 def test_units_are_routed_as_a_whole_in_the_model(
     unit: str, router: str, make_model: MakeModel, make_batch: MakeBatch
 ) -> None:
-    model = make_model({"router": {"name": router}, "unit": unit, "pool": "full_mean"}).eval()
+    model = make_model({"router": {"name": router}, "unit": unit, "pooling": "full_mean"}).eval()
     context, targets_BL = make_batch()
     context = replace(context, document_BL=torch.arange(12).div(4, rounding_mode="floor").repeat(3, 1))
     for layer in model(context, targets_BL).layers:

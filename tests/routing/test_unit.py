@@ -9,7 +9,7 @@ from torch import Tensor
 from moe_testbed.routing.config import RoutingConfig
 from moe_testbed.routing.records import RoutingContext
 from moe_testbed.routing.scopes import Scope, token_sets
-from moe_testbed.routing.unit import Input, Pool, RouterInput, Unit, pooled
+from moe_testbed.routing.unit import Input, Pooling, RouterInput, Unit, pooled
 from tests.routing.cases import HIDDEN, make_context, make_router
 
 B, L = 3, 8
@@ -47,7 +47,7 @@ def naive(x_TD: Tensor, units: list[list[int]], pool: str, m: int) -> Tensor:
 def test_pools_are_means_over_tokens(unit: str, pool: str, dtype: torch.dtype, tolerance: float):
     context = packed_context()
     x_TD = torch.randn(B * L, HIDDEN, dtype=dtype, requires_grad=True)
-    seen_TD = pooled(x_TD, token_sets(Scope(unit), context), Pool(pool), 2)
+    seen_TD = pooled(x_TD, token_sets(Scope(unit), context), Pooling(pool), 2)
     expected_TD = naive(x_TD, units_of(context, unit), pool, 2)
     torch.testing.assert_close(seen_TD, expected_TD, rtol=tolerance, atol=tolerance)
     upstream_TD = torch.randn(seen_TD.shape, dtype=dtype)
@@ -55,18 +55,18 @@ def test_pools_are_means_over_tokens(unit: str, pool: str, dtype: torch.dtype, t
     torch.testing.assert_close(actual, wanted, rtol=tolerance, atol=tolerance)
 
 
-@pytest.mark.parametrize("pool", list(Pool))
+@pytest.mark.parametrize("pool", list(Pooling))
 @pytest.mark.parametrize("unit", [Unit.SEQUENCE, Unit.DOCUMENT])
-def test_only_the_full_mean_sees_later_tokens(unit: Unit, pool: Pool):
+def test_only_the_full_mean_sees_later_tokens(unit: Unit, pool: Pooling):
     context, shown = packed_context(), RouterInput(unit, pool, 3, Input.HIDDEN_STATES, HIDDEN, 4)
     x_TD = torch.randn(B * L, HIDDEN)
     before_TD, _ = shown(x_TD, context)
     position = 5
     later_T = (torch.arange(L) >= position).repeat(B)
     after_TD, _ = shown(torch.where(later_T[:, None], -x_TD, x_TD), context)
-    assert torch.equal(before_TD[~later_T], after_TD[~later_T]) == (pool is not Pool.FULL_MEAN)
-    config = RoutingConfig.model_validate({"router": {"name": "top_k"}, "unit": unit.value, "pool": pool.value})
-    assert config.causal == (pool is not Pool.FULL_MEAN)
+    assert torch.equal(before_TD[~later_T], after_TD[~later_T]) == (pool is not Pooling.FULL_MEAN)
+    config = RoutingConfig.model_validate({"router": {"name": "top_k"}, "unit": unit.value, "pooling": pool.value})
+    assert config.causal == (pool is not Pooling.FULL_MEAN)
 
 
 @pytest.mark.parametrize("name", ["top_k", "hash", "random", "reference"])
@@ -74,7 +74,7 @@ def test_only_the_full_mean_sees_later_tokens(unit: Unit, pool: Pool):
 def test_a_unit_is_routed_as_a_whole(unit: str, name: str):
     """By what the first token tells, where the router reads ids, labels or positions."""
     context = packed_context()
-    shown = RouterInput(Unit(unit), Pool.FULL_MEAN, 1, Input.HIDDEN_STATES, HIDDEN, 4)
+    shown = RouterInput(Unit(unit), Pooling.FULL_MEAN, 1, Input.HIDDEN_STATES, HIDDEN, 4)
     router = make_router((name, {}))
     x_TD, unit_context = shown(torch.randn(B * L, HIDDEN), context)
     ids_TK = router(x_TD, unit_context).expert_ids_TK
@@ -86,7 +86,7 @@ def test_a_unit_is_routed_as_a_whole(unit: str, name: str):
 
 def test_language_guided_input_is_the_labels_row():
     context = packed_context()
-    shown = RouterInput(Unit.TOKEN, Pool.PREFIX_MEAN, 1, Input.DOMAIN_EMBEDDING, HIDDEN, 4)
+    shown = RouterInput(Unit.TOKEN, Pooling.PREFIX_MEAN, 1, Input.DOMAIN_EMBEDDING, HIDDEN, 4)
     x_TD, _ = shown(torch.randn(B * L, HIDDEN), context)
     assert shown.domain_embedding is not None
     for row, label in zip(x_TD, context.domain_BL.flatten().tolist(), strict=True):
@@ -99,18 +99,18 @@ def test_language_guided_input_is_the_labels_row():
 
 def test_tokens_as_units_are_left_alone():
     context, x_TD = packed_context(), torch.randn(B * L, HIDDEN)
-    shown = RouterInput(Unit.TOKEN, Pool.FULL_MEAN, 1, Input.HIDDEN_STATES, HIDDEN, 4)
+    shown = RouterInput(Unit.TOKEN, Pooling.FULL_MEAN, 1, Input.HIDDEN_STATES, HIDDEN, 4)
     assert shown(x_TD, context) == (x_TD, context)
 
 
 def test_documents_are_needed_for_units_of_them():
-    shown = RouterInput(Unit.DOCUMENT, Pool.FULL_MEAN, 1, Input.HIDDEN_STATES, HIDDEN, 4)
+    shown = RouterInput(Unit.DOCUMENT, Pooling.FULL_MEAN, 1, Input.HIDDEN_STATES, HIDDEN, 4)
     with pytest.raises(ValueError, match="scope document needs the number of every token's document"):
         shown(torch.randn(B * L, HIDDEN), replace(packed_context(), document_BL=None))
 
 
-@pytest.mark.parametrize("pool", list(Pool))
-def test_what_padding_holds_is_seen_by_no_other_token(pool: Pool):
+@pytest.mark.parametrize("pool", list(Pooling))
+def test_what_padding_holds_is_seen_by_no_other_token(pool: Pooling):
     valid_BL = torch.arange(L) < torch.tensor([8, 5, 2])[:, None]
     context, valid_T = replace(packed_context(), valid_BL=valid_BL), valid_BL.flatten()
     shown = RouterInput(Unit.SEQUENCE, pool, 3, Input.HIDDEN_STATES, HIDDEN, 4)
@@ -118,5 +118,5 @@ def test_what_padding_holds_is_seen_by_no_other_token(pool: Pool):
     seen_TD, _ = shown(x_TD, context)
     other_TD, _ = shown(torch.where(valid_T[:, None], x_TD, 9.0), context)
     assert torch.equal(seen_TD[valid_T], other_TD[valid_T])
-    if pool is Pool.FULL_MEAN:
+    if pool is Pooling.FULL_MEAN:
         torch.testing.assert_close(seen_TD[L], x_TD[L : L + 5].mean(0))

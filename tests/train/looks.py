@@ -40,7 +40,7 @@ def look_naively(config: dict[str, Any]) -> list[list[list[int]]]:
     model = build_model(experiment, store, Ranks(0, 1, torch.device("cpu"), None)).eval()
     held_out = EvaluationSet.of(store, "validation", experiment.data.sequence_length, 5)
     layers: list[list[list[int]]] = [[] for _ in range(experiment.model.num_layers)]
-    for number in range(len(store.domains) * experiment.statistics.sequences_per_domain):
+    for number in range(len(store.domains) * experiment.probe.sequences_per_domain):
         rows = np.array([number])
         output = model(*to_context(held_out.rows, rows, 0, torch.device("cpu")))
         for layer, routing in zip(layers, output.layers, strict=True):

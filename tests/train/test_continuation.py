@@ -24,8 +24,8 @@ def config(make_experiment: MakeExperiment) -> dict[str, Any]:
     return make_experiment(
         training=training,
         checkpoint={"every": 2, "keep": 2},
-        statistics={"points": 4},
-        examination={"sequences_per_domain": 1},
+        probe={"points": 4},
+        ablation={"sequences_per_domain": 1},
     )
 
 

@@ -31,7 +31,7 @@ TOLERANCE = 1e-6
 def trained(make_experiment: MakeExperiment, run_on_ranks: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of a finished run of six steps with evaluations after steps 3 and 6, examined."""
     run_dir = tmp_path_factory.mktemp("trained") / "run"
-    run_on_ranks(driver.train, 1, make_experiment(examination={"sequences_per_domain": 1}), str(run_dir))
+    run_on_ranks(driver.train, 1, make_experiment(ablation={"sequences_per_domain": 1}), str(run_dir))
     return run_dir
 
 
@@ -60,7 +60,7 @@ def test_files_are_those_of_the_contract(trained: Path) -> None:
 
 def test_the_resolved_config_is_written(trained: Path, make_experiment: MakeExperiment) -> None:
     written = yaml.safe_load((trained / "config.yaml").read_text(encoding="utf-8"))
-    given = make_experiment(examination={"sequences_per_domain": 1})
+    given = make_experiment(ablation={"sequences_per_domain": 1})
     assert ExperimentConfig.model_validate(written) == ExperimentConfig.model_validate(given)
 
 

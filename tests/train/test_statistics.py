@@ -37,9 +37,9 @@ def test_training_is_the_same_whether_it_is_looked_at_or_not(
     make_experiment: MakeExperiment, run_on_ranks: Run, tmp_path: Path
 ) -> None:
     looks = {"points": 32, "sequences_per_domain": 2}
-    often = make_experiment(statistics=looks, examination={"sequences_per_domain": 2})
+    often = make_experiment(probe=looks, ablation={"sequences_per_domain": 2})
     run_on_ranks(driver.train, 1, often, str(tmp_path / "often"))
-    never = make_experiment(statistics={"points": 0}, examination={"sequences_per_domain": 0})
+    never = make_experiment(probe={"points": 0}, ablation={"sequences_per_domain": 0})
     run_on_ranks(driver.train, 1, never, str(tmp_path / "never"))
     assert read_metrics(tmp_path / "often") == read_metrics(tmp_path / "never")
     torch.testing.assert_close(read_weights(tmp_path / "often"), read_weights(tmp_path / "never"), rtol=0, atol=0)
@@ -55,7 +55,7 @@ def test_the_probe_is_the_first_sequences_of_each_domain(
     router: str, num_ranks: int, make_experiment: MakeExperiment, run_on_ranks: Run
 ) -> None:
     config = make_experiment(
-        statistics={"sequences_per_domain": 3},
+        probe={"sequences_per_domain": 3},
         routing={"router": {"name": router}, "balance": {}},
         training=make_experiment()["training"] | {"micro_batch_size": 4, "global_batch_size": 8},
     )
@@ -85,7 +85,7 @@ def test_the_load_is_that_of_the_global_batch(
         data={"mix": mix, "packing": "packed", "pieces_per_sequence": 4},
         training=make_experiment()["training"] | {"micro_batch_size": 2},
         parallel={"expert_parallel_size": expert_parallel},
-        statistics={"points": 6},
+        probe={"points": 6},
     )
     run_on_ranks(driver.train, num_ranks, config, str(tmp_path / "run"))
     (expected,) = run_on_ranks(count_the_first_step, 1, config | {"parallel": {"expert_parallel_size": 1}})
@@ -101,7 +101,7 @@ def test_the_load_is_that_of_the_global_batch(
 def test_looks_are_evenly_spaced_and_the_last_step_is_one(make_experiment: MakeExperiment) -> None:
     def looks(steps: int, points: int) -> list[int]:
         experiment = ExperimentConfig.model_validate(
-            make_experiment(training={"steps": steps}, statistics={"points": points})
+            make_experiment(training={"steps": steps}, probe={"points": points})
         )
         store = build_store(experiment.data.mix, Path(experiment.data.cache_dir), lambda _: None)
         held_out = EvaluationSet.of(store, "validation", 16, 1)

@@ -105,7 +105,7 @@ def _routing_weights(config: ExperimentConfig) -> list[Weight]:
     except ValueError as error:
         raise ConfigError(str(error)) from error
     shown = RouterInput(
-        routing.unit, routing.pool, routing.first_tokens, routing.input, setting.hidden_size, len(domains)
+        routing.unit, routing.pooling, routing.first_tokens, routing.input, setting.hidden_size, len(domains)
     )
     parts = nn.ModuleDict({"shown": shown, "router": router})
     return [Weight(name, tuple(p.shape), p.requires_grad) for name, p in parts.named_parameters()]
