@@ -40,9 +40,9 @@ class Routed(nn.Module):
         zeros_1T = torch.zeros(1, arguments.tokens, dtype=torch.int64)
         self.context = RoutingContext(zeros_1T, zeros_1T, zeros_1T, zeros_1T, zeros_1T[:, 0])
 
-    def forward(self, x_TD: Tensor) -> Tensor:
-        output: MoEOutput = self.moe(x_TD[None], self.router(x_TD, self.context))
-        return output.hidden_BLD[0]
+    def forward(self, x_TM: Tensor) -> Tensor:
+        output: MoEOutput = self.moe(x_TM[None], self.router(x_TM, self.context))
+        return output.hidden_BLM[0]
 
 
 class Stock(nn.Module):
@@ -53,9 +53,9 @@ class Stock(nn.Module):
         expert = FeedForward(arguments.hidden_size, arguments.expert_hidden_size)
         self.moe = MoE(arguments.hidden_size, expert, arguments.experts, k=arguments.top_k, drop_tokens=False)
 
-    def forward(self, x_TD: Tensor) -> Tensor:
-        output_1TD, _, _ = self.moe(x_TD[None])
-        return output_1TD[0]
+    def forward(self, x_TM: Tensor) -> Tensor:
+        output_1TM, _, _ = self.moe(x_TM[None])
+        return output_1TM[0]
 
 
 def main() -> None:
@@ -74,7 +74,7 @@ def main() -> None:
     keep_freed_memory()
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    x_TD = torch.randn(arguments.tokens, arguments.hidden_size, requires_grad=True)
+    x_TM = torch.randn(arguments.tokens, arguments.hidden_size, requires_grad=True)
     gradient = torch.randn(arguments.tokens, arguments.hidden_size)
     layers = {
         "dense": FeedForward(arguments.hidden_size, arguments.top_k * arguments.expert_hidden_size),
@@ -86,10 +86,10 @@ def main() -> None:
     seconds: dict[str, list[float]] = {name: [] for name in layers}
     for _ in range(arguments.rounds + 2):
         for name, layer in layers.items():
-            for parameter in (x_TD, *parameters[name]):
+            for parameter in (x_TM, *parameters[name]):
                 parameter.grad = None
             started = time.process_time()
-            layer(x_TD).backward(gradient)
+            layer(x_TM).backward(gradient)
             seconds[name].append(time.process_time() - started)
     print(
         f"{arguments.tokens} tokens, E = {arguments.experts}, k = {arguments.top_k}, d = {arguments.hidden_size}, "

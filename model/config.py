@@ -93,7 +93,7 @@ class ModelConfig(BaseModel, extra="forbid", frozen=True):
     """A decoder-only language model."""
 
     num_layers: int = Field(gt=0)
-    hidden_size: int = Field(gt=0, multiple_of=ALIGNMENT, description=f"model width (D), a multiple of {ALIGNMENT}")
+    hidden_size: int = Field(gt=0, multiple_of=ALIGNMENT, description=f"model width (M), a multiple of {ALIGNMENT}")
     num_heads: int = Field(gt=0)
     dense_hidden_size: int | None = Field(
         None,
@@ -156,7 +156,7 @@ class ModelSize(BaseModel, frozen=True):
         parameters: all of them.
         active_parameters: those that one token uses, if none of its choices is a zero-computation expert.
         flops_per_token: floating point operations of forward and backward for one token: six per active parameter that
-            takes part in a matrix product (the embedding counts once, as the output projection) and ``12 * L / 2 * D``
+            takes part in a matrix product (the embedding counts once, as the output projection) and ``12 * L / 2 * M``
             per layer for causal attention over L positions.
     """
 

@@ -6,8 +6,8 @@ partitions and checkpoint files, and in the ``capacity`` path the buffers and bo
 routing decision, which is made before the layer and handed to it, and in the ``dropless`` path the way of the tokens to
 the experts and back.
 
-Shape legend: B sequences, L positions, T = B * L tokens, K choices of the decision (as many as its widest token has),
-E experts, C capacity, D model width, F expert width, X weights of a neuron.
+Shape legend: B sequences, L positions, T = B * L tokens, K choices, E experts, M model width, F feed-forward width, X
+zero-computation experts, e experts of a rank.
 """
 
 from __future__ import annotations
@@ -121,7 +121,7 @@ class DecisionGate(nn.Module):
     def _set_ep_group(self, group: dist.ProcessGroup) -> None:
         """DeepSpeed hands over the expert-parallel group; a gate that makes no decision needs none."""
 
-    def forward(self, x_TD: Tensor, decision: RoutingDecision, sparse_routes: bool, use_tutel: bool) -> tuple[Any, ...]:
+    def forward(self, x_TM: Tensor, decision: RoutingDecision, sparse_routes: bool, use_tutel: bool) -> tuple[Any, ...]:
         """DeepSpeed's sparse routes; its place for a gate loss carries the mask of kept assignments instead, bool [T,
         K]."""
         ids_TK, config = decision.expert_ids_TK, self.config
@@ -146,14 +146,14 @@ class MoEOutput:
     """What an MoE layer returns.
 
     Attributes:
-        hidden_BLD: sum of each token's weighted expert outputs.
+        hidden_BLM: sum of each token's weighted expert outputs.
         kept_TK: assignments that reached their expert, bool; False where there is no expert.
-        outputs_TKD: the summands, 0 where there is no expert; None unless they are kept.
+        outputs_TKM: the summands, 0 where there is no expert; None unless they are kept.
     """
 
-    hidden_BLD: Tensor
+    hidden_BLM: Tensor
     kept_TK: Tensor
-    outputs_TKD: Tensor | None = None
+    outputs_TKM: Tensor | None = None
 
 
 class DispatchingLayer(MOELayer):
@@ -172,21 +172,21 @@ class DispatchingLayer(MOELayer):
         hidden, decision = inputs
         if self.drops:
             return MoEOutput(super().forward(hidden, decision), self.l_aux)
-        x_TD = hidden.reshape(-1, hidden.shape[-1])
+        x_TM = hidden.reshape(-1, hidden.shape[-1])
         # 1. Sort the assignments by expert.
         plan = plan_dispatch(decision.expert_ids_TK, self.ep_size * self.num_local_experts)
-        rows, weights = gather_rows(x_TD, plan), gather_weights(decision.weights_TK, plan)
+        rows, weights = gather_rows(x_TM, plan), gather_weights(decision.weights_TK, plan)
         # 2. Run the experts, on the ranks that hold them.
         if self.ep_size > 1:
             exchange = plan_exchange(plan.counts_E, self.ep_group)
             rows, weights = send_rows(rows, exchange), send_rows(weights, exchange)
-            rows = return_rows(self.experts.grouped(rows, exchange.counts_X, weights), exchange)
+            rows = return_rows(self.experts.grouped(rows, exchange.counts_e, weights), exchange)
         else:
             rows = self.experts.grouped(rows, plan.counts_E, weights)
         # 3. Bring the results back.
-        outputs_TKD = outputs_by_choice(rows, plan) if self.keep_outputs else None
+        outputs_TKM = outputs_by_choice(rows, plan) if self.keep_outputs else None
         y = combine_rows(rows, plan).view(hidden.shape)
-        return MoEOutput(y, decision.expert_ids_TK != NO_EXPERT, outputs_TKD)
+        return MoEOutput(y, decision.expert_ids_TK != NO_EXPERT, outputs_TKM)
 
 
 class RoutedMoE(MoE):
@@ -196,7 +196,7 @@ class RoutedMoE(MoE):
     numbered as in :attr:`MoEConfig.num_routed_experts`.
 
     Args:
-        hidden_size: D.
+        hidden_size: M.
         config: experts and dispatch.
         expert_parallel_size: ranks over which the experts are spread.
         keep_outputs: to return what each choice contributed, too.
@@ -236,37 +236,37 @@ class RoutedMoE(MoE):
         rank = dist.get_rank() if dist.is_initialized() else 0
         return (rank % self.ep_size) * self.num_local_experts
 
-    def forward(self, hidden_BLD: Tensor, decision: RoutingDecision) -> MoEOutput:
+    def forward(self, hidden_BLM: Tensor, decision: RoutingDecision) -> MoEOutput:
         """Runs the experts."""
         if self.zero_computation is None:
-            return self.deepspeed_moe(hidden_BLD, decision)
+            return self.deepspeed_moe(hidden_BLM, decision)
         numbers_TK = decision.expert_ids_TK - self.num_ffn_experts
         free_TK = numbers_TK >= 0
         # Only experts that compute take part in the dispatch.
         output = self.deepspeed_moe(
-            hidden_BLD,
+            hidden_BLM,
             replace(
                 decision,
                 expert_ids_TK=decision.expert_ids_TK.where(~free_TK, NO_EXPERT),
                 weights_TK=decision.weights_TK.where(~free_TK, 0.0),
             ),
         )
-        x_TD, weights_TK = hidden_BLD.flatten(0, 1), decision.weights_TK
+        x_TM, weights_TK = hidden_BLM.flatten(0, 1), decision.weights_TK
         kept_TK = output.kept_TK | free_TK
-        if output.outputs_TKD is None:
-            weights_TN = self.zero_computation.weights_by_number(numbers_TK, weights_TK)
-            added_TD = self.zero_computation(x_TD, weights_TN)
-            return MoEOutput(output.hidden_BLD + added_TD.view_as(hidden_BLD), kept_TK)
+        if output.outputs_TKM is None:
+            weights_TX = self.zero_computation.weights_by_number(numbers_TK, weights_TK)
+            added_TM = self.zero_computation(x_TM, weights_TX)
+            return MoEOutput(output.hidden_BLM + added_TM.view_as(hidden_BLM), kept_TK)
         # Every choice by itself: as if each were a token's only one.
-        weights_TKN = self.zero_computation.weights_by_number(numbers_TK[..., None], weights_TK[..., None])
-        added_TKD = self.zero_computation(x_TD, weights_TKN)
-        hidden_BLD = output.hidden_BLD + added_TKD.sum(1).view_as(hidden_BLD)
-        return MoEOutput(hidden_BLD, kept_TK, output.outputs_TKD + added_TKD)
+        weights_TKX = self.zero_computation.weights_by_number(numbers_TK[..., None], weights_TK[..., None])
+        added_TKM = self.zero_computation(x_TM, weights_TKX)
+        hidden_BLM = output.hidden_BLM + added_TKM.sum(1).view_as(hidden_BLM)
+        return MoEOutput(hidden_BLM, kept_TK, output.outputs_TKM + added_TKM)
 
     @torch.no_grad()
     def neurons_EFX(self) -> Tensor:
         """All weights of each neuron of the experts with a feed-forward layer, of all ranks: what its gate reads, what
-        it reads, what it writes. [E, F, 3 D]."""
+        it reads, what it writes. [E, F, 3 * M]."""
         experts = self.deepspeed_moe.experts
         gate, up = experts.gate_up.transpose(1, 2).chunk(2, dim=1)
         mine = torch.cat([gate, up, experts.down], dim=-1)

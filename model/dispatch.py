@@ -1,7 +1,7 @@
 """Dropless dispatch: sort the assignments by expert, exchange them, and bring the results back.
 
-Shape legend: T tokens, K choices, A assignments that name an expert, E experts of the group, R ranks of the group, X =
-E / R experts of a rank, D model width.
+Shape legend: T tokens, K choices, A assignments, E experts, R ranks of an expert-parallel group, e experts of a rank, M
+model width.
 """
 
 from __future__ import annotations
@@ -53,9 +53,9 @@ class _Gather(torch.autograd.Function):
     """Rows of x by token. Backward sums by gathering, which is cheaper than scattering."""
 
     @staticmethod
-    def forward(ctx: Any, x_TD: Tensor, token_A: Tensor, row_TK: Tensor) -> Tensor:
+    def forward(ctx: Any, x_TM: Tensor, token_A: Tensor, row_TK: Tensor) -> Tensor:
         ctx.save_for_backward(row_TK)
-        return x_TD.index_select(0, token_A)
+        return x_TM.index_select(0, token_A)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
@@ -67,9 +67,9 @@ class _Combine(torch.autograd.Function):
     """Sum of each token's rows: the transpose of :class:`_Gather`."""
 
     @staticmethod
-    def forward(ctx: Any, y_AD: Tensor, token_A: Tensor, row_TK: Tensor) -> Tensor:
+    def forward(ctx: Any, y_AM: Tensor, token_A: Tensor, row_TK: Tensor) -> Tensor:
         ctx.save_for_backward(token_A)
-        return _sum_rows(y_AD, row_TK)
+        return _sum_rows(y_AM, row_TK)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
@@ -77,17 +77,17 @@ class _Combine(torch.autograd.Function):
         return gradients[0].index_select(0, token_A), None, None
 
 
-def _sum_rows(y_AD: Tensor, row_TK: Tensor) -> Tensor:
-    """``sum_k y[row_tk]``, [T, D]."""
-    if len(y_AD) < row_TK.numel():
+def _sum_rows(y_AM: Tensor, row_TK: Tensor) -> Tensor:
+    """``sum_k y[row_tk]``, [T, M]."""
+    if len(y_AM) < row_TK.numel():
         # A choice without an expert reads a row of zeros.
-        y_AD = torch.cat([y_AD, y_AD.new_zeros(1, y_AD.shape[1])])
-    return F.embedding_bag(row_TK, y_AD, mode="sum")
+        y_AM = torch.cat([y_AM, y_AM.new_zeros(1, y_AM.shape[1])])
+    return F.embedding_bag(row_TK, y_AM, mode="sum")
 
 
-def gather_rows(x_TD: Tensor, plan: DispatchPlan) -> Tensor:
-    """Every assignment's hidden state, sorted by expert, [A, D]."""
-    gathered: Tensor = _Gather.apply(x_TD, plan.token_A, plan.row_TK)
+def gather_rows(x_TM: Tensor, plan: DispatchPlan) -> Tensor:
+    """Every assignment's hidden state, sorted by expert, [A, M]."""
+    gathered: Tensor = _Gather.apply(x_TM, plan.token_A, plan.row_TK)
     return gathered
 
 
@@ -96,15 +96,15 @@ def gather_weights(weights_TK: Tensor, plan: DispatchPlan) -> Tensor:
     return weights_TK.reshape(-1).index_select(0, plan.choice_A)
 
 
-def combine_rows(y_AD: Tensor, plan: DispatchPlan) -> Tensor:
-    """Sum of every token's expert outputs, [T, D]."""
-    combined: Tensor = _Combine.apply(y_AD, plan.token_A, plan.row_TK)
+def combine_rows(y_AM: Tensor, plan: DispatchPlan) -> Tensor:
+    """Sum of every token's expert outputs, [T, M]."""
+    combined: Tensor = _Combine.apply(y_AM, plan.token_A, plan.row_TK)
     return combined
 
 
-def outputs_by_choice(y_AD: Tensor, plan: DispatchPlan) -> Tensor:
-    """Every choice's row, [T, K, D], 0 for a choice without an expert."""
-    padded = torch.cat([y_AD, y_AD.new_zeros(1, y_AD.shape[1])])
+def outputs_by_choice(y_AM: Tensor, plan: DispatchPlan) -> Tensor:
+    """Every choice's row, [T, K, M], 0 for a choice without an expert."""
+    padded = torch.cat([y_AM, y_AM.new_zeros(1, y_AM.shape[1])])
     return F.embedding(plan.row_TK, padded)
 
 
@@ -134,40 +134,40 @@ class ExchangePlan:
     Attributes:
         sent, received: rows per rank of the group.
         order: arrival order -> order by expert, int64.
-        counts_X: rows of each of this rank's experts, int64.
+        counts_e: rows of each of this rank's experts, int64.
     """
 
     sent: list[int]
     received: list[int]
     order: Tensor
-    counts_X: Tensor
+    counts_e: Tensor
     group: dist.ProcessGroup
 
 
 def plan_exchange(counts_E: Tensor, group: dist.ProcessGroup) -> ExchangePlan:
     """Tells every rank of the group how many rows it will get for each of its experts."""
     ranks = dist.get_world_size(group)
-    counts_RX = counts_E.view(ranks, -1)
-    arriving_RX = torch.empty_like(counts_RX)
-    dist.all_to_all_single(arriving_RX, counts_RX.contiguous(), group=group)
-    experts = torch.arange(arriving_RX.shape[1], device=counts_E.device).expand_as(arriving_RX).reshape(-1)
-    expert_of_row = experts.repeat_interleave(arriving_RX.reshape(-1))
+    counts_Re = counts_E.view(ranks, -1)
+    arriving_Re = torch.empty_like(counts_Re)
+    dist.all_to_all_single(arriving_Re, counts_Re.contiguous(), group=group)
+    experts = torch.arange(arriving_Re.shape[1], device=counts_E.device).expand_as(arriving_Re).reshape(-1)
+    expert_of_row = experts.repeat_interleave(arriving_Re.reshape(-1))
     return ExchangePlan(
-        counts_RX.sum(1).tolist(),
-        arriving_RX.sum(1).tolist(),
+        counts_Re.sum(1).tolist(),
+        arriving_Re.sum(1).tolist(),
         expert_of_row.argsort(stable=True),
-        arriving_RX.sum(0),
+        arriving_Re.sum(0),
         group,
     )
 
 
-def send_rows(x_AD: Tensor, plan: ExchangePlan) -> Tensor:
+def send_rows(x_AM: Tensor, plan: ExchangePlan) -> Tensor:
     """Rows to the ranks that hold their experts; what arrives here is sorted by this rank's experts."""
-    arrived: Tensor = _Exchange.apply(x_AD, plan.sent, plan.received, plan.group)
+    arrived: Tensor = _Exchange.apply(x_AM, plan.sent, plan.received, plan.group)
     return arrived.index_select(0, plan.order)
 
 
-def return_rows(y_AD: Tensor, plan: ExchangePlan) -> Tensor:
+def return_rows(y_AM: Tensor, plan: ExchangePlan) -> Tensor:
     """The inverse of :func:`send_rows`."""
-    returned: Tensor = _Exchange.apply(y_AD.index_select(0, plan.order.argsort()), plan.received, plan.sent, plan.group)
+    returned: Tensor = _Exchange.apply(y_AM.index_select(0, plan.order.argsort()), plan.received, plan.sent, plan.group)
     return returned

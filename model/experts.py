@@ -1,6 +1,7 @@
 """The experts of one rank as two stacked tensors.
 
-Shape legend: X experts of this rank, A assignments (rows sorted by expert), C capacity, D model width, F expert width.
+Shape legend: e experts of a rank, A assignments, R ranks of an expert-parallel group, X slots of an expert, M model
+width, F feed-forward width.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ class GroupedExperts(nn.Module):
     checkpoints name experts: each goes into a file of its own, whatever the expert-parallel size.
 
     Args:
-        num_experts: X, the experts that this rank holds.
+        num_experts: e, the experts that this rank holds.
         group_name: name of DeepSpeed's expert-parallel group; marks the parameters as not replicated over all ranks.
     """
 
@@ -73,28 +74,28 @@ class GroupedExperts(nn.Module):
         self.register_state_dict_post_hook(_split_by_expert)
         self.register_load_state_dict_pre_hook(_join_experts)
 
-    def grouped(self, x_AD: Tensor, counts_X: Tensor, weights_A: Tensor) -> Tensor:
+    def grouped(self, x_AM: Tensor, counts_e: Tensor, weights_A: Tensor) -> Tensor:
         """Runs row blocks of uneven length and weights their outputs.
 
         Args:
-            x_AD: rows sorted by expert.
-            counts_X: rows of each expert, int64.
+            x_AM: rows sorted by expert.
+            counts_e: rows of each expert, int64.
             weights_A: factor of each row's output.
         """
-        if not len(x_AD):
+        if not len(x_AM):
             # grouped_mm refuses no rows at all; all ranks need the gradients, which are zero.
-            return weighted_swiglu(x_AD @ self.gate_up[0], weights_A) @ self.down[0]
-        ends_X = counts_X.cumsum(0).to(torch.int32)
-        hidden_AF = weighted_swiglu(F.grouped_mm(x_AD, self.gate_up, offs=ends_X), weights_A)
-        return F.grouped_mm(hidden_AF, self.down, offs=ends_X)
+            return weighted_swiglu(x_AM @ self.gate_up[0], weights_A) @ self.down[0]
+        ends_e = counts_e.cumsum(0).to(torch.int32)
+        hidden_AF = weighted_swiglu(F.grouped_mm(x_AM, self.gate_up, offs=ends_e), weights_A)
+        return F.grouped_mm(hidden_AF, self.down, offs=ends_e)
 
-    def forward(self, x_RXCD: Tensor) -> Tensor:
-        """Runs equal buffers of C rows, as DeepSpeed's MoE layer hands them over: [ranks of the group, X, C, D]."""
-        R, X, C, D = x_RXCD.shape
-        x = x_RXCD.transpose(0, 1).reshape(X, R * C, D)
+    def forward(self, x_ReXM: Tensor) -> Tensor:
+        """Runs equal buffers of X rows, as DeepSpeed's MoE layer hands them over, [R, e, X, M]."""
+        R, experts, slots, M = x_ReXM.shape
+        x = x_ReXM.transpose(0, 1).reshape(experts, R * slots, M)
         gate, up = torch.bmm(x, self.gate_up).chunk(2, dim=-1)
         y = torch.bmm(F.silu(gate) * up, self.down)
-        return y.view(X, R, C, D).transpose(0, 1)
+        return y.view(experts, R, slots, M).transpose(0, 1)
 
 
 def _split_by_expert(module: nn.Module, state: dict[str, Any], prefix: str, local_metadata: Any) -> None:

@@ -1,6 +1,6 @@
 """The decoder-only language model.
 
-Shape legend: B sequences, L positions, T = B * L tokens, D model width, V vocabulary, E experts, K choices, Y MoE
+Shape legend: B sequences, L positions, T = B * L tokens, M model width, V token ids, E experts, K choices, Y MoE
 layers.
 """
 
@@ -36,12 +36,12 @@ class LayerRouting:
     Attributes:
         decision: the router's.
         kept_TK: assignments that reached their expert, bool; all of them without a capacity.
-        outputs_TKD: what each token's experts returned, weighted; None unless a balancer needs it.
+        outputs_TKM: what each token's experts returned, weighted; None unless a balancer needs it.
     """
 
     decision: RoutingDecision
     kept_TK: Tensor
-    outputs_TKD: Tensor | None = None
+    outputs_TKM: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -71,15 +71,15 @@ class Routing(nn.Module):
         )
         self.router: Router = ROUTERS.get(config.router.name)(config.router, setting)
 
-    def forward(self, x_TD: Tensor, context: RoutingContext) -> RoutingDecision:
+    def forward(self, x_TM: Tensor, context: RoutingContext) -> RoutingDecision:
         """The decision for T tokens. Raises RouterError if it is none."""
-        decision = self.router(*self.shown(x_TD, context))
+        decision = self.router(*self.shown(x_TM, context))
         router = self.router
         check_decision(
             decision,
             router.setting.num_experts,
             router.setting.top_k,
-            len(x_TD),
+            len(x_TM),
             router.config,
             context.layer,
             context.step,
@@ -121,28 +121,28 @@ class Block(nn.Module):
 
     def forward(
         self,
-        x_BLD: Tensor,
+        x_BLM: Tensor,
         positions: RotaryPositions,
         context: RoutingContext,
         decision: RoutingDecision | None,
     ) -> tuple[Tensor, LayerRouting | None]:
-        """Output, [B, L, D], and what the experts did.
+        """Output, [B, L, M], and what the experts did.
 
         Args:
             decision: of an earlier block, for a block without a router of its own.
         """
-        x_BLD = x_BLD + self.attention(self.attention_norm(x_BLD), positions)
-        normed_BLD = self.feed_forward_norm(x_BLD)
+        x_BLM = x_BLM + self.attention(self.attention_norm(x_BLM), positions)
+        normed_BLM = self.feed_forward_norm(x_BLM)
         if self.moe is None:
-            return x_BLD + self.dense(normed_BLD), None
+            return x_BLM + self.dense(normed_BLM), None
         if self.routing is not None:
-            decision = self.routing(normed_BLD.flatten(0, 1), context)
+            decision = self.routing(normed_BLM.flatten(0, 1), context)
         assert decision is not None, "the first MoE layer decides"
         if (barred_TE := context.barred_TE) is not None:
             decision = without_barred(decision, barred_TE)
-        output = self.moe(normed_BLD, decision)
-        y_BLD = output.hidden_BLD if self.shared is None else output.hidden_BLD + self.shared(normed_BLD)
-        return x_BLD + y_BLD, LayerRouting(decision, output.kept_TK, output.outputs_TKD)
+        output = self.moe(normed_BLM, decision)
+        y_BLM = output.hidden_BLM if self.shared is None else output.hidden_BLM + self.shared(normed_BLM)
+        return x_BLM + y_BLM, LayerRouting(decision, output.kept_TK, output.outputs_TKM)
 
 
 class LanguageModel(nn.Module):
@@ -239,8 +239,8 @@ class LanguageModel(nn.Module):
             ValueError: the router needs domain labels and a token has none.
             RouterError: what a router returned is no routing decision.
         """
-        x_BLD, layers = self._run_blocks(context)
-        logits_BLV = F.linear(self.final_norm(x_BLD), self.embedding.weight)
+        x_BLM, layers = self._run_blocks(context)
+        logits_BLV = F.linear(self.final_norm(x_BLM), self.embedding.weight)
         cross_entropy_BL = F.cross_entropy(
             logits_BLV.flatten(0, 1).float(), targets_BL.flatten(), reduction="none"
         ).view_as(targets_BL)
@@ -250,27 +250,27 @@ class LanguageModel(nn.Module):
         if self.balancing is None or not self.training:
             return ModelOutput(loss, cross_entropy_BL, layers, {})
         decisions = self._decisions(layers)
-        outputs_TKD = [layer.outputs_TKD for layer in layers if layer.outputs_TKD is not None]
-        terms = self.balancing(decisions, context, outputs_TKD)
+        outputs_TKM = [layer.outputs_TKM for layer in layers if layer.outputs_TKM is not None]
+        terms = self.balancing(decisions, context, outputs_TKM)
         for y, (router, decision) in enumerate(zip(self.routers(), decisions, strict=True)):
             router.observe(decision, context.at_layer(y))
         return ModelOutput(loss + terms.loss, cross_entropy_BL, layers, terms.values)
 
     def _run_blocks(self, context: RoutingContext) -> tuple[Tensor, list[LayerRouting]]:
-        """Hidden states before the last norm, [B, L, D], and what each MoE layer did."""
+        """Hidden states before the last norm, [B, L, M], and what each MoE layer did."""
         if self.needs_domains and bool((context.domain_BL == UNLABELLED).any()):
             raise ValueError("the router needs a domain label for every token, but the mix has unlabelled documents")
         if self.balancing is not None:
             context = replace(context, selection_bias_YE=self.balancing.selection_bias_YE())
-        x_BLD = self.embedding(context.token_ids_BL)
+        x_BLM = self.embedding(context.token_ids_BL)
         layers: list[LayerRouting] = []
         recompute = self.activation_checkpointing and self.training and torch.is_grad_enabled()
         for block in self.blocks:
-            inputs = x_BLD, self.positions, context.at_layer(len(layers)), layers[-1].decision if layers else None
-            x_BLD, routing = checkpoint(block, *inputs, use_reentrant=False) if recompute else block(*inputs)
+            inputs = x_BLM, self.positions, context.at_layer(len(layers)), layers[-1].decision if layers else None
+            x_BLM, routing = checkpoint(block, *inputs, use_reentrant=False) if recompute else block(*inputs)
             if routing is not None:
                 layers.append(routing)
-        return x_BLD, layers
+        return x_BLM, layers
 
     def _decisions(self, layers: list[LayerRouting]) -> list[RoutingDecision]:
         """The decisions that were made, without those that were reused."""

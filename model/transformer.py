@@ -1,6 +1,6 @@
 """Attention, norms and dense feed-forward layers.
 
-Shape legend: B sequences, L positions, H heads, P width of a head, D model width, F feed-forward width.
+Shape legend: B sequences, L positions, H heads, P projected width of a head, M model width.
 """
 
 from __future__ import annotations
@@ -52,14 +52,14 @@ class Attention(nn.Module):
         self.query_key_value = nn.Linear(hidden_size, 3 * hidden_size, bias=False)
         self.output = nn.Linear(hidden_size, hidden_size, bias=False)
 
-    def forward(self, x_BLD: Tensor, positions: RotaryPositions) -> Tensor:
-        B, L, D = x_BLD.shape
+    def forward(self, x_BLM: Tensor, positions: RotaryPositions) -> Tensor:
+        B, L, M = x_BLM.shape
         query, key, value = (
-            part.view(B, L, self.num_heads, D // self.num_heads).transpose(1, 2)
-            for part in self.query_key_value(x_BLD).split(D, dim=-1)
+            part.view(B, L, self.num_heads, M // self.num_heads).transpose(1, 2)
+            for part in self.query_key_value(x_BLM).split(M, dim=-1)
         )
         mixed_BHLP = F.scaled_dot_product_attention(positions(query), positions(key), value, is_causal=True)
-        return self.output(mixed_BHLP.transpose(1, 2).reshape(B, L, D))
+        return self.output(mixed_BHLP.transpose(1, 2).reshape(B, L, M))
 
 
 class FeedForward(nn.Module):

@@ -1,7 +1,7 @@
 """Zero-computation experts: routed like the others, but without a feed-forward layer (MoE++, arXiv 2410.07348).
 
-Shape legend: T tokens, N zero-computation experts (zero, copy, constant, in this order), C constant ones among them, D
-model width; ``...`` are the dimensions over which the weights vary.
+Shape legend: T tokens, K choices, M model width, X zero-computation experts (zero, copy, constant, in this order);
+``...`` are the dimensions over which the weights vary.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ class ZeroComputation(nn.Module):
     x)`` and learned v and W. Every rank holds all of them, so that their tokens are never sent anywhere and never
     dropped. v and W start from 0, at ``x / 2``: what tells two constant experts apart are the tokens that they get.
 
-    The products run over all tokens at once, with weight 0 where an expert is not chosen: 3 C D multiplications a
+    The products run over all tokens at once, with weight 0 where an expert is not chosen: 3 C M multiplications a
     token, less than gathering would cost.
     """
 
@@ -40,13 +40,13 @@ class ZeroComputation(nn.Module):
         by_number = weights.new_zeros(*weights.shape[:-1], N)
         return by_number.scatter_add(-1, numbers.clamp(0, N - 1), weights.where(mine, 0.0))
 
-    def forward(self, x_TD: Tensor, weights_TN: Tensor) -> Tensor:
-        """Sum of the weighted outputs, [T, D] in the dtype of x; with weights [T, ..., N] one sum for each, [T, ...,
-        D]."""
-        dims = weights_TN.ndim - x_TD.ndim
-        copy, constant = weights_TN[..., self.num_zero :].split([self.num_copy, self.num_constant], -1)
+    def forward(self, x_TM: Tensor, weights_TX: Tensor) -> Tensor:
+        """Sum of the weighted outputs, [T, M] in the dtype of x; with weights [T, ..., N] one sum for each, [T, ...,
+        M]."""
+        dims = weights_TX.ndim - x_TM.ndim
+        copy, constant = weights_TX[..., self.num_zero :].split([self.num_copy, self.num_constant], -1)
         of_input = copy.sum(-1, keepdim=True)
-        x = x_TD.view(len(x_TD), *(1,) * dims, -1)
+        x = x_TM.view(len(x_TM), *(1,) * dims, -1)
         if not self.num_constant:
             return of_input.to(x.dtype) * x
         mixed = F.linear(x, self.mixing).float().unflatten(-1, (self.num_constant, 2)).softmax(-1)

@@ -1,6 +1,6 @@
 """The guard between routers and dispatch: what is no routing decision goes no further.
 
-Shape legend: T tokens, E experts, K experts per token, W choices that a decision is wide.
+Shape legend: T tokens, E experts, K choices, W places for choices.
 """
 
 from __future__ import annotations

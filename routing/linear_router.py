@@ -40,5 +40,5 @@ class LinearRouter(Router):
     def select(self, scores: Scores, context: RoutingContext) -> Tensor:
         return select_top_k(scores.affinity_TE, self.setting.top_k, context.bias_E)
 
-    def vectors_ED(self) -> Tensor:
+    def vectors_EX(self) -> Tensor:
         return self.scorer.weight

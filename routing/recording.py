@@ -1,7 +1,7 @@
 """Streaming tables of who was routed where: memory does not depend on the number of tokens.
 
-Shape legend: T tokens, W choices that a decision is wide, Y MoE layers, D domains, E experts, C clusters of sequences,
-V tracked token ids, F width of the vectors that stand for experts.
+Shape legend: T tokens, W places for choices, Y MoE layers, D domains, E experts, C clusters of sequences, V token ids
+that are tracked, X columns of the vectors that stand for experts.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class RoutingTables:
         ordered_V, self._row_V = torch.from_numpy(vocabulary_ids_V).to(device).sort()
         # One id more, which no token has, so that looking up is never out of range.
         self._ordered = torch.cat([ordered_V, ordered_V.new_tensor([torch.iinfo(torch.int64).max])])
-        self._vectors_YEF: dict[int, Tensor] = {}
+        self._vectors_YEX: dict[int, Tensor] = {}
         D, E = num_domains, num_experts
         counted = {
             "counts_top_1_YDE": (D, E),
@@ -157,9 +157,9 @@ class RoutingTables:
             table[layer].index_add_(0, domain_T, values)
 
     @torch.no_grad()
-    def add_vectors(self, layer: int, vectors_EF: Tensor) -> None:
+    def add_vectors(self, layer: int, vectors_EX: Tensor) -> None:
         """Takes the vectors that stand for the experts of a layer; the same on all ranks."""
-        self._vectors_YEF[layer] = F.normalize(vectors_EF.float(), dim=-1)
+        self._vectors_YEX[layer] = F.normalize(vectors_EX.float(), dim=-1)
 
     def all_reduce(self, group: dist.ProcessGroup | None) -> None:
         """Adds up the tables of all ranks, which must have added the same kinds of values; None for one process."""
@@ -175,7 +175,7 @@ class RoutingTables:
         """
         arrays = {name: table.cpu().numpy() for name, table in self._tables.items()}
         arrays["vocabulary_ids_V"] = self._ids_V
-        if self._vectors_YEF:
-            cosine_YEE = torch.stack([self._vectors_YEF[y] @ self._vectors_YEF[y].t() for y in range(self._num_layers)])
+        if self._vectors_YEX:
+            cosine_YEE = torch.stack([self._vectors_YEX[y] @ self._vectors_YEX[y].t() for y in range(self._num_layers)])
             arrays["router_cosine_YEE"] = cosine_YEE.cpu().numpy()
         return arrays

@@ -1,7 +1,7 @@
 """What travels between the model, the routers and the balancers.
 
-Shape legend, used in the whole package:
-B sequences, L positions, T = B * L tokens, D model width, E experts, K chosen experts per token, Y MoE layers.
+Shape legend: B sequences, L positions, T = B * L tokens, M model width, E experts, K choices, Y MoE layers, D domains,
+V token ids, X columns of what stands for an expert. All letters of the package are in docs/shapes.md.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ class RoutingDecision:
         probabilities_TE: distribution over the experts that the balancers even out, rows sum to 1, float32; None for a
             router without scores.
         logits_TE: scores before normalisation, float32; None for a router without scores.
-        vectors_ED: the vector that stands for each expert in the score, differentiable; None without such vectors.
+        vectors_EX: the vector that stands for each expert in the score, differentiable; None without such vectors.
         noise: of the logits; None without noise, as in evaluation.
     """
 
@@ -106,7 +106,7 @@ class RoutingDecision:
     weights_TK: Tensor
     probabilities_TE: Tensor | None = None
     logits_TE: Tensor | None = None
-    vectors_ED: Tensor | None = None
+    vectors_EX: Tensor | None = None
     noise: Noise | None = None
 
 
@@ -132,7 +132,7 @@ class RouterSetting:
     Attributes:
         num_experts: E.
         top_k: K.
-        hidden_size: D.
+        hidden_size: M.
         layer: MoE layer that the router serves, counted from 0.
         seed: seed of everything fixed at construction (tables, draws).
         domains: names of the mix's domains, in label order.

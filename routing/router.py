@@ -124,7 +124,13 @@ class Router(KeepsBufferDtype):
         self.config = config
         self.setting = setting
 
-    def score(self, x_TD: Tensor, context: RoutingContext) -> Scores:
+    def __init_subclass__(cls) -> None:
+        """Other people's routers may still call :meth:`vectors_EX` by its former name."""
+        super().__init_subclass__()
+        if "vectors_ED" in vars(cls):
+            cls.vectors_EX = vars(cls)["vectors_ED"]  # type: ignore[method-assign]
+
+    def score(self, x_TM: Tensor, context: RoutingContext) -> Scores:
         """Scores of all experts for all tokens."""
         raise AssertionError(f"{type(self).__name__} overrides neither score nor forward")
 
@@ -136,25 +142,25 @@ class Router(KeepsBufferDtype):
         """Factors of the chosen experts' outputs, float32 [T, K]."""
         raise AssertionError(f"{type(self).__name__} overrides neither weigh nor forward")
 
-    def forward(self, x_TD: Tensor, context: RoutingContext) -> RoutingDecision:
+    def forward(self, x_TM: Tensor, context: RoutingContext) -> RoutingDecision:
         """Routes T tokens.
 
         Args:
-            x_TD: hidden states, any floating dtype.
+            x_TM: hidden states, any floating dtype.
             context: labels, ids and positions of the same tokens, and what they may not use. A router without scores
                 has no second choice and may pay no heed to that; what it should not have chosen is taken from it.
         """
-        scores = offered = self.score(x_TD, context)
+        scores = offered = self.score(x_TM, context)
         if (barred_TE := context.barred_TE) is not None:
             scores = scores.without(barred_TE)
             offered = scores.for_selection()
         expert_ids_TK = self.select(offered, context)
         weights_TK = self.weigh(scores, expert_ids_TK)
         return RoutingDecision(
-            expert_ids_TK, weights_TK, scores.probabilities_TE, scores.logits_TE, self.vectors_ED(), scores.noise
+            expert_ids_TK, weights_TK, scores.probabilities_TE, scores.logits_TE, self.vectors_EX(), scores.noise
         )
 
-    def vectors_ED(self) -> Tensor | None:
+    def vectors_EX(self) -> Tensor | None:
         """The vector that stands for each expert in the score; None without such vectors."""
         return None
 

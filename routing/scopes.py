@@ -1,6 +1,7 @@
 """The balancing scope: over which set of tokens the load must be even.
 
-Shape legend: G balance sets in a micro-batch, E experts, T tokens, K choices, Y MoE layers, B sequences, X any columns.
+Shape legend: G sets of tokens of a micro-batch, A assignments, E experts, T tokens, K choices, Y MoE layers, B
+sequences, L positions, X columns of any kind.
 """
 
 from __future__ import annotations

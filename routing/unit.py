@@ -1,6 +1,6 @@
 """The routing unit: what a router decides for, and what it sees of it.
 
-Shape legend: B sequences, L positions, T = B * L tokens, D model width, G units, N domains.
+Shape legend: B sequences, L positions, T = B * L tokens, M model width, G sets of tokens: units, U tokens of a set.
 """
 
 from __future__ import annotations
@@ -50,30 +50,30 @@ def first_of_unit(sets: TokenSets, num_tokens: int, device: torch.device) -> Ten
     return first_G[set_T]
 
 
-def pooled(x_TD: Tensor, sets: TokenSets, pooling: Pooling, first_tokens: int, valid_T: Tensor | None = None) -> Tensor:
-    """What the router sees at each token, in float32 at least, [T, D], differentiable.
+def pooled(x_TM: Tensor, sets: TokenSets, pooling: Pooling, first_tokens: int, valid_T: Tensor | None = None) -> Tensor:
+    """What the router sees at each token, in float32 at least, [T, M], differentiable.
 
     Args:
-        x_TD: hidden states.
+        x_TM: hidden states.
         sets: the units; the tokens of each are in order, padding last.
         first_tokens: m of ``first_m``.
         valid_T: False for padding, bool; no other token sees it.
     """
-    x_TD = x_TD.to(torch.promote_types(x_TD.dtype, torch.float32))
-    set_T = sets.numbers(len(x_TD), x_TD.device)
+    x_TM = x_TM.to(torch.promote_types(x_TM.dtype, torch.float32))
+    set_T = sets.numbers(len(x_TM), x_TM.device)
     if pooling is Pooling.FULL_MEAN:
-        return sets.mean(x_TD, valid_T)[set_T]
+        return sets.mean(x_TM, valid_T)[set_T]
     # Place of every token within its unit.
     order_T = set_T.argsort(stable=True)
     sizes_G = torch.bincount(set_T, minlength=sets.number)
     start_G = sizes_G.cumsum(0) - sizes_G
     rank_T = torch.empty_like(order_T)
-    rank_T[order_T] = torch.arange(len(x_TD), device=x_TD.device) - start_G[set_T[order_T]]
+    rank_T[order_T] = torch.arange(len(x_TM), device=x_TM.device) - start_G[set_T[order_T]]
     # A unit's tokens as one row of running sums, so that no unit's rounding touches another's.
-    padded_GND = x_TD.new_zeros(sets.number, int(sizes_G.max()), x_TD.shape[1])
-    padded_GND = padded_GND.index_put((set_T, rank_T), x_TD)
+    padded_GUM = x_TM.new_zeros(sets.number, int(sizes_G.max()), x_TM.shape[1])
+    padded_GUM = padded_GUM.index_put((set_T, rank_T), x_TM)
     counted_T = rank_T if pooling is Pooling.PREFIX_MEAN else rank_T.clamp(max=first_tokens - 1)
-    return padded_GND.cumsum(1)[set_T, counted_T] / (counted_T + 1)[:, None]
+    return padded_GUM.cumsum(1)[set_T, counted_T] / (counted_T + 1)[:, None]
 
 
 class RouterInput(nn.Module):
@@ -87,8 +87,8 @@ class RouterInput(nn.Module):
         pooling: which of a unit's tokens are seen.
         first_tokens: m of ``first_m``.
         source: where the input comes from.
-        hidden_size: D.
-        num_domains: N, rows of the domain embedding.
+        hidden_size: M.
+        num_domains: D, rows of the domain embedding.
     """
 
     def __init__(
@@ -103,13 +103,13 @@ class RouterInput(nn.Module):
             # As wide as normed hidden states are: variance 1 in each entry.
             self.domain_embedding = nn.Parameter(torch.randn(num_domains, hidden_size))
 
-    def forward(self, x_TD: Tensor, context: RoutingContext) -> tuple[Tensor, RoutingContext]:
-        """What the router sees, [T, D], and the context of the units."""
+    def forward(self, x_TM: Tensor, context: RoutingContext) -> tuple[Tensor, RoutingContext]:
+        """What the router sees, [T, M], and the context of the units."""
         if self.unit is not Unit.TOKEN:
             sets = token_sets(Scope(self.unit.value), context)
             if self.domain_embedding is None:
-                x_TD = pooled(x_TD, sets, self.pooling, self.first_tokens, context.valid_T)
-            first_T = first_of_unit(sets, len(x_TD), x_TD.device)
+                x_TM = pooled(x_TM, sets, self.pooling, self.first_tokens, context.valid_T)
+            first_T = first_of_unit(sets, len(x_TM), x_TM.device)
             shape = context.token_ids_BL.shape
 
             def of_first(values_BL: Tensor) -> Tensor:
@@ -122,5 +122,5 @@ class RouterInput(nn.Module):
                 position_BL=of_first(context.position_BL),
             )
         if self.domain_embedding is not None:
-            x_TD = self.domain_embedding[context.domain_BL.reshape(-1)]
-        return x_TD, context
+            x_TM = self.domain_embedding[context.domain_BL.reshape(-1)]
+        return x_TM, context

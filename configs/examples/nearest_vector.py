@@ -19,8 +19,8 @@ class NearestVector(Router):
         super().__init__(config, setting)
         self.vectors = nn.Parameter(randn(setting.num_experts, setting.hidden_size))
 
-    def score(self, x_TD: Tensor, context: RoutingContext) -> Scores:  # in float32, whatever the model's precision
-        differences_TE = cdist(x_TD.float(), self.vectors.float()).square() / x_TD.shape[1]
+    def score(self, x_TM: Tensor, context: RoutingContext) -> Scores:  # in float32, whatever the model's precision
+        differences_TE = cdist(x_TM.float(), self.vectors.float()).square() / x_TM.shape[1]
         return Scores.by_softmax(-self.config.sharpness * differences_TE)
 
     def select(self, scores: Scores, context: RoutingContext) -> Tensor:  # the top_k experts of every token

@@ -15,18 +15,18 @@ LONGEST_PERIOD = 4096
 
 @dataclass(frozen=True)
 class Pattern:
-    """domains_M: domain of each slot of a period; ranks_M: how many earlier slots of the period have that domain;
+    """domains_X: domain of each slot of a period; ranks_X: how many earlier slots of the period have that domain;
     counts_D: slots of each domain in a period."""
 
-    domains_M: npt.NDArray[np.int64]
-    ranks_M: npt.NDArray[np.int64]
+    domains_X: npt.NDArray[np.int64]
+    ranks_X: npt.NDArray[np.int64]
     counts_D: npt.NDArray[np.int64]
 
     def draw(self, number: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         """Draw number n -> (its domain, how many earlier draws were from that domain); any shape, O(1)."""
-        period, slot = np.divmod(number, len(self.domains_M))
-        domain = self.domains_M[slot]
-        return domain, period * self.counts_D[domain] + self.ranks_M[slot]
+        period, slot = np.divmod(number, len(self.domains_X))
+        domain = self.domains_X[slot]
+        return domain, period * self.counts_D[domain] + self.ranks_X[slot]
 
 
 def make_pattern(weights: Sequence[float]) -> Pattern:
@@ -52,8 +52,8 @@ def make_pattern(weights: Sequence[float]) -> Pattern:
         for rank in range(count)
     )
     return Pattern(
-        domains_M=np.array([domain for _, domain, _ in slots], dtype=np.int64),
-        ranks_M=np.array([rank for _, _, rank in slots], dtype=np.int64),
+        domains_X=np.array([domain for _, domain, _ in slots], dtype=np.int64),
+        ranks_X=np.array([rank for _, _, rank in slots], dtype=np.int64),
         counts_D=np.array(counts, dtype=np.int64),
     )
 

@@ -1,13 +1,13 @@
 """Batches as a pure function of (mix, seed, step).
 
-Draws are numbered through the whole run: step s uses draws [s * B * P, (s + 1) * B * P), with B sequences of P pieces.
-Draw n is from the domain that a periodic pattern gives (pattern.py). The j-th draw from a domain of N chunks takes
-chunk permutation(j mod N) of epoch j // N, so that each epoch visits every chunk once. Chunk c of a domain covers its
-tokens [c * S, c * S + S]: S inputs, and as many targets one further. The draws of a step are shuffled over its rows.
-Nothing depends on ranks, workers or restarts: a rank takes its slice of the rows.
+Draws are numbered through the whole run: step s uses draws [s * Q, (s + 1) * Q), with Q pieces in the batch of a step.
+Draw n is from the domain that a periodic pattern gives (pattern.py). The j-th draw from a domain of n chunks takes
+chunk permutation(j mod n) of epoch j // n, so that each epoch visits every chunk once. Chunk c of a domain covers its
+tokens [c * p, c * p + p] with p the length of a piece: p inputs, and as many targets one further. The draws of a step
+are shuffled over its rows. Nothing depends on ranks, workers or restarts: a rank takes its slice of the rows.
 
-Shape suffixes: B sequences of a (part of a) batch, L tokens of a sequence, P pieces of a sequence, S = L / P tokens of
-a piece, Q = B * P pieces of a batch, D domains, N evaluation sequences.
+Shape legend: B sequences of a batch or of a part of it, L positions, Q pieces of sequences, X positions of a piece, D
+domains, N evaluated sequences.
 """
 
 from collections.abc import Iterator, Mapping
@@ -148,13 +148,13 @@ def gather(
     rows = len(sequence_B)
     piece_length = sequence_length * rows // max(len(domain_Q), 1)
     first_Q = starts_D[domain_Q] + chunk_Q * piece_length
-    place_QS = first_Q[:, None] + np.arange(piece_length, dtype=np.int64)
+    place_QX = first_Q[:, None] + np.arange(piece_length, dtype=np.int64)
     shape = (rows, sequence_length)
     return Batch(
-        token_ids_BL=store.tokens[place_QS].astype(np.int64).reshape(shape),
-        targets_BL=store.tokens[place_QS + 1].astype(np.int64).reshape(shape),
+        token_ids_BL=store.tokens[place_QX].astype(np.int64).reshape(shape),
+        targets_BL=store.tokens[place_QX + 1].astype(np.int64).reshape(shape),
         domain_BL=np.repeat(labels_D[domain_Q], piece_length).reshape(shape),
-        document_BL=store.document_of(place_QS).reshape(shape),
+        document_BL=store.document_of(place_QX).reshape(shape),
         position_BL=np.tile(np.arange(sequence_length, dtype=np.int64), (rows, 1)),
         sequence_B=sequence_B,
     )

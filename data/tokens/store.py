@@ -155,8 +155,8 @@ def write_store(
         os.fsync(file.fileno())
     np.save(temporary / DOCUMENTS, np.array(starts, dtype=np.int64))
     written = np.memmap(temporary / TOKENS, dtype=dtype, mode="r")
-    counts_SDV = [[_count(written[first:end], vocab_size) for *_, first, end in regions[split]] for split in SPLITS]
-    np.save(temporary / TOKEN_COUNTS, np.array(counts_SDV, dtype=np.int64))
+    counts_XDV = [[_count(written[first:end], vocab_size) for *_, first, end in regions[split]] for split in SPLITS]
+    np.save(temporary / TOKEN_COUNTS, np.array(counts_XDV, dtype=np.int64))
     (temporary / TOKENIZER).write_bytes(tokenizer)
     (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1, ensure_ascii=False), encoding="utf-8")
     header = {

@@ -1,6 +1,6 @@
 """Where each family of models keeps its routers, and what they return. A new family is one line of `FAMILIES`.
 
-Shape legend: T tokens, D model width, E experts, K choices.
+Shape legend: T tokens, M model width, E experts, K choices, X columns of a router's matrix.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class RouterModule:
         return top_k
 
     @property
-    def vectors_ED(self) -> Tensor:
+    def vectors_EX(self) -> Tensor:
         """The vectors that the hidden state is multiplied with."""
         weight = self.module.weight
         assert isinstance(weight, Tensor)

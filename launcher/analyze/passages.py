@@ -1,6 +1,6 @@
 """Labelled text as passages, the same for every checkpoint of the hub's format, and their tokens.
 
-Shape legend: N passages, B passages of a batch, L positions, C clusters, D domains.
+Shape legend: N evaluated sequences: passages, B sequences: passages of a batch, L positions, C clusters, D domains.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Runs labelled passages through a model of the hub's format and counts what its routers do, through forward hooks.
 
-Shape legend: T tokens of a batch that count, t all its tokens, B passages of a batch, L positions, N passages, D
-domains, E experts, Y MoE layers, V vocabulary, H model width.
+Shape legend: T tokens of a batch that count, X tokens of a batch, B sequences: passages of a batch, L positions, N
+evaluated sequences: passages, C clusters, D domains, E experts, K choices, V token ids, M model width.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from moe_testbed.routing.recording import RoutingTables, tracked_ids
 
 @dataclass(frozen=True)
 class Labels:
-    """Of the tokens of a batch that count. `counted_t` tells which of all they are."""
+    """Of the tokens of a batch that count. `counted_X` tells which of all they are."""
 
-    counted_t: Tensor
+    counted_X: Tensor
     domain_T: Tensor
     cluster_T: Tensor
     shuffled_T: Tensor
@@ -54,7 +54,7 @@ class Recorder:
         self.model, self.family, self.device = model, family, device
         self.passages, self.tokens, self.batch_size = passages, tokens, batch_size
         self.routers = find_routers(model, family)
-        sizes = {(len(router.vectors_ED), router.top_k) for router in self.routers}
+        sizes = {(len(router.vectors_EX), router.top_k) for router in self.routers}
         if len(sizes) > 1:
             raise CheckpointError(
                 f"the MoE layers differ in (experts, experts per token): {sorted(sizes)}; not supported"
@@ -74,7 +74,7 @@ class Recorder:
             device,
         )
         for y, router in enumerate(self.routers):
-            self.tables.add_vectors(y, router.vectors_ED)
+            self.tables.add_vectors(y, router.vectors_EX)
 
     @torch.no_grad()
     def run(self) -> dict[str, npt.NDArray[Any]]:
@@ -93,7 +93,7 @@ class Recorder:
         for batch in self._batches():
             rows = slice(batch.first, batch.first + len(batch.token_ids_BL))
             with self._hooks(self._labels(batch)) as called:
-                hidden_BLH = self.model.base_model(
+                hidden_BLM = self.model.base_model(
                     input_ids=batch.token_ids_BL, attention_mask=batch.attended_BL.long(), use_cache=False
                 ).last_hidden_state
             if sorted(called) != list(range(len(self.routers))):
@@ -101,7 +101,7 @@ class Recorder:
                     f"not every router was called once in a forward pass, but the MoE layers {sorted(called)} were: "
                     "kernels or a quantisation that go around the router are not supported; load the plain model"
                 )
-            loss_sum_N[rows] = self._losses(hidden_BLH, batch)
+            loss_sum_N[rows] = self._losses(hidden_BLM, batch)
             tokens_N[rows] = batch.counted_BL.sum(1)
             self.cut_N[rows] = batch.cut_B
         domain_N = torch.from_numpy(passages.domain_N).to(self.device)
@@ -165,15 +165,15 @@ class Recorder:
 
         def receive(y: int, module: nn.Module, inputs: Any, output: Any) -> None:
             called.append(y)
-            routed = read_output(output, self.family, len(labels.counted_t))
+            routed = read_output(output, self.family, len(labels.counted_X))
             self.tables.add(
                 y,
-                routed.expert_ids_TK[labels.counted_t],
-                routed.weights_TK[labels.counted_t],
+                routed.expert_ids_TK[labels.counted_X],
+                routed.weights_TK[labels.counted_X],
                 labels.domain_T,
                 labels.cluster_T,
                 labels.token_ids_T,
-                probabilities_TE=routed.probabilities_TE[labels.counted_t],
+                probabilities_TE=routed.probabilities_TE[labels.counted_X],
                 shuffled_T=labels.shuffled_T,
             )
 
@@ -184,12 +184,12 @@ class Recorder:
             for handle in handles:
                 handle.remove()
 
-    def _losses(self, hidden_BLH: Tensor, batch: TokenBatch) -> Tensor:
+    def _losses(self, hidden_BLM: Tensor, batch: TokenBatch) -> Tensor:
         """Sum over each passage, [B]; one passage at a time, since logits are the largest tensors of all."""
         output = self.model.get_output_embeddings()
         losses = [
-            F.cross_entropy(output(hidden_LH[counted_L]).float(), targets_L[counted_L], reduction="sum").double()
-            for hidden_LH, targets_L, counted_L in zip(hidden_BLH, batch.targets_BL, batch.counted_BL, strict=True)
+            F.cross_entropy(output(hidden_LM[counted_L]).float(), targets_L[counted_L], reduction="sum").double()
+            for hidden_LM, targets_L, counted_L in zip(hidden_BLM, batch.targets_BL, batch.counted_BL, strict=True)
         ]
         return torch.stack(losses)
 
@@ -198,7 +198,7 @@ def active_parameters(model: nn.Module, routers: list[RouterModule], top_k: int)
     """Parameters that one token uses: all but those of the routed experts that it does not go to."""
     experts = sum(parameter.numel() for name, parameter in model.named_parameters() if ".mlp.experts." in name)
     total = sum(parameter.numel() for parameter in model.parameters())
-    return total - experts + experts * top_k // len(routers[0].vectors_ED)
+    return total - experts + experts * top_k // len(routers[0].vectors_EX)
 
 
 def _linearised(loss_sum_N: Tensor, tokens_N: Tensor, domain_N: Tensor, loss_D: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """Our model as the subject of an examination.
 
-Shape legend: N sequences of the sample, B sequences of a rank's share, L positions, t tokens of a share, T probe
-tokens, K choices, Y MoE layers, E experts, H model width, F neurons of an expert, X weights of a neuron.
+Shape legend: N evaluated sequences, B sequences of a rank's share, L positions, t tokens of a rank's share, T tokens of
+the probe, K choices, Y MoE layers, D domains, E experts, M model width, F feed-forward width, X weights of a neuron.
 """
 
 from __future__ import annotations
@@ -78,8 +78,8 @@ class ExaminedModel:
         Y, E, tokens = len(self.layers), self.num_experts, self.num_sequences * self.length
         most = max(1, min(_PROBE_TOKENS, tokens, _LARGEST_OUTPUTS // (E * width)))
         self.probe_T = torch.arange(most, device=ranks.device) * tokens // most
-        self.probe_YTH = torch.zeros(Y, most, width, device=ranks.device)
-        self.output_sum_YEH = torch.zeros(Y, E, width, dtype=torch.float64, device=ranks.device)
+        self.probe_YTM = torch.zeros(Y, most, width, device=ranks.device)
+        self.output_sum_YEM = torch.zeros(Y, E, width, dtype=torch.float64, device=ranks.device)
         self.uses_YE = torch.zeros(Y, E, dtype=torch.int64, device=ranks.device)
         self.baseline_N = self._watch()
 
@@ -95,19 +95,19 @@ class ExaminedModel:
         uses = int(self.uses_YE[layer, expert])
         if not uses:
             return np.full(self.num_sequences, np.nan)
-        mean_H = self.output_sum_YEH[layer, expert] / uses
+        mean_M = self.output_sum_YEM[layer, expert] / uses
 
         def stand_in(moe: RoutedMoE, inputs: tuple[Tensor, RoutingDecision], output: MoEOutput) -> MoEOutput:
-            hidden_BLH, decision = inputs
+            hidden_BLM, decision = inputs
             own_tK = decision.expert_ids_TK == expert
             ids_tK = decision.expert_ids_TK.where(own_tK, NO_EXPERT)
             weights_tK = decision.weights_TK.where(own_tK, 0.0)
-            mine_BLH = moe.forward(
-                hidden_BLH, replace(decision, expert_ids_TK=ids_tK, weights_TK=weights_tK)
-            ).hidden_BLD
-            mean_tH = weights_tK.sum(1, keepdim=True) * mean_H.to(weights_tK.dtype)
-            changed_BLH = output.hidden_BLD - mine_BLH + mean_tH.to(hidden_BLH.dtype).view_as(hidden_BLH)
-            return replace(output, hidden_BLD=changed_BLH)
+            mine_BLM = moe.forward(
+                hidden_BLM, replace(decision, expert_ids_TK=ids_tK, weights_TK=weights_tK)
+            ).hidden_BLM
+            mean_tM = weights_tK.sum(1, keepdim=True) * mean_M.to(weights_tK.dtype)
+            changed_BLM = output.hidden_BLM - mine_BLM + mean_tM.to(hidden_BLM.dtype).view_as(hidden_BLM)
+            return replace(output, hidden_BLM=changed_BLM)
 
         with _hooked({self.layers[layer]: stand_in}):
             return self._losses()
@@ -118,9 +118,9 @@ class ExaminedModel:
         return self._losses(lambda context: self._barring(context, ~allowed_YE))
 
     def outputs(self, layer: int) -> Float:
-        moe, probe_1TH = self.layers[layer], self.probe_YTH[layer][None]
-        probe_1TH = probe_1TH.to(self.model.embedding.weight.dtype)
-        of_experts = [moe.forward(probe_1TH, _all_to(e, probe_1TH)).hidden_BLD[0] for e in range(self.num_experts)]
+        moe, probe_1TM = self.layers[layer], self.probe_YTM[layer][None]
+        probe_1TM = probe_1TM.to(self.model.embedding.weight.dtype)
+        of_experts = [moe.forward(probe_1TM, _all_to(e, probe_1TM)).hidden_BLM[0] for e in range(self.num_experts)]
         outputs: Float = torch.stack(of_experts).float().cpu().numpy()
         return outputs
 
@@ -158,7 +158,7 @@ class ExaminedModel:
             with _hooked(hooks):
                 output = self.model(share.context, share.targets_BL)
             loss_N[share.numbers_B] = output.cross_entropy_BL[share.counted_B].double().mean(1)
-        for table in (self.output_sum_YEH, self.uses_YE, self.probe_YTH, loss_N):
+        for table in (self.output_sum_YEM, self.uses_YE, self.probe_YTM, loss_N):
             self._sum(table)
         losses: Float = loss_N.cpu().numpy()
         return losses
@@ -167,13 +167,13 @@ class ExaminedModel:
         counted_t1 = share.counted_B[:, None].expand_as(share.targets_BL).reshape(-1, 1)
 
         def watch(moe: RoutedMoE, inputs: tuple[Tensor, RoutingDecision], output: MoEOutput) -> None:
-            hidden_BLH, decision = inputs
-            self._add_outputs(y, moe, hidden_BLH, decision.expert_ids_TK.where(counted_t1, NO_EXPERT))
-            self._take_probe(y, hidden_BLH, share)
+            hidden_BLM, decision = inputs
+            self._add_outputs(y, moe, hidden_BLM, decision.expert_ids_TK.where(counted_t1, NO_EXPERT))
+            self._take_probe(y, hidden_BLM, share)
 
         return watch
 
-    def _add_outputs(self, y: int, moe: RoutedMoE, hidden_BLH: Tensor, ids_tK: Tensor) -> None:
+    def _add_outputs(self, y: int, moe: RoutedMoE, hidden_BLM: Tensor, ids_tK: Tensor) -> None:
         """Adds every choice's unweighted output to its expert's sum."""
         width = torch.tensor(ids_tK.shape[1], device=ids_tK.device)
         if self.ranks.group is not None:
@@ -182,24 +182,24 @@ class ExaminedModel:
         for k in range(int(width)):
             ids_t = ids_tK[:, k] if k < ids_tK.shape[1] else torch.full_like(ids_tK[:, 0], NO_EXPERT)
             decision = RoutingDecision(ids_t[:, None], (ids_t != NO_EXPERT).float()[:, None])
-            outputs_tH = moe.forward(hidden_BLH, decision).hidden_BLD.flatten(0, 1).double()
+            outputs_tM = moe.forward(hidden_BLM, decision).hidden_BLM.flatten(0, 1).double()
             used_t = ids_t != NO_EXPERT
-            self.output_sum_YEH[y].index_add_(0, ids_t[used_t], outputs_tH[used_t])
+            self.output_sum_YEM[y].index_add_(0, ids_t[used_t], outputs_tM[used_t])
             self.uses_YE[y] += torch.bincount(ids_t[used_t], minlength=self.num_experts)
 
-    def _take_probe(self, y: int, hidden_BLH: Tensor, share: Share) -> None:
+    def _take_probe(self, y: int, hidden_BLM: Tensor, share: Share) -> None:
         """Keeps the hidden states of the probe's tokens in this share."""
         sequence_T, place_T = self.probe_T // self.length, self.probe_T % self.length
         here_T = torch.isin(sequence_T, share.numbers_B)
         row_T = torch.searchsorted(share.numbers_B, sequence_T[here_T])
-        self.probe_YTH[y, here_T] = hidden_BLH[share.counted_B][row_T, place_T[here_T]].float()
+        self.probe_YTM[y, here_T] = hidden_BLM[share.counted_B][row_T, place_T[here_T]].float()
 
 
-def _all_to(expert: int, hidden_BLH: Tensor) -> RoutingDecision:
+def _all_to(expert: int, hidden_BLM: Tensor) -> RoutingDecision:
     """All tokens to one expert, with weight 1."""
-    tokens = hidden_BLH.shape[0] * hidden_BLH.shape[1]
-    ids_t1 = torch.full((tokens, 1), expert, dtype=torch.int64, device=hidden_BLH.device)
-    return RoutingDecision(ids_t1, torch.ones(tokens, 1, device=hidden_BLH.device))
+    tokens = hidden_BLM.shape[0] * hidden_BLM.shape[1]
+    ids_t1 = torch.full((tokens, 1), expert, dtype=torch.int64, device=hidden_BLM.device)
+    return RoutingDecision(ids_t1, torch.ones(tokens, 1, device=hidden_BLM.device))
 
 
 @contextmanager

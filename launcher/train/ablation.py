@@ -1,7 +1,7 @@
 """What the experts cause and how alike they are: interventions on a model whose training is over.
 
-Shape legend: Y MoE layers, E experts, D domains, N sequences of the sample, T probe tokens, H width of an output, F
-neurons of an expert, X weights of a neuron.
+Shape legend: Y MoE layers, E experts, D domains, N evaluated sequences, T tokens of the probe, M model width, F
+feed-forward width, X weights of a neuron.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Subject(Protocol):
         router reads labels."""
 
     def outputs(self, layer: int) -> Float:
-        """What every expert returns for the same tokens, without routing weights, [E, T, H]."""
+        """What every expert returns for the same tokens, without routing weights, [E, T, M]."""
 
     def neurons(self, layer: int) -> Float | None:
         """All weights of every neuron of every expert, [E, F, X], nan for an expert without neurons; None where they
@@ -95,12 +95,12 @@ def _redundancy(subject: Subject, num_layers: int) -> dict[str, npt.NDArray[Any]
     of_layers: dict[str, list[Any]] = {}
     tokens = 0
     for y in range(num_layers):
-        outputs_ETH, neurons_EFX = subject.outputs(y), subject.neurons(y)
-        tokens = outputs_ETH.shape[1]
+        outputs_ETM, neurons_EFX = subject.outputs(y), subject.neurons(y)
+        tokens = outputs_ETM.shape[1]
         found: dict[str, Any] = {
-            "expert_cosine_YEE": metrics.expert_cosine(outputs_ETH).astype(np.float32),
-            "expert_cka_YEE": metrics.cka_matrix(outputs_ETH).astype(np.float32),
-            "effective_rank_Y": metrics.effective_rank(outputs_ETH),
+            "expert_cosine_YEE": metrics.expert_cosine(outputs_ETM).astype(np.float32),
+            "expert_cka_YEE": metrics.cka_matrix(outputs_ETM).astype(np.float32),
+            "effective_rank_Y": metrics.effective_rank(outputs_ETM),
         }
         if neurons_EFX is not None:
             found["weight_cosine_YEE"] = metrics.weight_cosine_matrix(neurons_EFX).astype(np.float32)

@@ -1,7 +1,7 @@
 """Losses per domain and routing counts on a held-out split.
 
-Shape legend: S scopes, G balance sets, N sequences, B sequences of a batch, L positions, D domains, E experts, K
-choices, Y MoE layers.
+Shape legend: S scopes, G sets of tokens, N evaluated sequences, B sequences of a batch, T tokens, L positions, D
+domains, E experts, K choices, W places for choices, Y MoE layers, V token ids, C clusters, X columns.
 """
 
 from __future__ import annotations
@@ -120,8 +120,8 @@ class Evaluator:
                 kept_TW=layer.kept_TK[counted_T],
                 shuffled_T=shuffled_T,
             )
-            if decision.vectors_ED is not None:
-                tables.add_vectors(y, decision.vectors_ED)
+            if decision.vectors_EX is not None:
+                tables.add_vectors(y, decision.vectors_EX)
 
     def _add_violations(self, violation_sum_SY: Tensor, layers: list[LayerRouting], context: RoutingContext) -> None:
         for s, scope in enumerate(_SCOPES):

@@ -1,6 +1,7 @@
 """The held-out sequences that all runs on a mix share.
 
-Shape legend: N sequences, C clusters, B sequences of a rank's share, L positions, V vocabulary.
+Shape legend: N evaluated sequences, C clusters, B sequences of a rank's share, L positions, D domains, V token
+ids.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """How the routing develops: the experts of the same few tokens, and the load of a batch, over the training.
 
-Shape legend: T tokens of the probe, t tokens of a rank's share, W choices of the token that has most, Y MoE layers, D
-domains, E experts, L positions.
+Shape legend: T tokens of the probe, t tokens of a rank's share, W places for choices, Y MoE layers, D domains, E
+experts, K choices, B sequences, N evaluated sequences, L positions.
 """
 
 from __future__ import annotations

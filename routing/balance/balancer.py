@@ -68,7 +68,7 @@ class RoutedBatch:
         loads: the load of every layer in the scope that a balancer's config asks for.
         sets: the balance sets of a scope.
         mean_over_ranks: mean of a tensor over the data-parallel ranks, without gradient.
-        outputs_TKD: of every MoE layer, deciding or not, what each token's experts returned, weighted, zeros where
+        outputs_TKM: of every MoE layer, deciding or not, what each token's experts returned, weighted, zeros where
             there is none; empty if no balancer needs it.
     """
 
@@ -77,7 +77,7 @@ class RoutedBatch:
     loads: Callable[[ScopeConfig], list[Load]]
     sets: Callable[[Scope], TokenSets]
     mean_over_ranks: Callable[[Tensor], Tensor]
-    outputs_TKD: list[Tensor]
+    outputs_TKM: list[Tensor]
 
 
 @dataclass(frozen=True)

@@ -129,12 +129,12 @@ class Balancing(KeepsBufferDtype):
         self._counts_ahead_are_known = True
 
     def forward(
-        self, decisions: list[RoutingDecision], context: RoutingContext, outputs_TKD: Sequence[Tensor] = ()
+        self, decisions: list[RoutingDecision], context: RoutingContext, outputs_TKM: Sequence[Tensor] = ()
     ) -> BalanceTerms:
         """Losses of one training micro-batch; its assignments are added to the step's counts.
 
         Args:
-            outputs_TKD: see :class:`RoutedBatch`.
+            outputs_TKM: see :class:`RoutedBatch`.
         """
         valid_T = context.valid_T
         counts_YE = self._count(decisions, valid_T)
@@ -164,7 +164,7 @@ class Balancing(KeepsBufferDtype):
                 ]
             return known_loads[config.key]
 
-        batch = RoutedBatch(decisions, context, loads, sets, self.mean_over_ranks, list(outputs_TKD))
+        batch = RoutedBatch(decisions, context, loads, sets, self.mean_over_ranks, list(outputs_TKM))
         loss = torch.zeros((), device=counts_YE.device)
         values = {}
         for label, balancer in self._labelled():

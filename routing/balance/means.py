@@ -1,6 +1,6 @@
 """What the balancers share whose loss is a function of means, linear or not.
 
-Shape legend: Y MoE layers, G balance sets of a micro-batch, T tokens, X averaged values.
+Shape legend: Y MoE layers, G sets of tokens, T tokens, X averaged values.
 """
 
 from __future__ import annotations

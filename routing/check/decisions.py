@@ -1,6 +1,7 @@
 """What a single decision looks like: form, values, and what its router says that it provides.
 
-Shape legend: T tokens, E experts, K experts per token, Y MoE layers.
+Shape legend: T tokens, E experts, K choices, X columns of the vectors that
+stand for experts.
 """
 
 from __future__ import annotations
@@ -76,8 +77,8 @@ def provides_what_it_says(trial: Trial) -> str:
     provides, E = trial.config.provides, trial.setting.num_experts
     by_mode = decisions(trial)
     training = by_mode["training"]
-    if Capability.VECTORS in provides and (training.vectors_ED is None or len(training.vectors_ED) != E):
-        raise Violation("says that it has a vector per expert, but vectors_ED() does not return one row for each")
+    if Capability.VECTORS in provides and (training.vectors_EX is None or len(training.vectors_EX) != E):
+        raise Violation("says that it has a vector per expert, but vectors_EX() does not return one row for each")
     if Capability.NOISE in provides and training.noise is None:
         raise Violation("says that its scores are noisy, but the decision in training carries no noise")
     if by_mode["evaluation"].noise is not None:
@@ -94,11 +95,11 @@ def provides_what_it_says(trial: Trial) -> str:
 
 def _bias_moves_the_choice(trial: Trial, without: RoutingDecision) -> None:
     E, context = trial.setting.num_experts, make_context()
-    x_TD = hidden_states(context)
+    x_TM = hidden_states(context)
 
     def used_T(bias_YE: Tensor, expert: int) -> tuple[RoutingDecision, Tensor]:
         biased = replace(context, selection_bias_YE=bias_YE)
-        decision: RoutingDecision = trial.router(training=True)(x_TD, biased)
+        decision: RoutingDecision = trial.router(training=True)(x_TM, biased)
         return decision, spread(decision, E)[0][:, expert]
 
     zero_YE = torch.zeros(LAYER + 1, E)

@@ -28,14 +28,14 @@ from moe_testbed.routing.scopes import count_assignments
 
 def is_causal(trial: Trial) -> str:
     context, E = make_context(), trial.setting.num_experts
-    x_TD, router = hidden_states(context), trial.router()
-    before = router(x_TD, context)
+    x_TM, router = hidden_states(context), trial.router()
+    before = router(x_TM, context)
     for position in range(1, L):
         later_BL = (torch.arange(L) >= position).expand(B, L)
         later_T = later_BL.reshape(-1)
         for factor in (-1.0, 3.0):
-            x_later_TD = torch.where(later_T[:, None], factor * x_TD, x_TD)
-            after = router(x_later_TD, changed_where(context, later_BL))
+            x_later_TM = torch.where(later_T[:, None], factor * x_TM, x_TM)
+            after = router(x_later_TM, changed_where(context, later_BL))
             found = difference(before, after, E, ~later_T, ROUNDING, scores=False)
             if found and trial.config.causal:
                 raise Violation(
@@ -65,12 +65,12 @@ def reads_labels_only_if_it_says(trial: Trial) -> str:
 
 def does_not_depend_on_the_split(trial: Trial) -> str:
     context, router = make_context(), trial.router()
-    x_TD = hidden_states(context)
-    whole = router(x_TD, context)
+    x_TM = hidden_states(context)
+    whole = router(x_TM, context)
     for size in (1, 2):
         for first in range(0, B, size):
             tokens = slice(first * L, (first + size) * L)
-            part = router(x_TD[tokens], part_of(context, slice(first, first + size)))
+            part = router(x_TM[tokens], part_of(context, slice(first, first + size)))
             expected = RoutingDecision(whole.expert_ids_TK[tokens], whole.weights_TK[tokens])
             found = difference(expected, part, trial.setting.num_experts, tolerance=ROUNDING, scores=False)
             if found and trial.config.causal:
@@ -88,12 +88,12 @@ def ignores_padding(trial: Trial) -> str:
     length_B1 = torch.tensor([L, L - 1, L - 3, L - 2])[:, None]
     valid_BL = torch.arange(L) < length_B1
     context = replace(context, valid_BL=valid_BL)
-    x_TD, valid_T = hidden_states(context), valid_BL.reshape(-1)
-    other_TD = torch.where(valid_T[:, None], x_TD, 5.0 * x_TD.flip(0))
+    x_TM, valid_T = hidden_states(context), valid_BL.reshape(-1)
+    other_TM = torch.where(valid_T[:, None], x_TM, 5.0 * x_TM.flip(0))
     other = changed_where(context, ~valid_BL)
     for training in (False, True):
         one, two = trial.router(training), trial.router(training)
-        decision, changed = one(x_TD, context), two(other_TD, other)
+        decision, changed = one(x_TM, context), two(other_TM, other)
         mode = "training" if training else "evaluation"
         if found := difference(decision, changed, E, valid_T, ROUNDING, scores=False):
             raise Violation(f"in {mode} the {found} of tokens change with what stands in the padding")

@@ -1,6 +1,6 @@
 """Whether a router's gradients arrive and are right.
 
-Shape legend: T tokens, D model width, E experts, K experts per token.
+Shape legend: T tokens, M model width, E experts, K choices.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ TRIES = 20
 def reaches_all(trial: Trial) -> str:
     """A gradient reaches the hidden states and every trainable parameter, and is finite."""
     router, context = trial.router(training=True), make_context()
-    x_TD = hidden_states(context).requires_grad_()
+    x_TM = hidden_states(context).requires_grad_()
     trained = {name: value for name, value in router.named_parameters() if value.requires_grad}
-    decision = router(x_TD, context)
+    decision = router(x_TM, context)
     total = _projection(decision, trial.setting.num_experts)
     if not total.requires_grad:
         if trial.config.learned:
@@ -34,7 +34,7 @@ def reaches_all(trial: Trial) -> str:
                 "parameters, or let learned of its Config be False"
             )
         return "none, as it says: it does not learn"
-    gradients = torch.autograd.grad(total, [x_TD, *trained.values()], allow_unused=True)
+    gradients = torch.autograd.grad(total, [x_TM, *trained.values()], allow_unused=True)
     missed = []
     for name, gradient in zip(["the hidden states", *(f"'{name}'" for name in trained)], gradients, strict=True):
         if gradient is not None and not gradient.isfinite().all():
@@ -81,11 +81,11 @@ def _error_of_slope(trial: Trial, dtype: torch.dtype, length: float) -> float | 
     E, context = trial.setting.num_experts, make_context()
     for seed in range(TRIES):
         router = trial.router(training=True).to(dtype)
-        x_TD = hidden_states(context, seed=100 + seed).to(dtype).requires_grad_()
-        moved = [x_TD, *(value for value in router.parameters() if value.requires_grad)]
+        x_TM = hidden_states(context, seed=100 + seed).to(dtype).requires_grad_()
+        moved = [x_TM, *(value for value in router.parameters() if value.requires_grad)]
         generator = torch.Generator().manual_seed(seed)
         direction = [torch.randn(value.shape, generator=generator, dtype=torch.float64).to(dtype) for value in moved]
-        decision = router(x_TD, context)
+        decision = router(x_TM, context)
         total = _projection(decision, E)
         if not total.requires_grad:
             return None
@@ -120,16 +120,16 @@ def same_when_recomputed(trial: Trial) -> str:
 
     def gradients(recompute: bool) -> list[Tensor | None]:
         router = trial.router(training=True)
-        x_TD = hidden_states(context).requires_grad_()
+        x_TM = hidden_states(context).requires_grad_()
 
-        def projected(x_TD: Tensor) -> Tensor:
-            return _projection(router(x_TD, context), trial.setting.num_experts)
+        def projected(x_TM: Tensor) -> Tensor:
+            return _projection(router(x_TM, context), trial.setting.num_experts)
 
-        total = checkpoint(projected, x_TD, use_reentrant=False) if recompute else projected(x_TD)
+        total = checkpoint(projected, x_TM, use_reentrant=False) if recompute else projected(x_TM)
         if not total.requires_grad:
             return []
         total.backward()
-        return [x_TD.grad, *(value.grad for value in router.parameters())]
+        return [x_TM.grad, *(value.grad for value in router.parameters())]
 
     kept, again = gradients(recompute=False), gradients(recompute=True)
     for one, other in zip(kept, again, strict=True):

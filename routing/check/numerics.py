@@ -17,15 +17,15 @@ _ON_CPU_ONLY = "reads values on the host; without a GPU it could be tried on the
 
 def decides_in_float32(trial: Trial) -> str:
     context, E = make_context(10 * B), trial.setting.num_experts
-    low_TD = hidden_states(context).bfloat16()
+    low_TM = hidden_states(context).bfloat16()
     for mode in ("with bfloat16 parameters", "under autocast"):
         router, exact = trial.router(), trial.router()
         if mode == "under autocast":
             with torch.autocast("cpu", torch.bfloat16):
-                actual = router(low_TD, context)
+                actual = router(low_TM, context)
         else:
             exact.load_state_dict({name: _rounded(value) for name, value in exact.state_dict().items()})
-            actual = router.bfloat16()(low_TD, context)
+            actual = router.bfloat16()(low_TM, context)
         for name in ("weights_TK", "probabilities_TE", "logits_TE"):
             value = getattr(actual, name)
             if value is not None and value.dtype != torch.float32:
@@ -33,7 +33,7 @@ def decides_in_float32(trial: Trial) -> str:
                     f"{name} is {value.dtype} {mode}, where near ties are decided by rounding; compute scores in "
                     "float32, as moe_testbed.routing.score.LinearScore does"
                 )
-        if found := difference(actual, exact(low_TD.float(), context), E, tolerance=ROUNDING):
+        if found := difference(actual, exact(low_TM.float(), context), E, tolerance=ROUNDING):
             raise Violation(f"the {found} {mode} are not those of float32; compute scores in float32")
     return "bfloat16 inputs, parameters and autocast give the decision of float32"
 
@@ -62,7 +62,7 @@ def stays_on_its_device(trial: Trial) -> str:
         return _ON_CPU_ONLY
     except RuntimeError as error:
         if "device" in str(error):
-            raise Violation(f"mixes devices: {told(error)}; create tensors with device=x_TD.device") from None
+            raise Violation(f"mixes devices: {told(error)}; create tensors with device=x_TM.device") from None
         return _ON_CPU_ONLY
     _on(device, decision)
     return "creates no tensor on another device than that of its input"
@@ -72,4 +72,4 @@ def _on(device: torch.device, decision: RoutingDecision) -> None:
     for name in ("expert_ids_TK", "weights_TK", "probabilities_TE", "logits_TE"):
         value = getattr(decision, name)
         if value is not None and value.device.type != device.type:
-            raise Violation(f"{name} is on {value.device} for inputs on {device}; create it with device=x_TD.device")
+            raise Violation(f"{name} is on {value.device} for inputs on {device}; create it with device=x_TM.device")

@@ -1,7 +1,7 @@
 """The small random problems on which a router is tried.
 
-Shape legend: B sequences, L positions, T = B * L tokens, D model width, E experts, K experts per token, V vocabulary, N
-domains, Y MoE layers.
+Shape legend: B sequences, L positions, T = B * L tokens, M model width, E experts, K choices, V token ids, D domains, Y
+MoE layers.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from moe_testbed.routing.records import NO_EXPERT, LayerStep, RouterSetting, Rou
 from moe_testbed.routing.router import Router, RouterConfig
 from moe_testbed.routing.scopes import count_assignments
 
-B, L, D, V, N = 4, 8, 16, 40, 4
+B, L, M, V, D = 4, 8, 16, 40, 4
 LAYER = 1
 DOMAINS = ("prose", "code", "law", "music")
 ROUNDING = 1e-5
@@ -47,8 +47,8 @@ class Trial:
         refusals = []
         for num_experts, top_k in SIZES:
             generator = torch.Generator().manual_seed(3)
-            counts_NV = torch.randint(1, 1000, (N, V), generator=generator)
-            setting = RouterSetting(num_experts, top_k, D, LAYER, 7, DOMAINS, (0.4, 0.3, 0.2, 0.1), counts_NV)
+            counts_DV = torch.randint(1, 1000, (D, V), generator=generator)
+            setting = RouterSetting(num_experts, top_k, M, LAYER, 7, DOMAINS, (0.4, 0.3, 0.2, 0.1), counts_DV)
             trial = cls(router_class, config, setting)
             try:
                 trial.router()
@@ -82,7 +82,7 @@ def decisions(trial: Trial, context: RoutingContext | None = None) -> dict[str, 
 def make_context(sequences: int = B, seed: int = 5) -> RoutingContext:
     """Packed sequences: two documents in each, whose domains differ."""
     generator = torch.Generator().manual_seed(seed)
-    halves_B2 = torch.randint(N, (sequences, 2), generator=generator)
+    halves_B2 = torch.randint(D, (sequences, 2), generator=generator)
     return RoutingContext(
         token_ids_BL=torch.randint(V, (sequences, L), generator=generator),
         domain_BL=halves_B2.repeat_interleave(L // 2, dim=1),
@@ -95,8 +95,8 @@ def make_context(sequences: int = B, seed: int = 5) -> RoutingContext:
 
 
 def hidden_states(context: RoutingContext, seed: int = 11) -> Tensor:
-    """Float32 [T, D]."""
-    return torch.randn(context.token_ids_BL.numel(), D, generator=torch.Generator().manual_seed(seed))
+    """Float32 [T, M]."""
+    return torch.randn(context.token_ids_BL.numel(), M, generator=torch.Generator().manual_seed(seed))
 
 
 def part_of(context: RoutingContext, sequences: slice) -> RoutingContext:
@@ -131,7 +131,7 @@ def changed_where(context: RoutingContext, changed_BL: Tensor) -> RoutingContext
     return replace(
         context,
         token_ids_BL=torch.where(changed_BL, (context.token_ids_BL + 1) % V, context.token_ids_BL),
-        domain_BL=torch.where(changed_BL, (context.domain_BL + 1) % N, context.domain_BL),
+        domain_BL=torch.where(changed_BL, (context.domain_BL + 1) % D, context.domain_BL),
         document_BL=torch.where(changed_BL, context.document_BL + 1, context.document_BL),
     )
 

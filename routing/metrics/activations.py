@@ -1,7 +1,7 @@
 """Redundancy: how often experts are used together, and how alike their outputs and weights are.
 
-Shapes: E experts, T tokens, D dimensions of an output, F neurons of an expert, X weights of a neuron.
-`outputs_ETD[e, t]` is what expert e returns for token t, whether or not t was routed to it: all experts see the same
+Shape legend: E experts, T tokens, M model width, F feed-forward width, X weights of a neuron, or pairs of tokens.
+`outputs_ETM[e, t]` is what expert e returns for token t, whether or not t was routed to it: all experts see the same
 tokens. An expert whose outputs are nan has nan in every pair.
 """
 
@@ -68,66 +68,66 @@ def mean_strongest_share(coactivation_EE: ArrayLike) -> float:
     return float(np.nanmax(share_EE, axis=1).mean()) if len(share_EE) else float("nan")
 
 
-def expert_cosine(outputs_ETD: ArrayLike) -> FloatArray:
+def expert_cosine(outputs_ETM: ArrayLike) -> FloatArray:
     """Mean over tokens of cos(f_i(x), f_j(x)) [E, E]; -1 to 1: 1 for experts that return the same up to scale.
 
     Tokens for which one of the two returns zero are left out of that pair; nan if none remains. Blind to the lengths
     of the outputs, and a direction that all outputs share counts as likeness; see `linear_cka`.
     Source: pairwise expert similarity (PES) of outputs on the same tokens.
     """
-    outputs = _outputs(outputs_ETD)
+    outputs = _outputs(outputs_ETM)
     cosine_sum_EE, tokens_EE = np.zeros((2, len(outputs), len(outputs)))
-    for output_ED in _by_token(outputs):
-        length_E1 = np.linalg.norm(output_ED, axis=1, keepdims=True)
-        direction_ED = np.divide(output_ED, length_E1, out=np.zeros_like(output_ED), where=length_E1 != 0)
-        cosine_sum_EE += direction_ED @ direction_ED.T
+    for output_EM in _by_token(outputs):
+        length_E1 = np.linalg.norm(output_EM, axis=1, keepdims=True)
+        direction_EM = np.divide(output_EM, length_E1, out=np.zeros_like(output_EM), where=length_E1 != 0)
+        cosine_sum_EE += direction_EM @ direction_EM.T
         tokens_EE += (length_E1 != 0) & (length_E1 != 0).T
     return np.divide(cosine_sum_EE, tokens_EE, out=np.full_like(cosine_sum_EE, np.nan), where=tokens_EE > 0)
 
 
-def linear_cka(X_TD: ArrayLike, Y_TD: ArrayLike) -> float:
+def linear_cka(X_TM: ArrayLike, Y_TM: ArrayLike) -> float:
     """||Y^T X||_F^2 / (||X^T X||_F ||Y^T Y||_F) with columns centred; 0 to 1.
 
     How far the outputs of two experts have the same geometry over tokens; the same under rotation, shift and scaling
-    of either. X and Y may differ in D. nan where one of them does not vary. Biased upwards by few tokens: independent
-    Gaussian outputs have about D / (T + D), so that T should be several times D.
+    of either. X and Y may differ in M. nan where one of them does not vary. Biased upwards by few tokens: independent
+    Gaussian outputs have about M / (T + M), so that T should be several times M.
     Source: Kornblith et al. (arXiv 1905.00414), section 3. Raises ValueError for different numbers of tokens.
     """
-    X, Y = np.asarray(X_TD, dtype=np.float64), np.asarray(Y_TD, dtype=np.float64)
+    X, Y = np.asarray(X_TM, dtype=np.float64), np.asarray(Y_TM, dtype=np.float64)
     if X.ndim != 2 or Y.ndim != 2 or len(X) != len(Y):
         raise ValueError(f"outputs must be tokens x dimensions of the same tokens, got {X.shape} and {Y.shape}")
     X, Y = X - X.mean(axis=0), Y - Y.mean(axis=0)
     return _ratio(np.sum((Y.T @ X) ** 2), float(np.linalg.norm(X.T @ X) * np.linalg.norm(Y.T @ Y)))
 
 
-def cka_matrix(outputs_ETD: ArrayLike) -> FloatArray:
+def cka_matrix(outputs_ETM: ArrayLike) -> FloatArray:
     """`linear_cka` of every pair of experts [E, E]; the diagonal is 1, or nan where an expert's outputs do not vary.
 
-    By the tokens' inner products, ||Y^T X||_F^2 = <X X^T, Y Y^T>: memory is 8 E T^2 bytes, whatever D is.
+    By the tokens' inner products, ||Y^T X||_F^2 = <X X^T, Y Y^T>: memory is 8 E T^2 bytes, whatever M is.
     """
-    outputs = _outputs(outputs_ETD)
+    outputs = _outputs(outputs_ETM)
     num_experts, num_tokens, _ = outputs.shape
-    products_EP = np.empty((num_experts, num_tokens * num_tokens))
-    for expert, output_TD in enumerate(outputs):
-        centred_TD = output_TD.astype(np.float64) - output_TD.mean(axis=0, dtype=np.float64)
-        products_EP[expert] = (centred_TD @ centred_TD.T).reshape(-1)
-    return _normalised_gram(products_EP)
+    products_EX = np.empty((num_experts, num_tokens * num_tokens))
+    for expert, output_TM in enumerate(outputs):
+        centred_TM = output_TM.astype(np.float64) - output_TM.mean(axis=0, dtype=np.float64)
+        products_EX[expert] = (centred_TM @ centred_TM.T).reshape(-1)
+    return _normalised_gram(products_EX)
 
 
-def effective_rank(outputs_ETD: ArrayLike) -> float:
-    """exp(H(s / sum s)) of the singular values s of the outputs stacked to [E, T D]; 1 (all alike) to E.
+def effective_rank(outputs_ETM: ArrayLike) -> float:
+    """exp(H(s / sum s)) of the singular values s of the outputs stacked to [E, T M]; 1 (all alike) to E.
 
     The number of experts that would be as diverse if they were orthogonal and of equal size. Experts with nan are left
     out; nan where nothing is left or all is zero. An expert with small outputs hardly counts, however different it is.
     Source: Roy and Vetterli, "The effective rank" (2007).
     """
-    outputs = _outputs(outputs_ETD)
+    outputs = _outputs(outputs_ETM)
     outputs = outputs[~np.isnan(outputs).any(axis=(1, 2))]
     if not outputs.any():
         return float("nan")
     gram_EE = np.zeros((len(outputs), len(outputs)))
-    for output_ED in _by_token(outputs):
-        gram_EE += output_ED @ output_ED.T
+    for output_EM in _by_token(outputs):
+        gram_EE += output_EM @ output_EM.T
     # Squares of singular values below the rounding of the largest are zeros that rounding has moved.
     squares = np.linalg.eigvalsh(gram_EE)
     singular = np.sqrt(squares[squares > squares.max() * len(squares) * np.finfo(np.float64).eps])
@@ -166,17 +166,17 @@ def weight_cosine_matrix(weights_EFX: ArrayLike) -> FloatArray:
     return cosine_EE
 
 
-def _outputs(outputs_ETD: ArrayLike) -> NDArray[np.floating]:
-    outputs = np.asarray(outputs_ETD)
+def _outputs(outputs_ETM: ArrayLike) -> NDArray[np.floating]:
+    outputs = np.asarray(outputs_ETM)
     if outputs.ndim != 3 or 0 in outputs.shape:
-        raise ValueError(f"outputs_ETD must be experts x tokens x dimensions, all at least 1, got {outputs.shape}")
+        raise ValueError(f"outputs_ETM must be experts x tokens x dimensions, all at least 1, got {outputs.shape}")
     return outputs
 
 
-def _by_token(outputs_ETD: NDArray[np.floating]) -> Iterator[FloatArray]:
-    """[E, D] of each token in double precision, which the whole would need much memory for."""
-    for output_ED in outputs_ETD.swapaxes(0, 1):
-        yield output_ED.astype(np.float64)
+def _by_token(outputs_ETM: NDArray[np.floating]) -> Iterator[FloatArray]:
+    """[E, M] of each token in double precision, which the whole would need much memory for."""
+    for output_EM in outputs_ETM.swapaxes(0, 1):
+        yield output_EM.astype(np.float64)
 
 
 def _live_shares(coactivation_EE: ArrayLike) -> FloatArray:
@@ -185,9 +185,9 @@ def _live_shares(coactivation_EE: ArrayLike) -> FloatArray:
     return share_EE
 
 
-def _normalised_gram(rows_EP: FloatArray) -> FloatArray:
+def _normalised_gram(rows_EX: FloatArray) -> FloatArray:
     """Cosines between rows; nan with a row that is zero or has a nan."""
-    gram_EE = rows_EP @ rows_EP.T
+    gram_EE = rows_EX @ rows_EX.T
     length_E = np.sqrt(np.diag(gram_EE))
     scale_EE = length_E[:, None] * length_E
     return np.divide(gram_EE, scale_EE, out=np.full_like(gram_EE, np.nan), where=scale_EE > 0)

@@ -4,7 +4,7 @@ The reference gives every domain its own group of experts. A learned router numb
 expert is first given to one domain, no domain getting more than ceil(E/D) experts, so that as much of the routing as
 possible stays within its own domain's experts (Hungarian method). What stays is then measured.
 
-Shapes: D domains, E experts; tables, weights and domains without assignments as in `counts`.
+Shape legend: D domains, E experts; tables, weights and domains without assignments as in `counts`.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ interval over seeds has that noise, and over few seeds it is little more than th
 
 Every interval has the same pseudo-random draws each time it is computed.
 
-Shapes: D domains, E experts, C clusters, S seeds, R resamples.
+Shape legend: D domains, E experts, C clusters, I seeds, Z resamples, X items of any kind.
 
 Source: Davison and Hinkley, "Bootstrap Methods and Their Application" (1997), sections 3.8 (clusters), 5.2 (the basic
 interval) and 5.3 (the percentile interval).
@@ -71,49 +71,49 @@ def counts_interval(
     value = float(metric(np.stack([cluster_counts.sum(axis=0) for cluster_counts in by_domain])))
     if not np.isfinite(value) or any(len(cluster_counts) == 1 for cluster_counts in by_domain):
         return Interval(value, float("nan"), float("nan"), "documents")
-    tables_DRE = [draws(rng, len(cluster_counts), resamples) @ cluster_counts for cluster_counts in by_domain]
-    resampled_R = np.array([metric(table_DE) for table_DE in np.stack(tables_DRE, axis=1)])
-    low, high = percentiles(resampled_R)
+    tables_DZE = [draws(rng, len(cluster_counts), resamples) @ cluster_counts for cluster_counts in by_domain]
+    resampled_Z = np.array([metric(table_DE) for table_DE in np.stack(tables_DZE, axis=1)])
+    low, high = percentiles(resampled_Z)
     low, high = np.clip([min(2 * value - high, value), max(2 * value - low, value)], *within)
     return Interval(value, float(low), float(high), "documents")
 
 
-def seeds_interval(values_S: ArrayLike) -> Interval:
+def seeds_interval(values_I: ArrayLike) -> Interval:
     """The mean over seeds, with its percentile interval over seeds; nan bounds for a single seed.
 
     Seeds whose value is nan make all of it nan: a run that failed is not left out in silence.
     Raises ValueError where there are no seeds.
     """
-    values = np.asarray(values_S, dtype=np.float64)
+    values = np.asarray(values_I, dtype=np.float64)
     if values.ndim != 1 or not values.size:
-        raise ValueError(f"values_S must be one number a seed, got shape {values.shape}")
+        raise ValueError(f"values_I must be one number a seed, got shape {values.shape}")
     mean = float(values.mean())
     if len(values) == 1:
         return Interval(mean, float("nan"), float("nan"), "seeds")
-    drawn_R = draws(np.random.default_rng(0), len(values), RESAMPLES) @ values / len(values)
-    return percentile_interval(mean, drawn_R, "seeds")
+    drawn_Z = draws(np.random.default_rng(0), len(values), RESAMPLES) @ values / len(values)
+    return percentile_interval(mean, drawn_Z, "seeds")
 
 
-def percentile_interval(value: float, resampled_R: FloatArray, over: str) -> Interval:
+def percentile_interval(value: float, resampled_Z: FloatArray, over: str) -> Interval:
     """The interval between the quantiles of the resampled values; all nan for an estimate that is not finite."""
     if not np.isfinite(value):
         return Interval(float("nan"), float("nan"), float("nan"), over)
-    low, high = percentiles(resampled_R)
+    low, high = percentiles(resampled_Z)
     return Interval(value, float(low), float(high), over)
 
 
-def percentiles(resampled_RX: FloatArray) -> FloatArray:
+def percentiles(resampled_ZX: FloatArray) -> FloatArray:
     """The quantiles [2, X] between which the middle 95 % of the resampled values lie, for X values or for one."""
     tail = 100 * (1 - CONFIDENCE) / 2
-    quantiles: FloatArray = np.percentile(resampled_RX, [tail, 100 - tail], axis=0)
+    quantiles: FloatArray = np.percentile(resampled_ZX, [tail, 100 - tail], axis=0)
     return quantiles
 
 
 def draws(rng: np.random.Generator, size: int, resamples: int) -> FloatArray:
-    """How often each of `size` items is drawn when `size` are drawn with replacement, [R, size]."""
+    """How often each of `size` items is drawn when `size` are drawn with replacement, [Z, size]."""
     if size == 0:
         return np.zeros((resamples, 0))
-    drawn_RN = rng.integers(0, size, size=(resamples, size))
-    drawn_RN += size * np.arange(resamples)[:, None]
-    times_RN = np.bincount(drawn_RN.reshape(-1), minlength=resamples * size).reshape(resamples, size)
-    return times_RN.astype(np.float64)  # for products, which are slow over integers
+    drawn_ZX = rng.integers(0, size, size=(resamples, size))
+    drawn_ZX += size * np.arange(resamples)[:, None]
+    times_ZX = np.bincount(drawn_ZX.reshape(-1), minlength=resamples * size).reshape(resamples, size)
+    return times_ZX.astype(np.float64)  # for products, which are slow over integers

@@ -1,7 +1,7 @@
 """What experts do, from the losses of a sample of sequences under interventions on the routing.
 
-Shapes: D domains, E experts, N sequences. Losses are nats per token of each sequence; `domain_N` is the domain of each,
--1 for none, which is left out. A domain without sequences gives nan.
+Shape legend: D domains, E experts, N evaluated sequences, X rows of any kind. Losses are nats per token of each
+sequence; `domain_N` is the domain of each, -1 for none, which is left out. A domain without sequences gives nan.
 `gap.lead(loss under the intervention, baseline_loss_N, domain_N, cluster_N)` is the interval of a change.
 """
 

@@ -1,7 +1,7 @@
 """How routing changes over a training, from the choices that the same probe tokens make at several steps.
 
-Shapes: T probe tokens, W width of the widest choice. `ids_TW` are the chosen experts of one layer, first choice first,
--1 where a token chose fewer.
+Shape legend: T tokens of the probe, E experts, W places for choices. `ids_TW` are the chosen experts of one layer,
+first choice first, -1 where a token chose fewer.
 """
 
 from __future__ import annotations

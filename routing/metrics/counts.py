@@ -1,6 +1,6 @@
 """Specialization and utilization of experts, from counts of routed tokens.
 
-Shapes: D domains, E experts. `counts_DE[d, e]` is the number of assignments of tokens of domain d to expert e in
+Shape legend: D domains, E experts. `counts_DE[d, e]` is the number of assignments of tokens of domain d to expert e in
 one layer, either of first choices (top-1) or of all choices (top-k); a number means little without saying which.
 `weights_D` are the domains' weights in the mix, pi_d, equal by default, because unequal evaluation sets would
 otherwise decide the result. P(e|d) = n_de / n_d and P(e) = sum_d pi_d P(e|d), the load of the mix. All logarithms

@@ -11,7 +11,7 @@ sequences: over seeds where there are at least two, else over documents within e
 share a document), or over sequences where the documents are not known or a domain has one only. Over few seeds the
 interval is close to their range, not to its nominal level; over documents it leaves out the noise of training.
 
-Shapes: S seeds, N evaluation sequences, C clusters of one domain, R resamples, A runs.
+Shape legend: I seeds, N evaluated sequences, C clusters of one domain, Z resamples, O runs.
 """
 
 from __future__ import annotations
@@ -35,23 +35,23 @@ class Recovered:
 
 
 def lead(
-    behind_SN: ArrayLike, ahead_SN: ArrayLike, domain_N: ArrayLike, cluster_N: ArrayLike | None = None
+    behind_IN: ArrayLike, ahead_IN: ArrayLike, domain_N: ArrayLike, cluster_N: ArrayLike | None = None
 ) -> Interval:
     """L_behind - L_ahead in nats per token, with its interval.
 
-    behind_SN, ahead_SN: mean loss of each evaluation sequence under each seed, paired in both dimensions.
+    behind_IN, ahead_IN: mean loss of each evaluation sequence under each seed, paired in both dimensions.
     domain_N: domain of each sequence, at least 0. cluster_N: its cluster, by document; used with a single seed.
     The bounds are nan where a single seed has a domain with one sequence. Raises ValueError where shapes do not fit.
     """
-    losses_ASN, domains, clusters = _paired(domain_N, cluster_N, behind_SN, ahead_SN)
-    means_A, resampled_RA, over = resampled_losses(losses_ASN, domains, clusters)
-    return percentile_interval(float(means_A[0] - means_A[1]), resampled_RA[:, 0] - resampled_RA[:, 1], over)
+    losses_OIN, domains, clusters = _paired(domain_N, cluster_N, behind_IN, ahead_IN)
+    means_O, resampled_ZO, over = resampled_losses(losses_OIN, domains, clusters)
+    return percentile_interval(float(means_O[0] - means_O[1]), resampled_ZO[:, 0] - resampled_ZO[:, 1], over)
 
 
 def recovered(
-    control_SN: ArrayLike,
-    router_SN: ArrayLike,
-    reference_SN: ArrayLike,
+    control_IN: ArrayLike,
+    router_IN: ArrayLike,
+    reference_IN: ArrayLike,
     domain_N: ArrayLike,
     cluster_N: ArrayLike | None = None,
 ) -> Recovered:
@@ -60,18 +60,18 @@ def recovered(
     Undefined (nan, with the reason) when the lower bound of the lead is not above 0: the denominator is then within
     its noise, or the reference does not lead at all. Arguments as in `lead`.
     """
-    losses_ASN, domains, clusters = _paired(domain_N, cluster_N, control_SN, router_SN, reference_SN)
-    means_A, resampled_RA, over = resampled_losses(losses_ASN, domains, clusters)
-    lead_R = resampled_RA[:, 0] - resampled_RA[:, 2]
-    reference_lead = percentile_interval(float(means_A[0] - means_A[2]), lead_R, over)
-    undefined = why_undefined(reference_lead) or (None if np.isfinite(means_A[1]) else "its loss is not finite")
+    losses_OIN, domains, clusters = _paired(domain_N, cluster_N, control_IN, router_IN, reference_IN)
+    means_O, resampled_ZO, over = resampled_losses(losses_OIN, domains, clusters)
+    lead_Z = resampled_ZO[:, 0] - resampled_ZO[:, 2]
+    reference_lead = percentile_interval(float(means_O[0] - means_O[2]), lead_Z, over)
+    undefined = why_undefined(reference_lead) or (None if np.isfinite(means_O[1]) else "its loss is not finite")
     if undefined:
         return Recovered(Interval(float("nan"), float("nan"), float("nan"), over), reference_lead, undefined)
-    gain_R = resampled_RA[:, 0] - resampled_RA[:, 1]
+    gain_Z = resampled_ZO[:, 0] - resampled_ZO[:, 1]
     # Resamples in which the reference does not lead lie beyond the interval's lower bound; they have no share.
-    share_R = gain_R[lead_R > 0] / lead_R[lead_R > 0]
-    share = float((means_A[0] - means_A[1]) / (means_A[0] - means_A[2]))
-    return Recovered(percentile_interval(share, share_R, over), reference_lead, None)
+    share_Z = gain_Z[lead_Z > 0] / lead_Z[lead_Z > 0]
+    share = float((means_O[0] - means_O[1]) / (means_O[0] - means_O[2]))
+    return Recovered(percentile_interval(share, share_Z, over), reference_lead, None)
 
 
 def why_undefined(reference_lead: Interval) -> str | None:
@@ -89,9 +89,9 @@ def why_undefined(reference_lead: Interval) -> str | None:
 
 
 def _paired(
-    domain_N: ArrayLike, cluster_N: ArrayLike | None, *losses_SN: ArrayLike
+    domain_N: ArrayLike, cluster_N: ArrayLike | None, *losses_IN: ArrayLike
 ) -> tuple[FloatArray, NDArray[np.int64], NDArray[np.int64] | None]:
-    runs = [np.atleast_2d(np.asarray(losses, dtype=np.float64)) for losses in losses_SN]
+    runs = [np.atleast_2d(np.asarray(losses, dtype=np.float64)) for losses in losses_IN]
     domains = np.asarray(domain_N, dtype=np.int64)
     shapes = sorted({run.shape for run in runs})
     if len(shapes) != 1 or shapes[0][1:] != domains.shape or not domains.size:
@@ -105,32 +105,32 @@ def _paired(
 
 
 def resampled_losses(
-    losses_ASN: FloatArray, domain_N: NDArray[np.int64], cluster_N: NDArray[np.int64] | None
+    losses_OIN: FloatArray, domain_N: NDArray[np.int64], cluster_N: NDArray[np.int64] | None
 ) -> tuple[FloatArray, FloatArray, str]:
-    """The losses [A] of the runs, the same in R resamples [R, A], and over what they were resampled.
+    """The losses [O] of the runs, the same in Z resamples [Z, O], and over what they were resampled.
 
-    losses_ASN: mean loss of each sequence, domain_N and cluster_N as in `lead`. The draws are the same for every call
+    losses_OIN: mean loss of each sequence, domain_N and cluster_N as in `lead`. The draws are the same for every call
     with the same domains and clusters, so that runs, and differences of runs, can be compared across calls.
     """
     rng = np.random.default_rng(0)
     chosen_per_domain = [domain_N == domain for domain in np.unique(domain_N)]
-    loss_AS = np.mean([losses_ASN[:, :, chosen_N].mean(axis=2) for chosen_N in chosen_per_domain], axis=0)
-    num_seeds = loss_AS.shape[1]
+    loss_OI = np.mean([losses_OIN[:, :, chosen_N].mean(axis=2) for chosen_N in chosen_per_domain], axis=0)
+    num_seeds = loss_OI.shape[1]
     if num_seeds > 1:
-        weights_RS = draws(rng, num_seeds, RESAMPLES)
-        return loss_AS.mean(axis=1), weights_RS @ loss_AS.T / num_seeds, "seeds"
+        weights_ZI = draws(rng, num_seeds, RESAMPLES)
+        return loss_OI.mean(axis=1), weights_ZI @ loss_OI.T / num_seeds, "seeds"
     over, unit_N = "documents", cluster_N
     if unit_N is None or any(len(np.unique(unit_N[chosen_N])) < 2 for chosen_N in chosen_per_domain):
         over, unit_N = "evaluation sequences", np.arange(len(domain_N))
-    resampled = [_domain_means(rng, losses_ASN[:, 0, chosen_N], unit_N[chosen_N]) for chosen_N in chosen_per_domain]
-    return loss_AS[:, 0], np.mean(resampled, axis=0), over
+    resampled = [_domain_means(rng, losses_OIN[:, 0, chosen_N], unit_N[chosen_N]) for chosen_N in chosen_per_domain]
+    return loss_OI[:, 0], np.mean(resampled, axis=0), over
 
 
-def _domain_means(rng: np.random.Generator, losses_AN: FloatArray, unit_N: NDArray[np.int64]) -> FloatArray:
-    """The mean loss [R, A] of one domain when its units are drawn anew; nan for a single unit."""
+def _domain_means(rng: np.random.Generator, losses_ON: FloatArray, unit_N: NDArray[np.int64]) -> FloatArray:
+    """The mean loss [Z, O] of one domain when its units are drawn anew; nan for a single unit."""
     _, unit_N, size_C = np.unique(unit_N, return_inverse=True, return_counts=True)
     if len(size_C) == 1:
-        return np.full((RESAMPLES, len(losses_AN)), np.nan)
-    sum_AC = np.stack([np.bincount(unit_N, losses_N) for losses_N in losses_AN])
-    weights_RC = draws(rng, len(size_C), RESAMPLES)
-    return (weights_RC @ sum_AC.T) / (weights_RC @ size_C)[:, None]
+        return np.full((RESAMPLES, len(losses_ON)), np.nan)
+    sum_OC = np.stack([np.bincount(unit_N, losses_N) for losses_N in losses_ON])
+    weights_ZC = draws(rng, len(size_C), RESAMPLES)
+    return (weights_ZC @ sum_OC.T) / (weights_ZC @ size_C)[:, None]

@@ -1,8 +1,8 @@
 """How the router decides: how sharp, how even, how close, how alike its experts' vectors are.
 
-Shapes: D domains, E experts. Sums over the tokens of a domain, as evaluations collect them; `tokens_D` is the number of
-tokens in them. Domains weigh alike unless `weights_D` says otherwise, and those without tokens are left out; without
-any tokens all is nan. Only for routers with scores: probabilities that sum to 1 over the experts of a token.
+Shape legend: D domains, E experts. Sums over the tokens of a domain, as evaluations collect them; `tokens_D` is the
+number of tokens in them. Domains weigh alike unless `weights_D` says otherwise, and those without tokens are left out;
+without any tokens all is nan. Only for routers with scores: probabilities that sum to 1 over the experts of a token.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Specialization by token id: do experts serve words rather than domains?
 
-Shapes: V token ids, E experts, N occurrences. `counts_VE[v, e]` is how many occurrences of token id v have expert e as
-their first choice. Ids weigh by occurrence. Ids seen less than `MINIMUM_COUNT` times are left out, since a word seen
-once goes to one expert only, whatever the router does. Without any id left all is nan.
+Shape legend: V token ids, E experts, X numbers of occurrences. `counts_VE[v, e]` is how many occurrences of token id v
+have expert e as their first choice. Ids weigh by occurrence. Ids seen less than `MINIMUM_COUNT` times are left out,
+since a word seen once goes to one expert only, whatever the router does. Without any id left all is nan.
 """
 
 from __future__ import annotations
@@ -65,25 +65,25 @@ def token_information_chance(counts_VE: ArrayLike) -> float:
     return min(1.0, max(0.0, information) / expert_entropy)
 
 
-def _expected_terms(id_total: int, expert_totals_X: NDArray[np.int64], log_factorials: FloatArray) -> FloatArray:
-    """E[n/N ln(N n / (a b))] for one id seen a times and experts chosen b times [X], n hypergeometric."""
+def _expected_terms(id_total: int, expert_totals_E: NDArray[np.int64], log_factorials: FloatArray) -> FloatArray:
+    """E[n/N ln(N n / (a b))] for one id seen a times and experts chosen b times [E], n hypergeometric."""
     num_occurrences = len(log_factorials) - 1
-    mean_X = id_total * expert_totals_X / num_occurrences
-    slack_X = _TAIL * np.sqrt(mean_X) + 2 * _TAIL
-    low = max(1, int(np.min(mean_X - slack_X)))
-    high = min(id_total, int(np.max(mean_X + slack_X)))
-    n_1N = np.arange(low, high + 1)[None, :]
-    a, b_X1 = id_total, expert_totals_X[:, None]
-    possible_XN = (n_1N <= b_X1) & (a + b_X1 - n_1N <= num_occurrences)
-    n_XN = np.where(possible_XN, n_1N, np.minimum(a, b_X1))
-    rest_XN = num_occurrences - a - b_X1 + n_XN
-    log_probability_XN = (
+    mean_E = id_total * expert_totals_E / num_occurrences
+    slack_E = _TAIL * np.sqrt(mean_E) + 2 * _TAIL
+    low = max(1, int(np.min(mean_E - slack_E)))
+    high = min(id_total, int(np.max(mean_E + slack_E)))
+    n_1X = np.arange(low, high + 1)[None, :]
+    a, b_E1 = id_total, expert_totals_E[:, None]
+    possible_EX = (n_1X <= b_E1) & (a + b_E1 - n_1X <= num_occurrences)
+    n_EX = np.where(possible_EX, n_1X, np.minimum(a, b_E1))
+    rest_EX = num_occurrences - a - b_E1 + n_EX
+    log_probability_EX = (
         (log_factorials[a] + log_factorials[num_occurrences - a] - log_factorials[num_occurrences])
-        + (log_factorials[b_X1] + log_factorials[num_occurrences - b_X1])
-        - (log_factorials[n_XN] + log_factorials[a - n_XN] + log_factorials[b_X1 - n_XN] + log_factorials[rest_XN])
+        + (log_factorials[b_E1] + log_factorials[num_occurrences - b_E1])
+        - (log_factorials[n_EX] + log_factorials[a - n_EX] + log_factorials[b_E1 - n_EX] + log_factorials[rest_EX])
     )
-    information_XN = n_XN / num_occurrences * np.log(num_occurrences * n_XN / (a * b_X1))
-    return np.sum(np.exp(log_probability_XN) * information_XN * possible_XN, axis=1)
+    information_EX = n_EX / num_occurrences * np.log(num_occurrences * n_EX / (a * b_E1))
+    return np.sum(np.exp(log_probability_EX) * information_EX * possible_EX, axis=1)
 
 
 def _frequent(counts_VE: ArrayLike) -> FloatArray:

@@ -34,8 +34,8 @@ class Base(LinearRouter):
     Config = BaseConfig
     config: BaseConfig
 
-    def score(self, x_TD: Tensor, context: RoutingContext) -> Scores:
-        return Scores.by_sigmoid(self.scorer(x_TD))
+    def score(self, x_TM: Tensor, context: RoutingContext) -> Scores:
+        return Scores.by_sigmoid(self.scorer(x_TM))
 
     def select(self, scores: Scores, context: RoutingContext) -> Tensor:
         logits_TE, top_k = scores.logits_TE, self.setting.top_k
@@ -43,7 +43,7 @@ class Base(LinearRouter):
         if not self.training:
             return greedy_TK
         return choose_in_pools(
-            lambda logits_NE: balanced_assignment(logits_NE, top_k),
+            lambda logits_UE: balanced_assignment(logits_UE, top_k),
             logits_TE,
             greedy_TK,
             self.config.pool,

@@ -1,6 +1,6 @@
 """Cosine similarity to one direction per expert.
 
-Shape legend: T tokens, D model width, E experts, P width of the projection.
+Shape legend: T tokens, M model width, E experts, P projected width.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class CosineScore(Scorer):
     """``z_i = tau * cos(P x, m_i)`` with ``tau = min(exp(log_scale), 100)``.
 
     Args:
-        hidden_size: D.
+        hidden_size: M.
         projection_size: P.
         num_outputs: experts scored.
         initial_scale: tau at first.
@@ -48,9 +48,9 @@ class CosineScore(Scorer):
         self.weight = nn.Parameter(torch.randn(num_outputs, projection_size) * projection_size**-0.5)
         self.log_scale = nn.Parameter(torch.tensor([math.log(initial_scale)]))
 
-    def forward(self, x_TD: Tensor) -> Tensor:
+    def forward(self, x_TM: Tensor) -> Tensor:
         """Logits, float32 [T, E], within -tau and tau."""
-        projected_TP = F.normalize(self.projection(x_TD), dim=-1)
+        projected_TP = F.normalize(self.projection(x_TM), dim=-1)
         directions_EP = F.normalize(self.weight.to(projected_TP.dtype), dim=-1)
         scale = self.log_scale.to(projected_TP.dtype).clamp(max=math.log(LARGEST_SCALE)).exp()
         return scale * full_precision_linear(projected_TP, directions_EP)

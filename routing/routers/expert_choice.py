@@ -50,8 +50,8 @@ class ExpertChoice(LinearRouter):
     Config = ExpertChoiceConfig
     config: ExpertChoiceConfig
 
-    def score(self, x_TD: Tensor, context: RoutingContext) -> Scores:
-        return Scores.by_softmax(self.scorer(x_TD))
+    def score(self, x_TM: Tensor, context: RoutingContext) -> Scores:
+        return Scores.by_softmax(self.scorer(x_TM))
 
     def select(self, scores: Scores, context: RoutingContext) -> Tensor:
         scores_TE = scores.affinity_TE
@@ -65,13 +65,13 @@ class ExpertChoice(LinearRouter):
         )
         return select_where(chosen_TE, scores_TE)
 
-    def _take(self, scores_NE: Tensor) -> Tensor:
-        """Which tokens of a pool each expert takes, bool [N, E]."""
-        N, E = scores_NE.shape
-        capacity = min(math.ceil(self.config.capacity_factor * self.setting.top_k * N / E), N)
+    def _take(self, scores_UE: Tensor) -> Tensor:
+        """Which tokens of a pool each expert takes, bool [U, E]."""
+        U, E = scores_UE.shape
+        capacity = min(math.ceil(self.config.capacity_factor * self.setting.top_k * U / E), U)
         # Along rows, topk is several times as fast.
-        taken_EC = scores_NE.t().contiguous().topk(capacity, dim=-1, sorted=False).indices
-        return torch.zeros_like(scores_NE, dtype=torch.bool).scatter_(0, taken_EC.t(), True)
+        taken_EX = scores_UE.t().contiguous().topk(capacity, dim=-1, sorted=False).indices
+        return torch.zeros_like(scores_UE, dtype=torch.bool).scatter_(0, taken_EX.t(), True)
 
     def weigh(self, scores: Scores, expert_ids_TK: Tensor) -> Tensor:
         return gathered_where_chosen(scores.affinity_TE, expert_ids_TK, normalise=False)

@@ -1,6 +1,6 @@
 """Every expert takes the tokens above its own threshold.
 
-Shape legend: T tokens, E experts, K experts per token on average.
+Shape legend: T tokens, E experts, K choices on average.
 """
 
 from __future__ import annotations
@@ -75,8 +75,8 @@ class ExpertThreshold(LinearRouter):
         self.register_buffer("quantile_sum_E", zeros_E.clone(), persistent=False)
         self.register_buffer("tokens", torch.zeros((), dtype=torch.float64), persistent=False)
 
-    def score(self, x_TD: Tensor, context: RoutingContext) -> Scores:
-        return Scores.by_softmax(self.scorer(x_TD))
+    def score(self, x_TM: Tensor, context: RoutingContext) -> Scores:
+        return Scores.by_softmax(self.scorer(x_TM))
 
     def select(self, scores: Scores, context: RoutingContext) -> Tensor:
         probabilities_TE = scores.probabilities_TE

@@ -50,6 +50,6 @@ class Hash(Router):
             table_VK = modulo_table(setting.vocab_size, setting.num_experts, setting.top_k, seed)
         self.register_buffer("table_VK", table_VK, persistent=False)
 
-    def forward(self, x_TD: Tensor, context: RoutingContext) -> RoutingDecision:
+    def forward(self, x_TM: Tensor, context: RoutingContext) -> RoutingDecision:
         expert_ids_TK = self.table_VK[context.token_ids_BL.reshape(-1)]
         return RoutingDecision(expert_ids_TK, uniform(expert_ids_TK))

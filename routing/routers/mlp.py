@@ -23,7 +23,7 @@ class MLPScore(LinearScore):
     """``z = W2 gelu(W1 x)``.
 
     Args:
-        hidden_size: D.
+        hidden_size: M.
         width: of the hidden layer.
         num_outputs: experts scored.
     """
@@ -33,9 +33,9 @@ class MLPScore(LinearScore):
         # Hidden units of variance 1: with smaller ones gelu would be linear at first.
         self.hidden = LinearScore(hidden_size, width, std=hidden_size**-0.5)
 
-    def forward(self, x_TD: Tensor) -> Tensor:
+    def forward(self, x_TM: Tensor) -> Tensor:
         """Logits, float32 [T, E]."""
-        return super().forward(F.gelu(self.hidden(x_TD)))
+        return super().forward(F.gelu(self.hidden(x_TM)))
 
 
 @ROUTERS.register("mlp")

@@ -50,11 +50,11 @@ class NoisyTopK(TopK):
         self.noise_scorer = LinearScore(setting.hidden_size, setting.num_experts)
         nn.init.zeros_(self.noise_scorer.weight)
 
-    def score(self, x_TD: Tensor, context: RoutingContext) -> Scores:
+    def score(self, x_TM: Tensor, context: RoutingContext) -> Scores:
         if not self.training:
-            return super().score(x_TD, context)
-        clean_TE = self.scorer(x_TD)
-        noise = Noise(clean_TE, F.softplus(self.noise_scorer(x_TD)))
+            return super().score(x_TM, context)
+        clean_TE = self.scorer(x_TM)
+        noise = Noise(clean_TE, F.softplus(self.noise_scorer(x_TM)))
         logits_TE = clean_TE + self.draws_TE(context, clean_TE.dtype) * noise.scale_TE
         return Scores.by_softmax(logits_TE, noise)
 

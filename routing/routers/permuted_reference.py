@@ -27,12 +27,12 @@ class PermutedReference(Reference):
 
     Config = PermutedReferenceConfig
     config: PermutedReferenceConfig
-    thresholds_G: Tensor
+    thresholds_J: Tensor
 
     def __init__(self, config: PermutedReferenceConfig, setting: RouterSetting) -> None:
         super().__init__(config, setting)
-        thresholds_G = cumulative_thresholds(self.groups.shares(setting.domain_weights))
-        self.register_buffer("thresholds_G", thresholds_G, persistent=False)
+        thresholds_J = cumulative_thresholds(self.groups.shares(setting.domain_weights))
+        self.register_buffer("thresholds_J", thresholds_J, persistent=False)
 
     def group_T(self, context: RoutingContext) -> Tensor:
-        return choice_from_keys(self.thresholds_G, self.setting.seed, context.sequence_T, self.own_group_T(context))
+        return choice_from_keys(self.thresholds_J, self.setting.seed, context.sequence_T, self.own_group_T(context))

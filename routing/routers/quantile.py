@@ -81,8 +81,8 @@ class Quantile(LinearRouter):
         self.register_buffer("beta_sum_E", torch.zeros(setting.num_experts, dtype=torch.float64), persistent=False)
         self.register_buffer("token_sum", torch.zeros((), dtype=torch.float64), persistent=False)
 
-    def score(self, x_TD: Tensor, context: RoutingContext) -> Scores:
-        return Scores.by_softmax(self.scorer(x_TD))
+    def score(self, x_TM: Tensor, context: RoutingContext) -> Scores:
+        return Scores.by_softmax(self.scorer(x_TM))
 
     def select(self, scores: Scores, context: RoutingContext) -> Tensor:
         return select_top_k(scores.logits_TE, self.setting.top_k, -self.beta_E)

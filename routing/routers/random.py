@@ -39,8 +39,8 @@ class Random(Router):
     Config = RandomConfig
     config: RandomConfig
 
-    def forward(self, x_TD: Tensor, context: RoutingContext) -> RoutingDecision:
-        experts_E = torch.arange(self.setting.num_experts, device=x_TD.device)
+    def forward(self, x_TM: Tensor, context: RoutingContext) -> RoutingDecision:
+        experts_E = torch.arange(self.setting.num_experts, device=x_TM.device)
         sequence_T1, position_T1 = context.sequence_T[:, None], context.position_BL.reshape(-1, 1)
         # The key that differs within a token comes last: the others are hashed once per token and not per expert.
         draws_TE = uniform_from_keys(self.setting.seed, self.setting.layer, sequence_T1, position_T1, experts_E)

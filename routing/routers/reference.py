@@ -1,6 +1,6 @@
 """The reference: every domain has its own experts.
 
-Shape legend: T tokens, E experts, K choices, D domains, G groups of experts, V vocabulary.
+Shape legend: T tokens, E experts, K choices, D domains, J groups of experts, V token ids.
 """
 
 from __future__ import annotations
@@ -99,8 +99,8 @@ class Reference(Router):
 
     Config = ReferenceConfig
     config: ReferenceConfig
-    group_GE: Tensor
-    table_GVK: Tensor
+    group_JE: Tensor
+    table_JVK: Tensor
     family_D: Tensor
     part_thresholds: Tensor
 
@@ -117,17 +117,17 @@ class Reference(Router):
                 f"to {max(sizes)} experts and a token uses {setting.top_k}; change model.moe.num_experts so that there "
                 f"are {setting.top_k * len(sizes)}, or choose inside: learned or hash"
             )
-        self.register_buffer("group_GE", group_masks(sizes), persistent=False)
+        self.register_buffer("group_JE", group_masks(sizes), persistent=False)
         self.register_buffer("family_D", torch.tensor(self.groups.family_of_domain), persistent=False)
         thresholds = cumulative_thresholds((1.0,) * config.document_parts)
         self.register_buffer("part_thresholds", thresholds, persistent=False)
         if config.inside == "learned":
             self.scorer = LinearScore(setting.hidden_size, setting.num_experts)
         else:
-            self.register_buffer("table_GVK", self._tables(sizes), persistent=False)
+            self.register_buffer("table_JVK", self._tables(sizes), persistent=False)
 
     def _tables(self, sizes: list[int]) -> Tensor:
-        """Experts of every (group, token id), int64 [G, V, K]."""
+        """Experts of every (group, token id), int64 [J, V, K]."""
         first = 0
         tables = []
         for group, size in enumerate(sizes):
@@ -166,16 +166,16 @@ class Reference(Router):
         """Group that serves each token, int64 [T]."""
         return self.own_group_T(context)
 
-    def forward(self, x_TD: Tensor, context: RoutingContext) -> RoutingDecision:
+    def forward(self, x_TM: Tensor, context: RoutingContext) -> RoutingDecision:
         if self.config.inside == "learned":
-            return super().forward(x_TD, context)
-        expert_ids_TK = self.table_GVK[self.group_T(context), context.token_ids_BL.reshape(-1)]
+            return super().forward(x_TM, context)
+        expert_ids_TK = self.table_JVK[self.group_T(context), context.token_ids_BL.reshape(-1)]
         return RoutingDecision(expert_ids_TK, uniform(expert_ids_TK))
 
-    def score(self, x_TD: Tensor, context: RoutingContext) -> Scores:
-        outside_TE = ~self.group_GE[self.group_T(context)]
+    def score(self, x_TM: Tensor, context: RoutingContext) -> Scores:
+        outside_TE = ~self.group_JE[self.group_T(context)]
         # Masked before anything reads them: a loss on the logits must not reach the experts of other groups.
-        return Scores.by_softmax(self.scorer(x_TD).masked_fill(outside_TE, float("-inf")))
+        return Scores.by_softmax(self.scorer(x_TM).masked_fill(outside_TE, float("-inf")))
 
     def select(self, scores: Scores, context: RoutingContext) -> Tensor:
         return select_top_k(scores.for_selection().affinity_TE, self.setting.top_k, context.bias_E)
@@ -183,5 +183,5 @@ class Reference(Router):
     def weigh(self, scores: Scores, expert_ids_TK: Tensor) -> Tensor:
         return gathered(scores.affinity_TE, expert_ids_TK, normalises(None, self.setting.top_k))
 
-    def vectors_ED(self) -> Tensor | None:
+    def vectors_EX(self) -> Tensor | None:
         return self.scorer.weight if self.config.inside == "learned" else None

@@ -51,7 +51,7 @@ class OffsetScore(LinearScore):
     deviation for x with entries of variance 1.
 
     Args:
-        hidden_size: D.
+        hidden_size: M.
         num_outputs: experts scored.
     """
 
@@ -60,9 +60,9 @@ class OffsetScore(LinearScore):
         super().__init__(hidden_size, num_outputs, std=0.5 * start * hidden_size**-0.5)
         self.offset = nn.Parameter(torch.full((num_outputs,), start))
 
-    def forward(self, x_TD: Tensor) -> Tensor:
+    def forward(self, x_TM: Tensor) -> Tensor:
         """Logits, float32 [T, E]."""
-        logits_TE = super().forward(x_TD)
+        logits_TE = super().forward(x_TM)
         return logits_TE + self.offset.to(logits_TE.dtype)
 
 
@@ -84,8 +84,8 @@ class ReLU(Router):
         super().__init__(config, setting)
         self.scorer = OffsetScore(setting.hidden_size, setting.num_experts)
 
-    def score(self, x_TD: Tensor, context: RoutingContext) -> Scores:
-        return scores_of(self.scorer(x_TD))
+    def score(self, x_TM: Tensor, context: RoutingContext) -> Scores:
+        return scores_of(self.scorer(x_TM))
 
     def select(self, scores: Scores, context: RoutingContext) -> Tensor:
         return select_where(scores.affinity_TE > 0, scores.affinity_TE)
@@ -93,5 +93,5 @@ class ReLU(Router):
     def weigh(self, scores: Scores, expert_ids_TK: Tensor) -> Tensor:
         return gathered_where_chosen(scores.affinity_TE, expert_ids_TK, normalise=False)
 
-    def vectors_ED(self) -> Tensor:
+    def vectors_EX(self) -> Tensor:
         return self.scorer.weight

@@ -35,8 +35,8 @@ class Sigmoid(LinearRouter):
         super().__init__(config, setting)
         self.normalise = normalises(config.normalise, setting.top_k)
 
-    def score(self, x_TD: Tensor, context: RoutingContext) -> Scores:
-        return Scores.by_sigmoid(self.scorer(x_TD))
+    def score(self, x_TM: Tensor, context: RoutingContext) -> Scores:
+        return Scores.by_sigmoid(self.scorer(x_TM))
 
     def weigh(self, scores: Scores, expert_ids_TK: Tensor) -> Tensor:
         return self.config.route_scale * gathered(scores.affinity_TE, expert_ids_TK, self.normalise)

@@ -37,8 +37,8 @@ class Sinkhorn(LinearRouter):
     Config = SinkhornConfig
     config: SinkhornConfig
 
-    def score(self, x_TD: Tensor, context: RoutingContext) -> Scores:
-        logits_TE = self.scorer(x_TD)
+    def score(self, x_TM: Tensor, context: RoutingContext) -> Scores:
+        logits_TE = self.scorer(x_TM)
         if self.setting.top_k == 1:
             return Scores.by_sigmoid(logits_TE)
         return Scores.by_softmax(logits_TE)
@@ -48,7 +48,7 @@ class Sinkhorn(LinearRouter):
         if not self.training:
             return select_top_k(logits_TE, self.setting.top_k)
         bias_TE = choose_in_pools(
-            lambda logits_NE: sinkhorn_bias(logits_NE).expand_as(logits_NE),
+            lambda logits_UE: sinkhorn_bias(logits_UE).expand_as(logits_UE),
             logits_TE,
             torch.zeros_like(logits_TE),
             self.config.pool,

@@ -35,8 +35,8 @@ class TopK(LinearRouter):
         super().__init__(config, setting, trainable)
         self.normalise = normalises(config.normalise, setting.top_k)
 
-    def score(self, x_TD: Tensor, context: RoutingContext) -> Scores:
-        return Scores.by_softmax(self.scorer(x_TD))
+    def score(self, x_TM: Tensor, context: RoutingContext) -> Scores:
+        return Scores.by_softmax(self.scorer(x_TM))
 
     def weigh(self, scores: Scores, expert_ids_TK: Tensor) -> Tensor:
         return gathered(scores.affinity_TE, expert_ids_TK, self.normalise)

@@ -43,8 +43,8 @@ class TopKSoftmax(LinearRouter):
                 "the router would learn nothing from the loss; use top_k"
             )
 
-    def score(self, x_TD: Tensor, context: RoutingContext) -> Scores:
-        return scores_of(self.scorer(x_TD))
+    def score(self, x_TM: Tensor, context: RoutingContext) -> Scores:
+        return scores_of(self.scorer(x_TM))
 
     def weigh(self, scores: Scores, expert_ids_TK: Tensor) -> Tensor:
         return softmax_over_chosen(scores.logits_TE, expert_ids_TK)

@@ -1,6 +1,6 @@
 """As many experts as a share of the probability takes.
 
-Shape legend: T tokens, E experts, W experts of the token that uses most.
+Shape legend: T tokens, E experts, W places for choices.
 """
 
 from __future__ import annotations
@@ -73,8 +73,8 @@ class TopP(LinearRouter):
         tau = torch.tensor(setting.top_k / setting.num_experts, dtype=torch.float64)
         self.register_buffer("tau", tau.clamp(_LOWEST, _HIGHEST))
 
-    def score(self, x_TD: Tensor, context: RoutingContext) -> Scores:
-        return Scores.by_softmax(self.scorer(x_TD))
+    def score(self, x_TM: Tensor, context: RoutingContext) -> Scores:
+        return Scores.by_softmax(self.scorer(x_TM))
 
     def select(self, scores: Scores, context: RoutingContext) -> Tensor:
         return select_top_p(scores.probabilities_TE, self.tau)

@@ -79,14 +79,14 @@ def make_model(name: str, **options: Any) -> Any:
 
 
 @torch.no_grad()
-def make_routed_model(embedding_VH: torch.Tensor, router_EH: torch.Tensor, top_k: int) -> Any:
+def make_routed_model(embedding_VM: torch.Tensor, router_EM: torch.Tensor, top_k: int) -> Any:
     """A Mixtral in which a token's router sees its embedding in every layer: attention and experts add nothing."""
     model = make_model("mixtral", num_experts_per_tok=top_k)
-    model.model.embed_tokens.weight.copy_(embedding_VH)
+    model.model.embed_tokens.weight.copy_(embedding_VM)
     for layer in model.model.layers:
         layer.self_attn.o_proj.weight.zero_()
         layer.mlp.experts.down_proj.zero_()
-        layer.mlp.gate.weight.copy_(router_EH)
+        layer.mlp.gate.weight.copy_(router_EM)
     return model
 
 

@@ -1,6 +1,6 @@
 """What each family's router does with one token, written down from its paper, one expert at a time.
 
-Shapes: E experts, H width, K choices.
+Shape legend: E experts, M model width, K choices.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ def ordered(experts: list[int], weight: Callable[[int], float], probabilities_E:
     return experts, [weight(expert) for expert in experts], probabilities_E
 
 
-def choose(name: str, router: Any, hidden_H: Floats) -> Choice:
+def choose(name: str, router: Any, hidden_M: Floats) -> Choice:
     """The decision for one token by the router of a family of ``models.CONFIGS``."""
-    logits_E = np.array([sum(h * w for h, w in zip(hidden_H, row, strict=True)) for row in router.weight.tolist()])
+    logits_E = np.array([sum(h * w for h, w in zip(hidden_M, row, strict=True)) for row in router.weight.tolist()])
     top_k = router.top_k
     if name == "gpt_oss":
         logits_E = logits_E + np.array(router.bias.tolist())

@@ -22,24 +22,24 @@ DOMAINS, LETTERS = len(models.ALPHABETS), 8
 
 def embeddings(unit_of: Any) -> torch.Tensor:
     """Every character a unit vector, the one that ``unit_of(domain, letter)`` names; special tokens the last one."""
-    embedding_VH = torch.zeros(models.VOCAB_SIZE, models.WIDTH)
-    embedding_VH[: len(models.SPECIAL), -1] = 1.0
+    embedding_VM = torch.zeros(models.VOCAB_SIZE, models.WIDTH)
+    embedding_VM[: len(models.SPECIAL), -1] = 1.0
     for number in range(len(models.CHARACTERS)):
-        embedding_VH[len(models.SPECIAL) + number, unit_of(*divmod(number, LETTERS))] = 1.0
-    return embedding_VH
+        embedding_VM[len(models.SPECIAL) + number, unit_of(*divmod(number, LETTERS))] = 1.0
+    return embedding_VM
 
 
-def counts(embedding_VH: torch.Tensor, router_EH: torch.Tensor, top_k: int, **text: Any) -> dict[str, Any]:
-    model = models.make_routed_model(embedding_VH, router_EH, top_k)
+def counts(embedding_VM: torch.Tensor, router_EM: torch.Tensor, top_k: int, **text: Any) -> dict[str, Any]:
+    model = models.make_routed_model(embedding_VM, router_EM, top_k)
     passages = cut_passages(text.get("documents") or models.make_documents(6, 60), LENGTH, per_domain=8)
     return Recorder(model, FAMILIES["mixtral"], passages, Tokens(models.make_tokenizer(), LENGTH), 8, CPU).run()
 
 
 def test_each_domain_to_its_own_experts() -> None:
-    router_EH = torch.zeros(models.EXPERTS, models.WIDTH)
+    router_EM = torch.zeros(models.EXPERTS, models.WIDTH)
     for expert in range(models.EXPERTS):
-        router_EH[expert, expert // 2] = 5.0
-    arrays = counts(embeddings(lambda domain, letter: domain), router_EH, top_k=2)
+        router_EM[expert, expert // 2] = 5.0
+    arrays = counts(embeddings(lambda domain, letter: domain), router_EM, top_k=2)
     for counts_DE, tokens_D in zip(arrays["counts_top_k_YDE"], [arrays["tokens_D"]] * 2, strict=True):
         assert metrics.domain_information(counts_DE) == pytest.approx(1.0)
         assert metrics.purity(counts_DE) == pytest.approx(1.0)
@@ -56,9 +56,9 @@ def test_each_domain_to_its_own_experts() -> None:
 
 @pytest.mark.parametrize("top_k", [1, 2])
 def test_all_to_the_same_experts(top_k: int) -> None:
-    router_EH = torch.zeros(models.EXPERTS, models.WIDTH)
-    router_EH[0], router_EH[1] = 5.0, 4.0
-    arrays = counts(embeddings(lambda domain, letter: 8 * domain // DOMAINS + letter), router_EH, top_k)
+    router_EM = torch.zeros(models.EXPERTS, models.WIDTH)
+    router_EM[0], router_EM[1] = 5.0, 4.0
+    arrays = counts(embeddings(lambda domain, letter: 8 * domain // DOMAINS + letter), router_EM, top_k)
     for counts_DE in arrays["counts_top_k_YDE"]:
         assert metrics.effective_experts(counts_DE) == pytest.approx(top_k)
         assert metrics.domain_information(counts_DE) == pytest.approx(0.0, abs=1e-12)
@@ -67,12 +67,12 @@ def test_all_to_the_same_experts(top_k: int) -> None:
 
 def test_routing_by_letter_knows_nothing_of_the_domain() -> None:
     """Every letter of an alphabet to another expert, and as many of each letter in all domains."""
-    router_EH = 5.0 * torch.eye(models.EXPERTS, models.WIDTH)
+    router_EM = 5.0 * torch.eye(models.EXPERTS, models.WIDTH)
     documents = {
         name: [Document(alphabet * 8 + alphabet[0], f"{name}{number}") for number in range(8)]
         for name, alphabet in models.ALPHABETS.items()
     }
-    arrays = counts(embeddings(lambda domain, letter: letter), router_EH, top_k=1, documents=documents)
+    arrays = counts(embeddings(lambda domain, letter: letter), router_EM, top_k=1, documents=documents)
     letters = arrays["counts_top_k_YDE"]
     assert arrays["tokens_D"].tolist() == [8 * (LENGTH - 1)] * DOMAINS
     for counts_DE in letters:

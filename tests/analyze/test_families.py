@@ -68,10 +68,10 @@ def test_records_what_the_family_says(name: str, passages: Passages) -> None:
             [-float(output.logits[0, p].double().log_softmax(-1)[ids[p + 1]]) for p in range(1, len(ids) - 1)]
         )
         tokens[domain] += len(ids) - 2
-        for y, (router, hidden_LH) in enumerate(zip(routers, seen, strict=True)):
+        for y, (router, hidden_LM) in enumerate(zip(routers, seen, strict=True)):
             for position in range(1, len(ids) - 1):
                 experts, weights, probabilities_E = oracles.choose(
-                    name, router.module, hidden_LH[position].double().numpy()
+                    name, router.module, hidden_LM[position].double().numpy()
                 )
                 top_1[y, domain, experts[0]] += 1
                 vocabulary[y, ids[position], experts[0]] += 1

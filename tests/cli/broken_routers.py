@@ -32,11 +32,11 @@ BROKEN: list[tuple[type[Router], str, str]] = []
 class Plain(TopK):
     """A good router, in the form that the broken ones change."""
 
-    def change(self, decision: RoutingDecision, x_TD: Tensor, context: RoutingContext) -> RoutingDecision:
+    def change(self, decision: RoutingDecision, x_TM: Tensor, context: RoutingContext) -> RoutingDecision:
         return decision
 
-    def forward(self, x_TD: Tensor, context: RoutingContext) -> RoutingDecision:
-        return self.change(super().forward(x_TD, context), x_TD, context)
+    def forward(self, x_TM: Tensor, context: RoutingContext) -> RoutingDecision:
+        return self.change(super().forward(x_TM, context), x_TM, context)
 
 
 @broken("builds", "cannot be built: ValueError: needs a prime number of experts")
@@ -47,13 +47,13 @@ class NeedsPrimes(Plain):
 
 @broken("decision", "returned expert 16")
 class OneTooFar(Plain):
-    def change(self, decision: RoutingDecision, x_TD: Tensor, context: RoutingContext) -> RoutingDecision:
+    def change(self, decision: RoutingDecision, x_TM: Tensor, context: RoutingContext) -> RoutingDecision:
         return replace(decision, expert_ids_TK=decision.expert_ids_TK + 1)
 
 
 @broken("decision", "raises KeyError: 'surprise'")
 class Raises(Plain):
-    def score(self, x_TD: Tensor, context: RoutingContext) -> Scores:
+    def score(self, x_TM: Tensor, context: RoutingContext) -> Scores:
         raise KeyError("surprise")
 
 
@@ -65,14 +65,14 @@ class Twice(Plain):
 
 @broken("probabilities", "sum to 2, not 1")
 class SumsToTwo(Plain):
-    def change(self, decision: RoutingDecision, x_TD: Tensor, context: RoutingContext) -> RoutingDecision:
+    def change(self, decision: RoutingDecision, x_TM: Tensor, context: RoutingContext) -> RoutingDecision:
         assert decision.probabilities_TE is not None
         return replace(decision, probabilities_TE=2 * decision.probabilities_TE)
 
 
-@broken("provides", "vectors_ED() does not return one row for each")
+@broken("provides", "vectors_EX() does not return one row for each")
 class WithoutVectors(Plain):
-    def vectors_ED(self) -> Tensor:
+    def vectors_EX(self) -> Tensor:
         return self.scorer.weight[:3]
 
 
@@ -95,9 +95,9 @@ class WithoutNoise(Plain):
 
 @broken("gradients", "neither weights nor scores carry a gradient")
 class Detached(Plain):
-    def score(self, x_TD: Tensor, context: RoutingContext) -> Scores:
+    def score(self, x_TM: Tensor, context: RoutingContext) -> Scores:
         with torch.no_grad():
-            return super().score(x_TD, context)
+            return super().score(x_TM, context)
 
 
 @broken("gradients", "no gradient reaches 'spare'")
@@ -132,18 +132,18 @@ class CountsCalls(Plain):
 
 @broken("causality", "when the tokens from position 1 on change, the experts of earlier tokens change")
 class SeesTheFuture(Plain):
-    def score(self, x_TD: Tensor, context: RoutingContext) -> Scores:
-        x_BLD = x_TD.float().view(*context.token_ids_BL.shape, -1)
+    def score(self, x_TM: Tensor, context: RoutingContext) -> Scores:
+        x_BLM = x_TM.float().view(*context.token_ids_BL.shape, -1)
         if context.valid_BL is not None:
-            x_BLD = x_BLD * context.valid_BL[..., None]
-        return super().score((x_BLD - x_BLD.mean(1, keepdim=True)).flatten(0, 1), context)
+            x_BLM = x_BLM * context.valid_BL[..., None]
+        return super().score((x_BLM - x_BLM.mean(1, keepdim=True)).flatten(0, 1), context)
 
 
 @broken("micro-batches", "when it is routed with 0 others instead of 3")
 class SeesOtherSequences(Plain):
-    def score(self, x_TD: Tensor, context: RoutingContext) -> Scores:
-        first_BD = x_TD.float().view(*context.token_ids_BL.shape, -1)[:, 0]
-        return super().score(x_TD + 5 * first_BD.mean(0), context)
+    def score(self, x_TM: Tensor, context: RoutingContext) -> Scores:
+        first_BM = x_TM.float().view(*context.token_ids_BL.shape, -1)[:, 0]
+        return super().score(x_TM + 5 * first_BM.mean(0), context)
 
 
 @broken("labels", "without domain labels its experts change in training")
@@ -155,8 +155,8 @@ class ReadsLabels(Plain):
 
 @broken("determinism", "draws from torch's generator in training")
 class DrawsNoise(Plain):
-    def score(self, x_TD: Tensor, context: RoutingContext) -> Scores:
-        return super().score(x_TD + torch.rand_like(x_TD), context)
+    def score(self, x_TM: Tensor, context: RoutingContext) -> Scores:
+        return super().score(x_TM + torch.rand_like(x_TM), context)
 
 
 class Counting(Plain):
@@ -168,14 +168,14 @@ class Counting(Plain):
         super().__init__(config, setting)
         self.register_buffer("seen", torch.zeros(setting.num_experts))
 
-    def score(self, x_TD: Tensor, context: RoutingContext) -> Scores:
-        scores = super().score(x_TD, context)
+    def score(self, x_TM: Tensor, context: RoutingContext) -> Scores:
+        scores = super().score(x_TM, context)
         return replace(scores, affinity_TE=scores.affinity_TE / (1 + self.seen))
 
 
 @broken("determinism", "changes its buffer 'seen' while it decides in training")
 class CountsInForward(Counting):
-    def change(self, decision: RoutingDecision, x_TD: Tensor, context: RoutingContext) -> RoutingDecision:
+    def change(self, decision: RoutingDecision, x_TM: Tensor, context: RoutingContext) -> RoutingDecision:
         self.seen += 1
         return decision
 
@@ -190,8 +190,8 @@ class ChangesInObserve(Counting):
 class KeepsStateOutside(Plain):
     counts_E: Tensor | None = None
 
-    def score(self, x_TD: Tensor, context: RoutingContext) -> Scores:
-        scores = super().score(x_TD, context)
+    def score(self, x_TM: Tensor, context: RoutingContext) -> Scores:
+        scores = super().score(x_TM, context)
         return scores if self.counts_E is None else replace(scores, affinity_TE=scores.affinity_TE / self.counts_E)
 
     def finish_step(self, step: LayerStep) -> None:
@@ -221,15 +221,15 @@ class UnsafeName(Plain):
 
 @broken("precision", "is torch.bfloat16")
 class RoundsItsScores(Plain):
-    def score(self, x_TD: Tensor, context: RoutingContext) -> Scores:
-        logits_TE = torch.nn.functional.linear(x_TD, self.scorer.weight.to(x_TD.dtype))
+    def score(self, x_TM: Tensor, context: RoutingContext) -> Scores:
+        logits_TE = torch.nn.functional.linear(x_TM, self.scorer.weight.to(x_TM.dtype))
         return Scores.by_softmax(logits_TE)
 
 
-@broken("device", "create tensors with device=x_TD.device")
+@broken("device", "create tensors with device=x_TM.device")
 class StaysOnTheHost(Plain):
-    def score(self, x_TD: Tensor, context: RoutingContext) -> Scores:
-        scores = super().score(x_TD, context)
+    def score(self, x_TM: Tensor, context: RoutingContext) -> Scores:
+        scores = super().score(x_TM, context)
         return replace(scores, affinity_TE=scores.affinity_TE + torch.zeros(self.setting.num_experts))
 
 
@@ -278,8 +278,8 @@ class SaysNotLearned(SaysLearned):
 class Draws(Router):
     """Experts by a hash, without parameters."""
 
-    def forward(self, x_TD: Tensor, context: RoutingContext) -> RoutingDecision:
-        experts_E = torch.arange(self.setting.num_experts, device=x_TD.device)
+    def forward(self, x_TM: Tensor, context: RoutingContext) -> RoutingDecision:
+        experts_E = torch.arange(self.setting.num_experts, device=x_TM.device)
         draws_TE = uniform_from_keys(1, context.sequence_T[:, None], context.position_BL.reshape(-1, 1), experts_E)
         expert_ids_TK = select_top_k(draws_TE, self.setting.top_k)
         return RoutingDecision(expert_ids_TK, torch.ones_like(expert_ids_TK, dtype=torch.float32))

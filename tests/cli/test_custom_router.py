@@ -33,9 +33,9 @@ FAILING = """
             weights_TK = super().weigh(scores, expert_ids_TK)
             return weights_TK * float("nan") if self.fails else weights_TK
 
-        def forward(self, x_TD, context):
+        def forward(self, x_TM, context):
             self.fails = self.training and context.step == 2 and os.environ["RANK"] in "RANKS"
-            return super().forward(x_TD, context)
+            return super().forward(x_TM, context)
 """
 REASON = (
     "router 'failing.py:Failing' in MoE layer 0 at step 2 returned 128 NaN or infinite weights_TK of 128; only finite "

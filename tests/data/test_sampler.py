@@ -141,19 +141,19 @@ def test_numbers_are_the_same_everywhere():
 def test_patterns_are_as_short_as_they_can_be(weights: list[float], counts: list[int]):
     pattern = make_pattern(weights)
     assert pattern.counts_D.tolist() == counts
-    assert len(pattern.domains_M) == sum(counts)
+    assert len(pattern.domains_X) == sum(counts)
 
 
 def test_a_pattern_spreads_its_slots_evenly():
     pattern = make_pattern([0.61, 0.27, 0.12])
-    for length in range(1, len(pattern.domains_M) + 1):
-        counts = np.bincount(pattern.domains_M[:length], minlength=3)
+    for length in range(1, len(pattern.domains_X) + 1):
+        counts = np.bincount(pattern.domains_X[:length], minlength=3)
         assert np.abs(counts - length * np.array([0.61, 0.27, 0.12])).max() <= 1.5
 
 
 def test_irrational_weights_fall_back_to_the_longest_period():
     pattern = make_pattern([3.14159265358979, 2.71828182845905])
-    assert len(pattern.domains_M) == 4096
+    assert len(pattern.domains_X) == 4096
     assert pattern.counts_D[0] / 4096 == pytest.approx(3.14159265358979 / 5.85987448204884, abs=1 / 4096)
 
 

@@ -1,6 +1,6 @@
 """The evaluator against loops over sequences and tokens.
 
-Shape suffixes: N sequences, D domains, E experts, Y MoE layers, K choices, L positions.
+Shape legend: N evaluated sequences, D domains, E experts, Y MoE layers, K choices, L positions.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The examination against loops: one sequence, one token and one choice at a time, without barring anything.
 
-Shape suffixes: N sequences, D domains, Y MoE layers, E experts, L positions, K choices, T tokens, H model width, F
-width of an expert.
+Shape legend: N evaluated sequences, D domains, Y MoE layers, E experts, L positions, K choices, T tokens, M model
+width, F feed-forward width.
 """
 
 from __future__ import annotations
@@ -58,9 +58,9 @@ def examine(config: dict[str, Any]) -> dict[str, Any]:
     return examine_model(model, held_out.first(PER_DOMAIN), counts_YDE, 2, 0, ranks)
 
 
-def expert_output(model: LanguageModel, layer: int, expert: int, x_H: Tensor) -> Tensor:
+def expert_output(model: LanguageModel, layer: int, expert: int, x_M: Tensor) -> Tensor:
     experts = model.moe_layers()[layer].deepspeed_moe.experts
-    gate_F, up_F = (x_H @ experts.gate_up[expert]).chunk(2)
+    gate_F, up_F = (x_M @ experts.gate_up[expert]).chunk(2)
     output: Tensor = (F.silu(gate_F) * up_F) @ experts.down[expert]
     return output
 
@@ -102,12 +102,12 @@ def examine_naively(config: dict[str, Any], group_YE: Any) -> dict[str, Any]:
 
         return watch
 
-    def averaging(y: int, expert: int, mean_H: Tensor) -> Any:
+    def averaging(y: int, expert: int, mean_M: Tensor) -> Any:
         def average(module: Any, inputs: Any, output: Any) -> Any:
             rows = []
             chosen = zip(inputs[1].expert_ids_TK.tolist(), inputs[1].weights_TK.tolist(), strict=True)
-            for x_H, (ids, weights) in zip(inputs[0].flatten(0, 1), chosen, strict=True):
-                parts = [mean_H if e == expert else expert_output(model, y, e, x_H) for e in ids]
+            for x_M, (ids, weights) in zip(inputs[0].flatten(0, 1), chosen, strict=True):
+                parts = [mean_M if e == expert else expert_output(model, y, e, x_M) for e in ids]
                 rows.append(sum(w * part for w, part in zip(weights, parts, strict=True)))
             return type(output)(torch.stack(rows).view_as(inputs[0]), output.kept_TK)
 
@@ -118,10 +118,10 @@ def examine_naively(config: dict[str, Any], group_YE: Any) -> dict[str, Any]:
     result["mean_loss_YEN"] = [[[float("nan")] * len(sample) for _ in range(E)] for _ in range(Y)]
     for y in range(Y):
         for e in range(E):
-            outputs = [expert_output(model, y, e, x_H) for x_H, ids, _ in seen[y] if e in ids]
+            outputs = [expert_output(model, y, e, x_M) for x_M, ids, _ in seen[y] if e in ids]
             if outputs:
-                mean_H = torch.stack(outputs).mean(0)
-                result["mean_loss_YEN"][y][e] = losses_under({layers[y]: averaging(y, e, mean_H)})
+                mean_M = torch.stack(outputs).mean(0)
+                result["mean_loss_YEN"][y][e] = losses_under({layers[y]: averaging(y, e, mean_M)})
     result["forced_loss_DN"] = [
         losses_under({routers[y]: barring([e for e in range(E) if group_YE[y][e] != domain]) for y in range(Y)})
         for domain in range(domains)
@@ -129,11 +129,11 @@ def examine_naively(config: dict[str, Any], group_YE: Any) -> dict[str, Any]:
     # All sample tokens, fewer than 256, are the probe.
     result["expert_cosine_YEE"] = np.zeros((Y, E, E))
     for y in range(Y):
-        for x_H, _, _ in seen[y]:
-            outputs_EH = torch.stack([expert_output(model, y, e, x_H) for e in range(E)])
+        for x_M, _, _ in seen[y]:
+            outputs_EM = torch.stack([expert_output(model, y, e, x_M) for e in range(E)])
             for i in range(E):
                 for j in range(E):
-                    cosine = F.cosine_similarity(outputs_EH[i], outputs_EH[j], dim=0)
+                    cosine = F.cosine_similarity(outputs_EM[i], outputs_EM[j], dim=0)
                     result["expert_cosine_YEE"][y, i, j] += float(cosine) / len(seen[y])
     return result
 

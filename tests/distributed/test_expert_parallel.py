@@ -14,7 +14,7 @@ from moe_testbed.model.config import MoEConfig
 from moe_testbed.model.deepspeed_moe import RoutedMoE, create_expert_parallel_groups
 from moe_testbed.routing.records import NO_EXPERT, RoutingDecision
 
-E, K, D, L = 4, 2, 8, 10
+E, K, M, L = 4, 2, 8, 10
 
 
 def run_layer(dispatch: str, ids_RTK: Tensor, forms: dict[str, int]) -> dict[str, Tensor]:
@@ -27,7 +27,7 @@ def run_layer(dispatch: str, ids_RTK: Tensor, forms: dict[str, int]) -> dict[str
     config = MoEConfig.model_validate(
         {"num_experts": E, "top_k": K, "expert_hidden_size": 8, "dispatch": dispatch, "capacity_factor": 4 * E, **forms}
     )
-    layer = RoutedMoE(D, config, expert_parallel_size=ranks)
+    layer = RoutedMoE(M, config, expert_parallel_size=ranks)
     layer.set_deepspeed_parallelism()
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -37,18 +37,18 @@ def run_layer(dispatch: str, ids_RTK: Tensor, forms: dict[str, int]) -> dict[str
                 parameter.copy_(whole[layer.first_expert : layer.first_expert + layer.num_local_experts])
             else:
                 parameter.copy_(torch.randn(parameter.shape, generator=generator))
-    x_RLD, upstream_RLD = torch.randn(2, 2, L, D, generator=generator)
+    x_RLM, upstream_RLM = torch.randn(2, 2, L, M, generator=generator)
     weights_RLK = torch.rand(ids_RTK.shape, generator=generator).masked_fill(ids_RTK == NO_EXPERT, 0.0)
     mine = slice(rank * 2 // ranks, (rank + 1) * 2 // ranks)
-    x_BLD = x_RLD[mine].requires_grad_()
+    x_BLM = x_RLM[mine].requires_grad_()
     weights_TK = weights_RLK[mine].flatten(0, 1).requires_grad_()
     ids_TK = ids_RTK[mine].flatten(0, 1)
     width = max(1, int((ids_TK != NO_EXPERT).any(0).sum()))
-    output = layer(x_BLD, RoutingDecision(ids_TK[:, :width], weights_TK[:, :width]))
-    output.hidden_BLD.backward(upstream_RLD[mine])
+    output = layer(x_BLM, RoutingDecision(ids_TK[:, :width], weights_TK[:, :width]))
+    output.hidden_BLM.backward(upstream_RLM[mine])
     gradients = {name: p.grad for name, p in layer.named_parameters() if p.grad is not None}
-    assert x_BLD.grad is not None and weights_TK.grad is not None
-    return {"output": output.hidden_BLD.detach(), "x": x_BLD.grad, "weights": weights_TK.grad} | gradients
+    assert x_BLM.grad is not None and weights_TK.grad is not None
+    return {"output": output.hidden_BLM.detach(), "x": x_BLM.grad, "weights": weights_TK.grad} | gradients
 
 
 def random_ids() -> Tensor:

@@ -1,6 +1,6 @@
 """Routers whose pool is all ranks' tokens route as one process does that has them all.
 
-Shape suffixes: R ranks, T tokens of a micro-batch, H width, E experts.
+Shape legend: R ranks, T tokens of a micro-batch, M model width, E experts.
 """
 
 from __future__ import annotations
@@ -20,28 +20,28 @@ from moe_testbed.routing.router import ROUTERS, Router
 
 assert routers.__all__
 
-R, SEQUENCES, LENGTH, H, E, K = 2, 3, 5, 6, 8, 2
+R, SEQUENCES, LENGTH, M, E, K = 2, 3, 5, 6, 8, 2
 T = SEQUENCES * LENGTH
 
 
 def inputs(padded: bool) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
-    """Hidden states [R, T, H], which tokens are no padding [R, T], a router's weight [E, H], factors [R, T, E].
+    """Hidden states [R, T, M], which tokens are no padding [R, T], a router's weight [E, M], factors [R, T, E].
 
     Only the second rank has padding.
     """
     generator = torch.Generator().manual_seed(4)
-    x_RTH = torch.randn(R, T, H, generator=generator) + 0.7
+    x_RTM = torch.randn(R, T, M, generator=generator) + 0.7
     valid_RT = torch.rand(R, T, generator=generator) < 0.6
     valid_RT[0] = True
-    weight_EH = torch.randn(E, H, generator=generator)
-    return x_RTH, valid_RT if padded else None, weight_EH, torch.randn(R, T, E, generator=generator)
+    weight_EM = torch.randn(E, M, generator=generator)
+    return x_RTM, valid_RT if padded else None, weight_EM, torch.randn(R, T, E, generator=generator)
 
 
-def make_router(name: str, options: dict[str, Any], weight_EH: Tensor, group: dist.ProcessGroup | None) -> Router:
+def make_router(name: str, options: dict[str, Any], weight_EM: Tensor, group: dist.ProcessGroup | None) -> Router:
     counts_DV = torch.ones(1, 3, dtype=torch.int64)
     cls = ROUTERS.get(name)
-    router = cls(cls.Config(name=name, **options), RouterSetting(E, K, H, 0, 1, ("all",), (1.0,), counts_DV, group))
-    router.load_state_dict({"scorer.weight": weight_EH}, strict=False)
+    router = cls(cls.Config(name=name, **options), RouterSetting(E, K, M, 0, 1, ("all",), (1.0,), counts_DV, group))
+    router.load_state_dict({"scorer.weight": weight_EM}, strict=False)
     return router
 
 
@@ -58,17 +58,17 @@ def by_expert(decision: RoutingDecision) -> Tensor:
 
 
 def route(
-    router: Router, x_TH: Tensor, valid_T: Tensor | None, factors_TE: Tensor, recompute: bool
+    router: Router, x_TM: Tensor, valid_T: Tensor | None, factors_TE: Tensor, recompute: bool
 ) -> dict[str, Tensor]:
     """Weight of every expert, and the gradients of their sum times factors."""
-    x_TH = x_TH.clone().requires_grad_()
-    here = context(len(x_TH) // LENGTH, valid_T)
+    x_TM = x_TM.clone().requires_grad_()
+    here = context(len(x_TM) // LENGTH, valid_T)
 
-    def weights(x_TH: Tensor) -> Tensor:
-        return by_expert(router(x_TH, here))
+    def weights(x_TM: Tensor) -> Tensor:
+        return by_expert(router(x_TM, here))
 
-    weights_TE = checkpoint(weights, x_TH, use_reentrant=False) if recompute else weights(x_TH)
-    gradients = torch.autograd.grad((weights_TE * factors_TE).sum(), [x_TH, *router.parameters()])
+    weights_TE = checkpoint(weights, x_TM, use_reentrant=False) if recompute else weights(x_TM)
+    gradients = torch.autograd.grad((weights_TE * factors_TE).sum(), [x_TM, *router.parameters()])
     return {"weights": weights_TE.detach(), "input": gradients[0], "router": gradients[1]}
 
 
@@ -76,9 +76,9 @@ def route_on_rank(
     name: str, options: dict[str, Any], training: bool, padded: bool, recompute: bool
 ) -> dict[str, Tensor]:
     rank = dist.get_rank()
-    x_RTH, valid_RT, weight_EH, factors_RTE = inputs(padded)
-    router = make_router(name, options, weight_EH, dist.group.WORLD).train(training)
-    return route(router, x_RTH[rank], None if valid_RT is None else valid_RT[rank], factors_RTE[rank], recompute)
+    x_RTM, valid_RT, weight_EM, factors_RTE = inputs(padded)
+    router = make_router(name, options, weight_EM, dist.group.WORLD).train(training)
+    return route(router, x_RTM[rank], None if valid_RT is None else valid_RT[rank], factors_RTE[rank], recompute)
 
 
 def routes_on_rank(calls: list[tuple[Any, ...]]) -> list[dict[str, Tensor]]:
@@ -86,10 +86,10 @@ def routes_on_rank(calls: list[tuple[Any, ...]]) -> list[dict[str, Tensor]]:
 
 
 def route_together(name: str, options: dict[str, Any], training: bool, padded: bool) -> dict[str, Tensor]:
-    x_RTH, valid_RT, weight_EH, factors_RTE = inputs(padded)
-    router = make_router(name, options, weight_EH, None).train(training)
+    x_RTM, valid_RT, weight_EM, factors_RTE = inputs(padded)
+    router = make_router(name, options, weight_EM, None).train(training)
     valid_T = None if valid_RT is None else valid_RT.flatten()
-    return route(router, x_RTH.flatten(0, 1), valid_T, factors_RTE.flatten(0, 1), recompute=False)
+    return route(router, x_RTM.flatten(0, 1), valid_T, factors_RTE.flatten(0, 1), recompute=False)
 
 
 CALLS = [
@@ -116,41 +116,41 @@ def test_ranks_route_as_one_process_with_all_tokens(number: int, over_ranks: lis
         torch.testing.assert_close(torch.cat([rank[part] for rank in ranks]), together[part], rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(ranks[0]["router"] + ranks[1]["router"], together["router"], rtol=1e-5, atol=1e-5)
     # The pool matters: micro-batch by micro-batch the routes would be others.
-    x_RTH, valid_RT, weight_EH, factors_RTE = inputs(padded)
-    alone = make_router(name, {}, weight_EH, None).train(training)
+    x_RTM, valid_RT, weight_EM, factors_RTE = inputs(padded)
+    alone = make_router(name, {}, weight_EM, None).train(training)
     valid_T = None if valid_RT is None else valid_RT[0]
-    assert not torch.allclose(route(alone, x_RTH[0], valid_T, factors_RTE[0], False)["weights"], ranks[0]["weights"])
+    assert not torch.allclose(route(alone, x_RTM[0], valid_T, factors_RTE[0], False)["weights"], ranks[0]["weights"])
 
 
-def take_steps(router: Router, x_RTH: Tensor, valid_RT: Tensor, mean: Callable[[Tensor], Tensor]) -> Tensor:
+def take_steps(router: Router, x_RTM: Tensor, valid_RT: Tensor, mean: Callable[[Tensor], Tensor]) -> Tensor:
     """Prices of `quantile` after two steps with one micro-batch for each row."""
     for _ in range(2):
-        for x_TH, valid_T in zip(x_RTH, valid_RT, strict=True):
+        for x_TM, valid_T in zip(x_RTM, valid_RT, strict=True):
             here = context(SEQUENCES, valid_T)
-            router.observe(router(x_TH, here), here)
+            router.observe(router(x_TM, here), here)
         router.finish_step(LayerStep(torch.zeros(E, dtype=torch.int64), torch.tensor(0), mean))
     return router.get_buffer("beta_E")
 
 
 def prices_on_rank() -> Tensor:
     rank = dist.get_rank()
-    x_RTH, valid_RT, weight_EH, _ = inputs(padded=True)
+    x_RTM, valid_RT, weight_EM, _ = inputs(padded=True)
     assert valid_RT is not None
 
     def mean(values: Tensor) -> Tensor:
         dist.all_reduce(values)
         return values / R
 
-    router = make_router("quantile", {}, weight_EH, dist.group.WORLD)
-    return take_steps(router, x_RTH[rank : rank + 1], valid_RT[rank : rank + 1], mean)
+    router = make_router("quantile", {}, weight_EM, dist.group.WORLD)
+    return take_steps(router, x_RTM[rank : rank + 1], valid_RT[rank : rank + 1], mean)
 
 
 def test_quantile_s_prices_do_not_depend_on_which_rank_has_which_micro_batch(
     run_on_ranks: Callable[..., list[Any]],
 ) -> None:
     ranks = run_on_ranks(prices_on_rank, R)
-    x_RTH, valid_RT, weight_EH, _ = inputs(padded=True)
+    x_RTM, valid_RT, weight_EM, _ = inputs(padded=True)
     assert valid_RT is not None
-    expected_E = take_steps(make_router("quantile", {}, weight_EH, None), x_RTH, valid_RT, lambda values: values)
+    expected_E = take_steps(make_router("quantile", {}, weight_EM, None), x_RTM, valid_RT, lambda values: values)
     assert torch.equal(ranks[0], ranks[1]) and expected_E.any()
     torch.testing.assert_close(ranks[0], expected_E)

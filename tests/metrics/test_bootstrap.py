@@ -143,6 +143,6 @@ def test_seeds_without_an_interval() -> None:
 def test_over_few_seeds_the_interval_is_narrower_than_its_name(num_seeds: int, holds: float, above: float) -> None:
     """The table of docs/metrics.md, with fewer simulations."""
     seeds = np.random.default_rng(5).standard_normal((600, num_seeds))
-    found = [metrics.seeds_interval(values_S) for values_S in seeds]
+    found = [metrics.seeds_interval(values_I) for values_I in seeds]
     assert np.mean([one.low <= 0 <= one.high for one in found]) == pytest.approx(holds, abs=0.06)
     assert np.mean([one.low > 0 for one in found]) == pytest.approx(above, abs=0.04)

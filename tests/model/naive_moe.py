@@ -13,7 +13,7 @@ from moe_testbed.model.deepspeed_moe import RoutedMoE
 from moe_testbed.model.experts import GroupedExperts
 from moe_testbed.routing.records import NO_EXPERT, RoutingDecision
 
-B, L, D, E = 2, 7, 8, 4
+B, L, M, E = 2, 7, 8, 4
 T = B * L
 
 Dispatch = Literal["dropless", "capacity"]
@@ -33,7 +33,7 @@ def make_layer(
         capacity_factor=capacity_factor,
         **options,
     )
-    layer = RoutedMoE(D, config, keep_outputs=keep_outputs)
+    layer = RoutedMoE(M, config, keep_outputs=keep_outputs)
     generator = torch.Generator().manual_seed(4)
     with torch.no_grad():
         for parameter in layer.parameters():
@@ -59,37 +59,37 @@ def decision_of(ids_TK: Tensor) -> RoutingDecision:
     return RoutingDecision(ids_TK, weights_TK.requires_grad_())
 
 
-def naive_expert(layer: RoutedMoE, number: int, x_D: Tensor) -> Tensor:
+def naive_expert(layer: RoutedMoE, number: int, x_M: Tensor) -> Tensor:
     """The output of one expert for one token, unweighted."""
     experts = layer.deepspeed_moe.experts
     assert isinstance(experts, GroupedExperts)
     if number < E:
-        gate_F, up_F = (x_D @ experts.gate_up[number]).chunk(2)
+        gate_F, up_F = (x_M @ experts.gate_up[number]).chunk(2)
         return (F.silu(gate_F) * up_F) @ experts.down[number]
     free = layer.zero_computation
     assert free is not None
     number -= E
     if number < free.num_zero:
-        return torch.zeros(D)
+        return torch.zeros(M)
     number -= free.num_zero
     if number < free.num_copy:
-        return x_D
+        return x_M
     number -= free.num_copy
-    a1, a2 = (free.mixing[2 * number : 2 * number + 2] @ x_D).softmax(0)
-    return a1 * x_D + a2 * free.vectors[number]
+    a1, a2 = (free.mixing[2 * number : 2 * number + 2] @ x_M).softmax(0)
+    return a1 * x_M + a2 * free.vectors[number]
 
 
-def naive_outputs(layer: RoutedMoE, x_TD: Tensor, decision: RoutingDecision, kept_TK: Tensor) -> Tensor:
-    """``g_tk E_{id_tk}(x_t)`` where the assignment is kept, else 0, [T, K, D]; their sum over k is the layer's
+def naive_outputs(layer: RoutedMoE, x_TM: Tensor, decision: RoutingDecision, kept_TK: Tensor) -> Tensor:
+    """``g_tk E_{id_tk}(x_t)`` where the assignment is kept, else 0, [T, K, M]; their sum over k is the layer's
     output."""
     choices = []
-    for t, x_D in enumerate(x_TD):
+    for t, x_M in enumerate(x_TM):
         for k in range(kept_TK.shape[1]):
-            output_D = torch.zeros(D)
+            output_M = torch.zeros(M)
             if kept_TK[t, k]:
-                output_D = decision.weights_TK[t, k] * naive_expert(layer, int(decision.expert_ids_TK[t, k]), x_D)
-            choices.append(output_D)
-    return torch.stack(choices).view(*kept_TK.shape, D)
+                output_M = decision.weights_TK[t, k] * naive_expert(layer, int(decision.expert_ids_TK[t, k]), x_M)
+            choices.append(output_M)
+    return torch.stack(choices).view(*kept_TK.shape, M)
 
 
 def naive_kept(ids_TK: Tensor, capacity: int) -> Tensor:
@@ -121,15 +121,15 @@ def gradients(layer: RoutedMoE, output: Tensor, x: Tensor, decision: RoutingDeci
 
 def assert_equals_a_loop(layer: RoutedMoE, decision: RoutingDecision, kept_TK: Tensor) -> None:
     """Output, mask and all gradients, and the summands if the layer keeps them."""
-    x_BLD = torch.randn(B, L, D, requires_grad=True)
-    output = layer(x_BLD, decision)
+    x_BLM = torch.randn(B, L, M, requires_grad=True)
+    output = layer(x_BLM, decision)
     assert torch.equal(output.kept_TK, kept_TK)
-    oracle_TKD = naive_outputs(layer, x_BLD.reshape(T, D), decision, kept_TK)
-    results = [(output.hidden_BLD, oracle_TKD.sum(1).view(B, L, D))]
-    if output.outputs_TKD is not None:
-        results.append((output.outputs_TKD, oracle_TKD))
+    oracle_TKM = naive_outputs(layer, x_BLM.reshape(T, M), decision, kept_TK)
+    results = [(output.hidden_BLM, oracle_TKM.sum(1).view(B, L, M))]
+    if output.outputs_TKM is not None:
+        results.append((output.outputs_TKM, oracle_TKM))
     for mine, oracle in results:
         torch.testing.assert_close(mine, oracle)
-        pairs = zip(gradients(layer, mine, x_BLD, decision), gradients(layer, oracle, x_BLD, decision), strict=True)
+        pairs = zip(gradients(layer, mine, x_BLM, decision), gradients(layer, oracle, x_BLM, decision), strict=True)
         for mine_gradient, oracle_gradient in pairs:
             torch.testing.assert_close(mine_gradient, oracle_gradient)

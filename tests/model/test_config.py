@@ -53,7 +53,7 @@ def test_flops_are_six_per_weight_multiplied_and_attention(
 ) -> None:
     model = make_model(**options)
     matrices = sum(p.numel() for p in model.parameters() if p.ndim > 1) - unused_expert_parameters(model)
-    # Scores and mixing: two products of width D over half of the L positions, each 2 FLOPs forward and 4 backward.
+    # Scores and mixing: two products of width M over half of the L positions, each 2 FLOPs forward and 4 backward.
     attention = model.config.num_layers * 2 * 6 * model.config.hidden_size * L // 2
     assert model_size(model.config, V, L, router_parameters(model)).flops_per_token == 6 * matrices + attention
 

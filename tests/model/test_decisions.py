@@ -41,13 +41,13 @@ def test_with_global_depth_all_layers_follow_the_first(
     first = oracle.blocks[0].routing
     decisions: list[RoutingDecision] = []
 
-    def remember(x_TD: Tensor, context: RoutingContext) -> RoutingDecision:
-        decisions.append(type(first).forward(first, x_TD, context))
+    def remember(x_TM: Tensor, context: RoutingContext) -> RoutingDecision:
+        decisions.append(type(first).forward(first, x_TM, context))
         return decisions[-1]
 
     first.forward = remember
     for block in list(oracle.blocks)[1:]:
-        block.routing.forward = lambda x_TD, context: decisions[-1]
+        block.routing.forward = lambda x_TM, context: decisions[-1]
     expected = oracle(context, targets_BL)
     torch.testing.assert_close(output.cross_entropy_BL, expected.cross_entropy_BL)
     torch.testing.assert_close(output.balance["load_balancing_loss"], expected.balance["load_balancing_loss"])
@@ -138,8 +138,8 @@ class _Broken:
     def __init__(self, router: Any, **changes: Callable[[Tensor], Tensor]) -> None:
         self.router, self.changes = router, changes
 
-    def __call__(self, x_TD: Tensor, context: RoutingContext) -> RoutingDecision:
-        decision = type(self.router).forward(self.router, x_TD, context)
+    def __call__(self, x_TM: Tensor, context: RoutingContext) -> RoutingDecision:
+        decision = type(self.router).forward(self.router, x_TM, context)
         return replace(decision, **{name: change(getattr(decision, name)) for name, change in self.changes.items()})
 
 

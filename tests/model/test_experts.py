@@ -9,18 +9,18 @@ from torch.nn import functional as F
 
 from moe_testbed.model.experts import GroupedExperts, weighted_swiglu
 
-D, F_SIZE = 8, 12
+M, F_SIZE = 8, 12
 
 
 def make_experts(num_experts: int = 4) -> GroupedExperts:
-    experts = GroupedExperts(num_experts, D, F_SIZE, "ep_size_1")
+    experts = GroupedExperts(num_experts, M, F_SIZE, "ep_size_1")
     for parameter in experts.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     return experts
 
 
-def naive(experts: GroupedExperts, x_AD: Tensor, counts_X: list[int]) -> Tensor:
-    blocks = x_AD.split(counts_X)
+def naive(experts: GroupedExperts, x_AM: Tensor, counts_e: list[int]) -> Tensor:
+    blocks = x_AM.split(counts_e)
     return torch.cat(
         [
             (F.silu(block @ experts.gate_up[x, :, :F_SIZE]) * (block @ experts.gate_up[x, :, F_SIZE:]))
@@ -30,19 +30,19 @@ def naive(experts: GroupedExperts, x_AD: Tensor, counts_X: list[int]) -> Tensor:
     )
 
 
-@pytest.mark.parametrize("counts_X", [[3, 1, 5, 2], [0, 4, 0, 1], [0, 0, 0, 7], [0, 0, 0, 0]])
-def test_outputs_and_gradients_equal_a_loop_over_experts(counts_X: list[int]) -> None:
+@pytest.mark.parametrize("counts_e", [[3, 1, 5, 2], [0, 4, 0, 1], [0, 0, 0, 7], [0, 0, 0, 0]])
+def test_outputs_and_gradients_equal_a_loop_over_experts(counts_e: list[int]) -> None:
     experts = make_experts()
-    x_AD = torch.randn(sum(counts_X), D, requires_grad=True)
-    weights_A = torch.rand(sum(counts_X), requires_grad=True)
-    upstream_AD = torch.randn(sum(counts_X), D)
-    inputs = (x_AD, weights_A, *experts.parameters())
+    x_AM = torch.randn(sum(counts_e), M, requires_grad=True)
+    weights_A = torch.rand(sum(counts_e), requires_grad=True)
+    upstream_AM = torch.randn(sum(counts_e), M)
+    inputs = (x_AM, weights_A, *experts.parameters())
 
-    mine_AD = experts.grouped(x_AD, torch.tensor(counts_X), weights_A)
-    oracle_AD = weights_A[:, None] * naive(experts, x_AD, counts_X)
-    torch.testing.assert_close(mine_AD, oracle_AD)
-    mine = torch.autograd.grad(mine_AD, inputs, upstream_AD)
-    oracle = torch.autograd.grad(oracle_AD, inputs, upstream_AD)
+    mine_AM = experts.grouped(x_AM, torch.tensor(counts_e), weights_A)
+    oracle_AM = weights_A[:, None] * naive(experts, x_AM, counts_e)
+    torch.testing.assert_close(mine_AM, oracle_AM)
+    mine = torch.autograd.grad(mine_AM, inputs, upstream_AM)
+    oracle = torch.autograd.grad(oracle_AM, inputs, upstream_AM)
     for mine_gradient, oracle_gradient in zip(mine, oracle, strict=True):
         torch.testing.assert_close(mine_gradient, oracle_gradient)
 
@@ -55,16 +55,16 @@ def test_weighted_swiglu_s_gradients_equal_finite_differences() -> None:
 
 def test_buffers_equal_a_loop_over_experts() -> None:
     experts = make_experts(3)
-    x_RXCD = torch.randn(2, 3, 5, D, requires_grad=True)
-    upstream = torch.randn(2, 3, 5, D)
-    inputs = (x_RXCD, *experts.parameters())
+    x_ReXM = torch.randn(2, 3, 5, M, requires_grad=True)
+    upstream = torch.randn(2, 3, 5, M)
+    inputs = (x_ReXM, *experts.parameters())
 
-    mine_RXCD = experts(x_RXCD)
-    oracle_RXCD = torch.stack([naive(experts, x_XCD.reshape(-1, D), [5, 5, 5]).view(3, 5, D) for x_XCD in x_RXCD])
-    torch.testing.assert_close(mine_RXCD, oracle_RXCD)
+    mine_ReXM = experts(x_ReXM)
+    oracle_ReXM = torch.stack([naive(experts, x_eXM.reshape(-1, M), [5, 5, 5]).view(3, 5, M) for x_eXM in x_ReXM])
+    torch.testing.assert_close(mine_ReXM, oracle_ReXM)
     for mine, oracle in zip(
-        torch.autograd.grad(mine_RXCD, inputs, upstream),
-        torch.autograd.grad(oracle_RXCD, inputs, upstream),
+        torch.autograd.grad(mine_ReXM, inputs, upstream),
+        torch.autograd.grad(oracle_ReXM, inputs, upstream),
         strict=True,
     ):
         torch.testing.assert_close(mine, oracle)

@@ -154,13 +154,13 @@ def test_shared_experts_are_added_outside_the_routing(make_model: MakeModel, mak
     model = make_model(moe={"num_shared_experts": 2})
     context, _ = make_batch()
     block = model.blocks[0]
-    x_BLD = torch.randn(3, 12, 16)
-    with_shared, routing = block(x_BLD, model.positions, context, None)
+    x_BLM = torch.randn(3, 12, 16)
+    with_shared, routing = block(x_BLM, model.positions, context, None)
     shared, block.shared = block.shared, None
     assert shared is not None and shared.up.weight.shape == (16, 16)
-    without, other_routing = block(x_BLD, model.positions, context, None)
+    without, other_routing = block(x_BLM, model.positions, context, None)
     assert torch.equal(routing.decision.expert_ids_TK, other_routing.decision.expert_ids_TK)
-    attended = x_BLD + block.attention(block.attention_norm(x_BLD), model.positions)
+    attended = x_BLM + block.attention(block.attention_norm(x_BLM), model.positions)
     torch.testing.assert_close(with_shared, without + shared(block.feed_forward_norm(attended)))
 
 
@@ -220,11 +220,11 @@ def test_casting_keeps_the_balancers_state_in_float32(make_model: MakeModel, mak
 def test_cross_entropy_is_of_the_tied_embedding(make_model: MakeModel, make_batch: MakeBatch) -> None:
     model = make_model(dense_baseline=True).eval()
     context, targets_BL = make_batch()
-    x_BLD = model.embedding(context.token_ids_BL)
+    x_BLM = model.embedding(context.token_ids_BL)
     for block in model.blocks:
-        x_BLD = x_BLD + block.attention(block.attention_norm(x_BLD), model.positions)
-        x_BLD = x_BLD + block.dense(block.feed_forward_norm(x_BLD))
-    logits_BLV = model.final_norm(x_BLD) @ model.embedding.weight.T
+        x_BLM = x_BLM + block.attention(block.attention_norm(x_BLM), model.positions)
+        x_BLM = x_BLM + block.dense(block.feed_forward_norm(x_BLM))
+    logits_BLV = model.final_norm(x_BLM) @ model.embedding.weight.T
     oracle_BL = -F.log_softmax(logits_BLV, -1).gather(-1, targets_BL[..., None]).squeeze(-1)
     output = model(context, targets_BL)
     assert output.layers == []

@@ -13,10 +13,10 @@ from moe_testbed.routing.records import NO_EXPERT, RoutingDecision
 from tests.model.naive_moe import (
     DISPATCHES,
     B,
-    D,
     Dispatch,
     E,
     L,
+    M,
     T,
     assert_equals_a_loop,
     decision_of,
@@ -61,12 +61,12 @@ def test_capacity_counts_the_configured_choices_where_tokens_make_others(capacit
 @pytest.mark.parametrize(("top_k", "unused_share"), [(1, 0.0), (2, 0.0), (3, 0.3)])
 def test_capacity_path_equals_dropless_path(top_k: int, unused_share: float) -> None:
     decision = random_decision(top_k, unused_share)
-    x_BLD = torch.randn(B, L, D, requires_grad=True)
+    x_BLM = torch.randn(B, L, M, requires_grad=True)
     results = []
     for dispatch in DISPATCHES:
         layer = make_layer(dispatch, top_k)
-        output = layer(x_BLD, decision)
-        results.append([output.hidden_BLD, output.kept_TK, *gradients(layer, output.hidden_BLD, x_BLD, decision)])
+        output = layer(x_BLM, decision)
+        results.append([output.hidden_BLM, output.kept_TK, *gradients(layer, output.hidden_BLM, x_BLM, decision)])
     for dropless, capacity in zip(*results, strict=True):
         torch.testing.assert_close(dropless, capacity)
 
@@ -83,30 +83,30 @@ def test_first_choices_have_precedence_over_second_ones() -> None:
     # Token 0's second choice comes before token 1's first one in the batch, but not in rank.
     ids_TK = torch.tensor([[0, 1], [1, 0]])
     gate = DecisionGate(MoEConfig(num_experts=E, top_k=2, expert_hidden_size=8, capacity_factor=0.5))
-    kept_TK, capacity, *_ = gate(torch.zeros(2, D), RoutingDecision(ids_TK, torch.ones(2, 2)), True, False)
+    kept_TK, capacity, *_ = gate(torch.zeros(2, M), RoutingDecision(ids_TK, torch.ones(2, 2)), True, False)
     assert capacity == 1
     assert kept_TK.tolist() == [[True, False], [True, False]]
 
 
 def test_a_split_expert_is_as_many_narrow_ones() -> None:
     """Each expert of width 16 becomes two of width 8; a token that uses both halves with one weight uses the whole."""
-    x_BLD, ids_TK, weights_TK = torch.randn(B, L, D), torch.randint(E, (T, 1)), torch.rand(T, 1)
+    x_BLM, ids_TK, weights_TK = torch.randn(B, L, M), torch.randint(E, (T, 1)), torch.rand(T, 1)
     whole, split = (
-        RoutedMoE(D, MoEConfig(num_experts=E, top_k=1, expert_hidden_size=16, split=split)) for split in (1, 2)
+        RoutedMoE(M, MoEConfig(num_experts=E, top_k=1, expert_hidden_size=16, split=split)) for split in (1, 2)
     )
     mine, parts = whole.deepspeed_moe.experts, split.deepspeed_moe.experts
-    assert split.num_local_experts == 2 * E and parts.down.shape == (2 * E, 8, D)
+    assert split.num_local_experts == 2 * E and parts.down.shape == (2 * E, 8, M)
     with torch.no_grad():
         for parameter in mine.parameters():
             parameter.normal_(std=0.4)
-        gate_EDF, up_EDF = mine.gate_up.chunk(2, dim=-1)
+        gate_EMF, up_EMF = mine.gate_up.chunk(2, dim=-1)
         for half in (0, 1):
             width = slice(8 * half, 8 * half + 8)
-            parts.gate_up[half::2] = torch.cat([gate_EDF[..., width], up_EDF[..., width]], dim=-1)
+            parts.gate_up[half::2] = torch.cat([gate_EMF[..., width], up_EMF[..., width]], dim=-1)
             parts.down[half::2] = mine.down[:, width]
-    expected = whole(x_BLD, RoutingDecision(ids_TK, weights_TK)).hidden_BLD
+    expected = whole(x_BLM, RoutingDecision(ids_TK, weights_TK)).hidden_BLM
     both_TK = torch.cat([2 * ids_TK, 2 * ids_TK + 1], dim=1)
-    actual = split(x_BLD, RoutingDecision(both_TK, weights_TK.expand(T, 2))).hidden_BLD
+    actual = split(x_BLM, RoutingDecision(both_TK, weights_TK.expand(T, 2))).hidden_BLM
     torch.testing.assert_close(actual, expected)
 
 
@@ -118,24 +118,24 @@ def test_kept_outputs_are_the_summands(width: int, unused_share: float) -> None:
 
 
 def test_outputs_are_not_kept_unless_asked_for_and_never_with_a_capacity() -> None:
-    assert make_layer("dropless", 2)(torch.randn(B, L, D), random_decision(2)).outputs_TKD is None
+    assert make_layer("dropless", 2)(torch.randn(B, L, M), random_decision(2)).outputs_TKM is None
     with pytest.raises(ValueError, match=r"set model\.moe\.dispatch to dropless"):
         make_layer("capacity", 2, keep_outputs=True)
 
 
 def test_dropless_keeps_all_even_on_one_expert() -> None:
     layer = make_layer("dropless", 1, capacity_factor=0.1)
-    output = layer(torch.randn(B, L, D), RoutingDecision(torch.full((T, 1), 3), torch.ones(T, 1)))
+    output = layer(torch.randn(B, L, M), RoutingDecision(torch.full((T, 1), 3), torch.ones(T, 1)))
     assert bool(output.kept_TK.all())
-    assert bool(output.hidden_BLD.abs().sum(-1).gt(0).all())
+    assert bool(output.hidden_BLM.abs().sum(-1).gt(0).all())
 
 
 @every_dispatch
 def test_bfloat16_is_close_to_float32(dispatch: Dispatch) -> None:
     layer, decision = make_layer(dispatch, 2, num_copy_experts=1, num_constant_experts=1), random_decision(2, 0, 5, 6)
-    x_BLD = torch.randn(B, L, D)
-    exact_BLD = layer(x_BLD, decision).hidden_BLD
-    rounded_BLD = layer.bfloat16()(x_BLD.bfloat16(), decision).hidden_BLD
-    assert rounded_BLD.dtype == torch.bfloat16
+    x_BLM = torch.randn(B, L, M)
+    exact_BLM = layer(x_BLM, decision).hidden_BLM
+    rounded_BLM = layer.bfloat16()(x_BLM.bfloat16(), decision).hidden_BLM
+    assert rounded_BLM.dtype == torch.bfloat16
     # Eight bits of mantissa through three products.
-    torch.testing.assert_close(rounded_BLD.float(), exact_BLD, rtol=0.05, atol=0.05)
+    torch.testing.assert_close(rounded_BLM.float(), exact_BLM, rtol=0.05, atol=0.05)

@@ -37,18 +37,18 @@ def test_attention_equals_a_loop_over_heads_and_positions() -> None:
     hidden_size, num_heads, length = 12, 2, 5
     attention = Attention(hidden_size, num_heads)
     positions = RotaryPositions(hidden_size // num_heads, length, THETA)
-    x_BLD = torch.randn(2, length, hidden_size)
-    query_BLD, key_BLD, value_BLD = (x_BLD @ attention.query_key_value.weight.T).chunk(3, dim=-1)
-    oracle_BLD = torch.zeros_like(x_BLD)
+    x_BLM = torch.randn(2, length, hidden_size)
+    query_BLM, key_BLM, value_BLM = (x_BLM @ attention.query_key_value.weight.T).chunk(3, dim=-1)
+    oracle_BLM = torch.zeros_like(x_BLM)
     for b in range(2):
         for h in range(num_heads):
             head = slice(h * 6, (h + 1) * 6)
-            keys = [naive_rotate(key_BLD[b, j, head], j) for j in range(length)]
+            keys = [naive_rotate(key_BLM[b, j, head], j) for j in range(length)]
             for i in range(length):
-                query = naive_rotate(query_BLD[b, i, head], i)
+                query = naive_rotate(query_BLM[b, i, head], i)
                 scores = torch.stack([query @ keys[j] / math.sqrt(6) for j in range(i + 1)]).softmax(0)
-                oracle_BLD[b, i, head] = scores @ value_BLD[b, : i + 1, head]
-    torch.testing.assert_close(attention(x_BLD, positions), oracle_BLD @ attention.output.weight.T)
+                oracle_BLM[b, i, head] = scores @ value_BLM[b, : i + 1, head]
+    torch.testing.assert_close(attention(x_BLM, positions), oracle_BLM @ attention.output.weight.T)
 
 
 def test_rms_norm_equals_its_formula() -> None:

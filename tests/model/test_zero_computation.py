@@ -14,9 +14,9 @@ from moe_testbed.model.zero_computation import ZeroComputation
 from moe_testbed.routing.records import NO_EXPERT, RoutingContext
 from tests.model.naive_moe import (
     DISPATCHES,
-    D,
     Dispatch,
     E,
+    M,
     T,
     assert_equals_a_loop,
     decision_of,
@@ -67,10 +67,10 @@ def test_kept_outputs_are_the_summands() -> None:
 
 
 def test_constant_experts_start_halfway_and_learn() -> None:
-    experts, x_TD = ZeroComputation(D, 0, 0, 1), torch.randn(T, D)
-    output_TD = experts(x_TD, torch.ones(T, 1))
-    torch.testing.assert_close(output_TD, x_TD / 2)
-    (output_TD * torch.randn(T, D)).sum().backward()
+    experts, x_TM = ZeroComputation(M, 0, 0, 1), torch.randn(T, M)
+    output_TM = experts(x_TM, torch.ones(T, 1))
+    torch.testing.assert_close(output_TM, x_TM / 2)
+    (output_TM * torch.randn(T, M)).sum().backward()
     assert all(bool(p.grad.ne(0).all()) for p in experts.parameters() if p.grad is not None)
     assert len([p for p in experts.parameters() if p.grad is not None]) == 2
 

@@ -97,11 +97,11 @@ def single_domain_context(sequences: int, length: int = 2) -> RoutingContext:
 def run_step(router: Router, micro_batches: list[tuple[Tensor, RoutingContext]]) -> LayerStep:
     """One optimizer step of a router in training, in one process."""
     counts_E, tokens = torch.zeros(router.setting.num_experts, dtype=torch.int64), torch.tensor(0)
-    for x_TD, context in micro_batches:
-        decision = router(x_TD, context)
+    for x_TM, context in micro_batches:
+        decision = router(x_TM, context)
         router.observe(decision, context)
         counts_E += count_assignments(decision.expert_ids_TK, len(counts_E), context.valid_T)
-        tokens += len(x_TD) if context.valid_T is None else context.valid_T.sum()
+        tokens += len(x_TM) if context.valid_T is None else context.valid_T.sum()
     step = LayerStep(counts_E, tokens, lambda values: values)
     router.finish_step(step)
     return step

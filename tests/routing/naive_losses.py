@@ -26,8 +26,8 @@ class Routed:
     logits_TE: Tensor
     clean_TE: Tensor
     scale_TE: Tensor
-    vectors_ED: Tensor
-    outputs_TKD: Tensor
+    vectors_EX: Tensor
+    outputs_TKM: Tensor
 
     @property
     def num_experts(self) -> int:
@@ -131,7 +131,7 @@ def _load(layer: Routed, tokens: list[int], options: Options) -> Tensor:
 
 @oracle("similarity_preserving")
 def _similarity_preserving(layer: Routed, tokens: list[int], options: Options) -> Tensor:
-    E, R = layer.num_experts, layer.vectors_ED
+    E, R = layer.num_experts, layer.vectors_EX
     entries = [((R[i] * R[j]).sum() - (1.0 if i == j else 0.0)).abs() for i in range(E) for j in range(E)]
     return torch.stack(entries).sum() / E
 
@@ -140,7 +140,7 @@ def _similarity_preserving(layer: Routed, tokens: list[int], options: Options) -
 def _orthogonality(layer: Routed, tokens: list[int], options: Options) -> Tensor:
     overlaps = []
     for t in tokens:
-        outputs = [layer.outputs_TKD[t, place] for place, expert in enumerate(layer.experts[t]) if expert != -1]
+        outputs = [layer.outputs_TKM[t, place] for place, expert in enumerate(layer.experts[t]) if expert != -1]
         squares = [
             (a * b).sum() ** 2 / ((a * a).sum() * (b * b).sum())
             for place, a in enumerate(outputs)

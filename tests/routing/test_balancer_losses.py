@@ -31,7 +31,7 @@ from tests.routing.naive_losses import ORACLES, Routed
 
 assert balancers.__all__
 
-LAYERS, SEQUENCES, LENGTH, E, K, D = 2, 3, 4, 5, 3, 6
+LAYERS, SEQUENCES, LENGTH, E, K, M = 2, 3, 4, 5, 3, 6
 # The factor is one that float32 holds exactly.
 T, FACTOR = SEQUENCES * LENGTH, 0.25
 WITH_LOSS = [name for name in BALANCERS.names() if BALANCERS.get(name).loss is not Balancer.loss]
@@ -44,13 +44,13 @@ class Leaves:
 
     clean_TE: Tensor
     scale_TE: Tensor
-    vectors_ED: Tensor
-    outputs_TKD: Tensor
+    vectors_EX: Tensor
+    outputs_TKM: Tensor
     expert_ids_TK: Tensor
     draw_TE: Tensor
 
     def differentiable(self) -> list[Tensor]:
-        return [self.clean_TE, self.scale_TE, self.vectors_ED, self.outputs_TKD]
+        return [self.clean_TE, self.scale_TE, self.vectors_EX, self.outputs_TKM]
 
     def copy(self, dtype: torch.dtype) -> "Leaves":
         leaves = [leaf.detach().to(dtype).requires_grad_() for leaf in self.differentiable()]
@@ -62,7 +62,7 @@ class Leaves:
         unused_TK = self.expert_ids_TK == NO_EXPERT
         weights_TK = probabilities_TE.gather(1, self.expert_ids_TK.clamp(min=0)).masked_fill(unused_TK, 0.0)
         noise = Noise(self.clean_TE, self.scale_TE)
-        return RoutingDecision(self.expert_ids_TK, weights_TK, probabilities_TE, logits_TE, self.vectors_ED, noise)
+        return RoutingDecision(self.expert_ids_TK, weights_TK, probabilities_TE, logits_TE, self.vectors_EX, noise)
 
 
 def draw_leaves() -> Leaves:
@@ -71,9 +71,9 @@ def draw_leaves() -> Leaves:
     expert_ids_TK = (clean_TE + draw_TE * scale_TE).topk(K).indices
     expert_ids_TK[:, -1].masked_fill_(torch.rand(T) < 0.3, NO_EXPERT)
     expert_ids_TK[1, 1:], expert_ids_TK[5] = NO_EXPERT, NO_EXPERT
-    outputs_TKD = torch.randn(T, K, D, dtype=torch.float64).masked_fill(expert_ids_TK[..., None] == NO_EXPERT, 0.0)
-    vectors_ED = torch.randn(E, D, dtype=torch.float64) / 2
-    return Leaves(clean_TE, scale_TE, vectors_ED, outputs_TKD, expert_ids_TK, draw_TE)
+    outputs_TKM = torch.randn(T, K, M, dtype=torch.float64).masked_fill(expert_ids_TK[..., None] == NO_EXPERT, 0.0)
+    vectors_EX = torch.randn(E, M, dtype=torch.float64) / 2
+    return Leaves(clean_TE, scale_TE, vectors_EX, outputs_TKM, expert_ids_TK, draw_TE)
 
 
 def draw_context(padded: bool) -> RoutingContext:
@@ -97,7 +97,7 @@ def configured(name: str, scope: str | None, **options: Any) -> BalancerConfig:
 
 
 def balance(config: BalancerConfig, layers: list[Leaves], context: RoutingContext) -> BalanceTerms:
-    outputs = [leaves.outputs_TKD for leaves in layers] if config.needs_outputs else []
+    outputs = [leaves.outputs_TKM for leaves in layers] if config.needs_outputs else []
     return Balancing({"one": config}, len(layers), E, K)([leaves.decision() for leaves in layers], context, outputs)
 
 
@@ -114,8 +114,8 @@ def naive_loss(
         decision.logits_TE,
         leaves.clean_TE,
         leaves.scale_TE,
-        leaves.vectors_ED,
-        leaves.outputs_TKD,
+        leaves.vectors_EX,
+        leaves.outputs_TKM,
     )
     valid = [True] * T if context.valid_BL is None else context.valid_BL.flatten().tolist()
     narrow = scope if scope in ("token", "sequence", "document") else "micro_batch"
@@ -164,7 +164,7 @@ def test_what_padding_holds_changes_nothing(name: str, scope: str | None):
     before = balance(configured(name, scope), layers, context).loss
     padding_T = ~context.valid_BL.flatten()  # type: ignore[union-attr]
     layers[0].clean_TE[padding_T] = 30.0
-    layers[0].outputs_TKD[padding_T] = 7.0
+    layers[0].outputs_TKM[padding_T] = 7.0
     layers[0].expert_ids_TK[padding_T] = torch.arange(K)
     torch.testing.assert_close(balance(configured(name, scope), layers, context).loss, before, rtol=1e-12, atol=0)
 
@@ -185,7 +185,7 @@ def test_certain_scores_give_finite_gradients(name: str, scope: str | None):
     layers = [draw_leaves()]
     layers[0].clean_TE.copy_(1e3 * torch.arange(E).flip(0))
     layers[0].expert_ids_TK.copy_(torch.arange(K).expand(T, K))
-    layers[0].outputs_TKD.zero_()
+    layers[0].outputs_TKM.zero_()
     layers = [layers[0].copy(torch.float32)]
     loss = balance(configured(name, scope), layers, draw_context(padded=False)).loss
     assert loss.isfinite()
@@ -211,7 +211,7 @@ def test_a_resumed_run_continues_bit_for_bit(name: str, scope: str | None):
         numbers = []
         for micro_batches in steps[chosen]:
             for layers in micro_batches:
-                outputs = [leaves.outputs_TKD for leaves in layers] if config.needs_outputs else []
+                outputs = [leaves.outputs_TKM for leaves in layers] if config.needs_outputs else []
                 numbers.append(balancing([leaves.decision() for leaves in layers], context, outputs).loss)
             balancing.finish_step()
         return numbers
@@ -307,35 +307,35 @@ def test_chance_of_choice_is_that_of_drawing_the_noise_of_one_expert_again():
     chance_E = chance_of_choice(noisy_E[None], Noise(clean_E[None], scale_E[None]), K)[0]
     draws = 40_000
     for i in range(E):
-        again_NE = noisy_E.expand(draws, E).clone()
-        again_NE[:, i] = clean_E[i] + torch.randn(draws) * scale_E[i]
-        chosen = (again_NE.topk(K).indices == i).any(-1).float().mean().item()
+        again_UE = noisy_E.expand(draws, E).clone()
+        again_UE[:, i] = clean_E[i] + torch.randn(draws) * scale_E[i]
+        chosen = (again_UE.topk(K).indices == i).any(-1).float().mean().item()
         assert chance_E[i].item() == pytest.approx(chosen, abs=4 * math.sqrt(0.25 / draws))
 
 
 def test_similarity_in_closed_form():
-    assert similarity_preserving(torch.linalg.qr(torch.randn(D, E)).Q.T).item() == pytest.approx(0, abs=1e-5)
-    assert similarity_preserving(torch.zeros(E, D)).item() == 1.0
-    assert similarity_preserving(torch.eye(D)[:1].expand(E, D)).item() == E - 1
+    assert similarity_preserving(torch.linalg.qr(torch.randn(M, E)).Q.T).item() == pytest.approx(0, abs=1e-5)
+    assert similarity_preserving(torch.zeros(E, M)).item() == 1.0
+    assert similarity_preserving(torch.eye(M)[:1].expand(E, M)).item() == E - 1
 
 
 def test_overlap_of_outputs_in_closed_form():
-    x_D, y_D = torch.eye(D)[:2]
+    x_M, y_M = torch.eye(M)[:2]
     ids_TK = torch.tensor([[0, 1], [0, 1], [0, 1], [0, NO_EXPERT]])
-    outputs_TKD = torch.stack(
-        [torch.stack(pair) for pair in ((x_D, -3 * x_D), (x_D, y_D), (x_D + y_D, y_D), (x_D, x_D))]
+    outputs_TKM = torch.stack(
+        [torch.stack(pair) for pair in ((x_M, -3 * x_M), (x_M, y_M), (x_M + y_M, y_M), (x_M, x_M))]
     )
     for token, overlap in enumerate((1.0, 0.0, 0.5, 0.0)):
-        actual = orthogonality(outputs_TKD[token : token + 1], ids_TK[token : token + 1])
+        actual = orthogonality(outputs_TKM[token : token + 1], ids_TK[token : token + 1])
         assert actual.item() == pytest.approx(overlap, abs=1e-6)
     # Any length is an angle: neither tiny nor large outputs are taken for orthogonal ones.
     for scale in (1e-8, 1e8):
-        assert orthogonality(scale * outputs_TKD, ids_TK).item() == pytest.approx(1.5 / 4, rel=1e-5)
+        assert orthogonality(scale * outputs_TKM, ids_TK).item() == pytest.approx(1.5 / 4, rel=1e-5)
 
 
 def test_overlap_with_one_decision_for_all_layers():
     config, context, leaves = configured("orthogonality", None), draw_context(padded=False), draw_leaves()
-    outputs = [leaves.outputs_TKD, torch.ones(T, K, D, dtype=torch.float64)]
+    outputs = [leaves.outputs_TKM, torch.ones(T, K, M, dtype=torch.float64)]
     together = Balancing({"one": config}, 1, E, K)([leaves.decision()], context, outputs).values["one"]
     single = [orthogonality(one, leaves.expert_ids_TK) for one in outputs]
     torch.testing.assert_close(together, (single[0] + single[1]) / 2)

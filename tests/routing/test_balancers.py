@@ -79,9 +79,9 @@ def test_a_zero_bias_is_no_bias(name: str):
     router, context = make_router((name, {})), make_context()
     zero_YE = Balancing({"loss_free_bias": LossFreeBiasConfig()}, 2, 24, 2).selection_bias_YE()
     assert zero_YE is not None and zero_YE.dtype == torch.float32
-    x_TD = hidden_states(context)
-    biased = router(x_TD, replace(context, selection_bias_YE=zero_YE))
-    plain = router(x_TD, context)
+    x_TM = hidden_states(context)
+    biased = router(x_TM, replace(context, selection_bias_YE=zero_YE))
+    plain = router(x_TM, context)
     assert torch.equal(biased.expert_ids_TK, plain.expert_ids_TK)
     assert torch.equal(biased.weights_TK, plain.weights_TK)
 

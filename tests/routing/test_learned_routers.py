@@ -76,11 +76,11 @@ def test_evaluation_has_no_noise():
     router, context = make_router(("noisy_top_k", {})).eval(), make_context()
     plain = make_router(("top_k", {}))
     plain.load_state_dict({"scorer.weight": router.state_dict()["scorer.weight"]})
-    x_TD = hidden_states(context)
-    decision = router(x_TD, context)
+    x_TM = hidden_states(context)
+    decision = router(x_TM, context)
     assert decision.noise is None
-    assert torch.equal(decision.expert_ids_TK, plain(x_TD, context).expert_ids_TK)
-    assert torch.equal(decision.weights_TK, plain(x_TD, context).weights_TK)
+    assert torch.equal(decision.expert_ids_TK, plain(x_TM, context).expert_ids_TK)
+    assert torch.equal(decision.weights_TK, plain(x_TM, context).weights_TK)
 
 
 def test_noise_starts_equal_for_all_and_is_learned():
@@ -128,14 +128,14 @@ def test_groups_that_do_not_fit_are_refused(options: dict[str, int], message: st
 
 def test_cosine_scores_do_not_depend_on_lengths_and_stay_below_100():
     router, context = make_router(("cosine", {})).double(), make_context()
-    x_TD = hidden_states(context, torch.float64)
-    logits_TE = router(x_TD, context).logits_TE
+    x_TM = hidden_states(context, torch.float64)
+    logits_TE = router(x_TM, context).logits_TE
     with torch.no_grad():
         router.get_parameter("scorer.weight").mul_(7.0)
-    torch.testing.assert_close(router(30 * x_TD, context).logits_TE, logits_TE)
+    torch.testing.assert_close(router(30 * x_TM, context).logits_TE, logits_TE)
     with torch.no_grad():
         router.get_parameter("scorer.log_scale").fill_(50.0)
-    largest = router(x_TD, context).logits_TE.abs().max().item()
+    largest = router(x_TM, context).logits_TE.abs().max().item()
     assert 50 < largest <= 100 * (1 + 1e-12)
 
 
@@ -230,9 +230,9 @@ def test_thresholds_even_out_the_load_without_a_balancer():
 def test_thresholds_need_a_first_step():
     router, context = make_router(("expert_threshold", {})), make_context()
     assert (router(hidden_states(context), context).expert_ids_TK != NO_EXPERT).all()
-    x_TD, long = hidden_states(make_context(8, 8)), make_context(8, 8)
-    decision = router(x_TD, long)
-    run_step(router, [(x_TD, long)])
+    x_TM, long = hidden_states(make_context(8, 8)), make_context(8, 8)
+    decision = router(x_TM, long)
+    run_step(router, [(x_TM, long)])
     assert decision.probabilities_TE is not None
     quantile_E = decision.probabilities_TE.double().quantile(1 - 2 / 24, dim=0)
     torch.testing.assert_close(router.get_buffer("thresholds_E"), quantile_E, rtol=1e-6, atol=0)

@@ -35,8 +35,8 @@ def skewed(context: RoutingContext) -> Tensor:
     return hidden_states(context) + 2 * torch.ones(6)
 
 
-def loads(router: Router, x_TD: Tensor, context: RoutingContext, token_N: Tensor) -> Tensor:
-    return count_assignments(router(x_TD, context).expert_ids_TK[token_N], router.setting.num_experts)
+def loads(router: Router, x_TM: Tensor, context: RoutingContext, token_U: Tensor) -> Tensor:
+    return count_assignments(router(x_TM, context).expert_ids_TK[token_U], router.setting.num_experts)
 
 
 @every_pool
@@ -44,11 +44,11 @@ def loads(router: Router, x_TD: Tensor, context: RoutingContext, token_N: Tensor
 def test_every_expert_takes_exactly_its_capacity_of_every_pool(pool: str, factor: float):
     router = make_router(("expert_choice", {"pool": pool, "capacity_factor": factor}), num_experts=5)
     context = padded_context()
-    x_TD = skewed(context)
-    for token_N in pool_tokens(Scope(pool), context):
-        capacity = min(max(math.ceil(factor * 2 * len(token_N) / 5), 1), len(token_N))
-        assert loads(router, x_TD, context, token_N).tolist() == [capacity] * 5
-    decision = router(x_TD, context)
+    x_TM = skewed(context)
+    for token_U in pool_tokens(Scope(pool), context):
+        capacity = min(max(math.ceil(factor * 2 * len(token_U) / 5), 1), len(token_U))
+        assert loads(router, x_TM, context, token_U).tolist() == [capacity] * 5
+    decision = router(x_TM, context)
     padding_T = ~context.valid_BL.flatten()
     assert (decision.expert_ids_TK[padding_T] == -1).all() and (decision.weights_TK[padding_T] == 0).all()
 
@@ -58,9 +58,9 @@ def test_a_token_may_be_taken_by_many_experts_or_by_none():
     router, context = make_router(("expert_choice", {}), num_experts=4, top_k=1), make_context(1, 4)
     with torch.no_grad():
         router.scorer.weight.zero_()[0, 0] = 1.0
-    x_TD = torch.zeros(4, 6)
-    x_TD[:3, 0] = torch.tensor([5.0, 6.0, 7.0])
-    taken = [sorted(set(experts) - {-1}) for experts in router(x_TD, context).expert_ids_TK.tolist()]
+    x_TM = torch.zeros(4, 6)
+    x_TM[:3, 0] = torch.tensor([5.0, 6.0, 7.0])
+    taken = [sorted(set(experts) - {-1}) for experts in router(x_TM, context).expert_ids_TK.tolist()]
     assert taken == [[], [], [0], [1, 2, 3]]
 
 
@@ -69,10 +69,10 @@ def test_a_token_may_be_taken_by_many_experts_or_by_none():
 def test_base_loads_every_expert_equally(pool: str, top_k: int):
     router = make_router(("base", {"pool": pool}), top_k, num_experts=6)
     context = padded_context()
-    x_TD = skewed(context)
-    for token_N in pool_tokens(Scope(pool), context):
-        due = len(token_N) * top_k / 6
-        counts = loads(router, x_TD, context, token_N).tolist()
+    x_TM = skewed(context)
+    for token_U in pool_tokens(Scope(pool), context):
+        due = len(token_U) * top_k / 6
+        counts = loads(router, x_TM, context, token_U).tolist()
         assert {math.floor(due), math.ceil(due)} >= set(counts)
 
 
@@ -91,11 +91,11 @@ def test_no_balanced_assignment_is_better(tokens: int, num_experts: int):
     """All of them are tried."""
     candidates = balanced_assignments(tokens, num_experts)
     for seed in range(10):
-        scores_NE = torch.randn(tokens, num_experts, generator=torch.Generator().manual_seed(seed))
-        scores_NE = scores_NE * 10.0 ** (seed % 5 - 2) + torch.arange(num_experts)
-        found = balanced_assignment(scores_NE, 1)[:, 0].tolist()
+        scores_UE = torch.randn(tokens, num_experts, generator=torch.Generator().manual_seed(seed))
+        scores_UE = scores_UE * 10.0 ** (seed % 5 - 2) + torch.arange(num_experts)
+        found = balanced_assignment(scores_UE, 1)[:, 0].tolist()
         assert tuple(found) in candidates
-        rows = scores_NE.double().tolist()
+        rows = scores_UE.double().tolist()
         value = {chosen: math.fsum(rows[t][e] for t, e in enumerate(chosen)) for chosen in candidates}
         assert value[tuple(found)] == pytest.approx(max(value.values()))
 
@@ -103,12 +103,12 @@ def test_no_balanced_assignment_is_better(tokens: int, num_experts: int):
 @pytest.mark.parametrize("spread", [0.0, 3.0])
 def test_no_exchange_of_tokens_improves_a_large_assignment(spread: float):
     """An assignment is the best one exactly if no cycle of experts, each handing one token on, gains."""
-    N, E = 300, 12
-    scores_NE = torch.randn(N, E, dtype=torch.float64) + spread * torch.randn(E)
-    chosen_N = balanced_assignment(scores_NE, 1)[:, 0]
-    assert torch.bincount(chosen_N).tolist() == [N // E] * E
-    gain_NE = scores_NE - scores_NE.gather(1, chosen_N[:, None])
-    best = torch.stack([gain_NE[chosen_N == e].amax(0) for e in range(E)])
+    U, E = 300, 12
+    scores_UE = torch.randn(U, E, dtype=torch.float64) + spread * torch.randn(E)
+    chosen_U = balanced_assignment(scores_UE, 1)[:, 0]
+    assert torch.bincount(chosen_U).tolist() == [U // E] * E
+    gain_UE = scores_UE - scores_UE.gather(1, chosen_U[:, None])
+    best = torch.stack([gain_UE[chosen_U == e].amax(0) for e in range(E)])
     for through in range(E):
         best = torch.maximum(best, best[:, through : through + 1] + best[through])
     assert best.diagonal().max() <= 1e-9
@@ -116,55 +116,55 @@ def test_no_exchange_of_tokens_improves_a_large_assignment(spread: float):
 
 @pytest.mark.parametrize("tokens, num_experts, top_k", [(12, 4, 3), (5, 3, 2), (1, 4, 3), (2, 7, 7), (9, 6, 5)])
 def test_more_choices_are_the_best_of_what_is_left(tokens: int, num_experts: int, top_k: int):
-    scores_NE = torch.randn(tokens, num_experts)
-    ids_NK = balanced_assignment(scores_NE, top_k)
+    scores_UE = torch.randn(tokens, num_experts)
+    ids_UK = balanced_assignment(scores_UE, top_k)
     for choice in range(1, top_k + 1):
-        counts = torch.bincount(ids_NK[:, :choice].flatten(), minlength=num_experts).tolist()
+        counts = torch.bincount(ids_UK[:, :choice].flatten(), minlength=num_experts).tolist()
         due = choice * tokens / num_experts
         assert {math.floor(due), math.ceil(due)} >= set(counts)
-    assert all(len(set(row)) == top_k for row in ids_NK.tolist())
+    assert all(len(set(row)) == top_k for row in ids_UK.tolist())
     # With fewer choices the first ones are the same.
-    assert torch.equal(balanced_assignment(scores_NE, 1), ids_NK[:, :1])
+    assert torch.equal(balanced_assignment(scores_UE, 1), ids_UK[:, :1])
 
 
 def test_where_no_balanced_choice_is_left_tokens_still_get_different_experts():
     """Of these scores the first six choices leave no balanced seventh."""
-    scores_NE = torch.randn(4, 8, generator=torch.Generator().manual_seed(10))
-    assert all(len(set(row)) == 7 for row in balanced_assignment(scores_NE, 7).tolist())
+    scores_UE = torch.randn(4, 8, generator=torch.Generator().manual_seed(10))
+    assert all(len(set(row)) == 7 for row in balanced_assignment(scores_UE, 7).tolist())
 
 
 @pytest.mark.parametrize("name", ["base", "sinkhorn", "expert_choice"])
 def test_scores_that_are_not_finite_reach_the_guard(name: str):
     """They must not end in an error of the solver, which would name neither router nor layer."""
     router, context = make_router((name, {})), make_context()
-    x_TD = hidden_states(context)
-    x_TD[3] = torch.nan
-    assert router(x_TD, context).logits_TE[3].isnan().all()
+    x_TM = hidden_states(context)
+    x_TM[3] = torch.nan
+    assert router(x_TM, context).logits_TE[3].isnan().all()
 
 
 @pytest.mark.parametrize("spread", [0.1, 1.0, 5.0])
 @pytest.mark.parametrize("tokens, num_experts", [(400, 8), (30, 6)])
 def test_the_plan_s_marginals_are_even(tokens: int, num_experts: int, spread: float):
-    logits_NE = spread * torch.randn(tokens, num_experts) + torch.arange(num_experts)
-    plan_NE = (logits_NE + sinkhorn_bias(logits_NE)).double().softmax(1) / tokens
-    torch.testing.assert_close(num_experts * plan_NE.sum(0), torch.ones(num_experts).double(), rtol=1e-4, atol=0)
+    logits_UE = spread * torch.randn(tokens, num_experts) + torch.arange(num_experts)
+    plan_UE = (logits_UE + sinkhorn_bias(logits_UE)).double().softmax(1) / tokens
+    torch.testing.assert_close(num_experts * plan_UE.sum(0), torch.ones(num_experts).double(), rtol=1e-4, atol=0)
 
 
 def test_the_plan_is_that_of_the_alternating_formula():
-    logits_NE = torch.randn(50, 7, dtype=torch.float64)
-    A_NE, d1_E = logits_NE.exp(), torch.ones(7, dtype=torch.float64)
+    logits_UE = torch.randn(50, 7, dtype=torch.float64)
+    A_UE, d1_E = logits_UE.exp(), torch.ones(7, dtype=torch.float64)
     for _ in range(500):
-        d0_N = 1 / (50 * (A_NE @ d1_E))
-        d1_E = 1 / (7 * (A_NE.T @ d0_N))
-    plan_NE = d0_N[:, None] * A_NE * d1_E
-    actual_NE = (logits_NE + sinkhorn_bias(logits_NE)).softmax(1) / 50
-    torch.testing.assert_close(actual_NE, plan_NE, rtol=1e-3, atol=0)
+        d0_U = 1 / (50 * (A_UE @ d1_E))
+        d1_E = 1 / (7 * (A_UE.T @ d0_U))
+    plan_UE = d0_U[:, None] * A_UE * d1_E
+    actual_UE = (logits_UE + sinkhorn_bias(logits_UE)).softmax(1) / 50
+    torch.testing.assert_close(actual_UE, plan_UE, rtol=1e-3, atol=0)
 
 
 @pytest.mark.parametrize("scale", [100.0, 1e4])
 def test_the_plan_stands_any_logits(scale: float):
-    logits_NE = scale * torch.randn(64, 8)
-    assert sinkhorn_bias(logits_NE).isfinite().all()
+    logits_UE = scale * torch.randn(64, 8)
+    assert sinkhorn_bias(logits_UE).isfinite().all()
     one_favourite = torch.zeros(64, 8)
     one_favourite[1:, 3] = scale
     assert sinkhorn_bias(one_favourite).isfinite().all()
@@ -176,21 +176,21 @@ def test_training_is_even_and_evaluation_greedy(name: str, pool: str):
     router, greedy = make_router((name, {"pool": pool}), num_experts=6), make_router(("top_k", {}), num_experts=6)
     greedy.load_state_dict(router.state_dict())
     context = make_context(8, 32)
-    x_TD = skewed(context)
+    x_TM = skewed(context)
     everyone = torch.arange(256)
-    trained, plain = (loads(r, x_TD, context, everyone).double() for r in (router, greedy))
+    trained, plain = (loads(r, x_TM, context, everyone).double() for r in (router, greedy))
     # Two choices out of six from one plan cannot be as even as the plan is.
     assert trained.max() / trained.mean() < 1.5 < plain.max() / plain.mean()
-    assert torch.equal(router.eval()(x_TD, context).expert_ids_TK, greedy(x_TD, context).expert_ids_TK)
+    assert torch.equal(router.eval()(x_TM, context).expert_ids_TK, greedy(x_TM, context).expert_ids_TK)
 
 
 @pytest.mark.parametrize("name", ["base", "sinkhorn"])
 def test_padding_is_routed_as_in_evaluation(name: str):
     router, context = make_router((name, {})), padded_context()
-    x_TD = skewed(context)
+    x_TM = skewed(context)
     padding_T = ~context.valid_BL.flatten()
-    trained = router(x_TD, context).expert_ids_TK
-    evaluated = router.eval()(x_TD, context).expert_ids_TK
+    trained = router(x_TM, context).expert_ids_TK
+    evaluated = router.eval()(x_TM, context).expert_ids_TK
     assert torch.equal(trained[padding_T], evaluated[padding_T]) and not torch.equal(trained, evaluated)
 
 
@@ -199,15 +199,15 @@ def test_recomputation_gives_the_same_gradients(name: str):
     router, context = make_router((name, {})), make_context()
     factors_T = torch.randn(12)
 
-    def weighted(x_TD: Tensor) -> Tensor:
-        decision = router(x_TD, context)
+    def weighted(x_TM: Tensor) -> Tensor:
+        decision = router(x_TM, context)
         return (decision.weights_TK * (decision.expert_ids_TK + 1)).sum(1) @ factors_T
 
     gradients = []
     for recompute in (False, True):
-        x_TD = hidden_states(context).requires_grad_()
-        loss = checkpoint(weighted, x_TD, use_reentrant=False) if recompute else weighted(x_TD)
-        gradients.append(torch.autograd.grad(loss, [x_TD, *router.parameters()]))
+        x_TM = hidden_states(context).requires_grad_()
+        loss = checkpoint(weighted, x_TM, use_reentrant=False) if recompute else weighted(x_TM)
+        gradients.append(torch.autograd.grad(loss, [x_TM, *router.parameters()]))
     assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
 
 
@@ -225,9 +225,9 @@ def test_assignments_claim_causality_for_evaluation(name: str):
 
 def test_an_expert_s_choice_depends_on_later_tokens():
     router, context = make_router(("expert_choice", {}), num_experts=4), make_context(1, 8)
-    x_TD = hidden_states(context)
-    changed_TD = torch.cat([x_TD[:4], 3 * x_TD[4:].flip(0)])
-    before, after = (router(x, context) for x in (x_TD, changed_TD))
+    x_TM = hidden_states(context)
+    changed_TM = torch.cat([x_TM[:4], 3 * x_TM[4:].flip(0)])
+    before, after = (router(x, context) for x in (x_TM, changed_TM))
     used = [[sorted(set(row) - {-1}) for row in d.expert_ids_TK[:4].tolist()] for d in (before, after)]
     assert used[0] != used[1]
 
@@ -251,9 +251,9 @@ def test_quantile_evens_the_load_over_steps():
     assert violations[0] > 1.0 and violations[-1] < 0.05
     assert router.beta_E.mean().abs() < 1e-6
     # Evaluation routes by the same prices.
-    x_TD, context = micro_batches[0]
-    trained = router(x_TD, context)
-    assert_same_decision(router.eval()(x_TD, context), trained)
+    x_TM, context = micro_batches[0]
+    trained = router(x_TM, context)
+    assert_same_decision(router.eval()(x_TM, context), trained)
 
 
 def test_quantile_averages_over_micro_batches_by_their_tokens():
@@ -261,10 +261,10 @@ def test_quantile_averages_over_micro_batches_by_their_tokens():
     micro_batches = [(hidden_states(context), context) for context in contexts]
     run_step(router, micro_batches)
     total, tokens = torch.zeros(8, dtype=torch.float64), 0
-    for x_TD, context in micro_batches:
-        valid_TD = x_TD if context.valid_T is None else x_TD[context.valid_T]
-        prices = naive_prices(valid_TD @ router.scorer.weight.T, [0.0] * 8, 2)
-        total, tokens = total + len(valid_TD) * torch.tensor(prices), tokens + len(valid_TD)
+    for x_TM, context in micro_batches:
+        valid_TM = x_TM if context.valid_T is None else x_TM[context.valid_T]
+        prices = naive_prices(valid_TM @ router.scorer.weight.T, [0.0] * 8, 2)
+        total, tokens = total + len(valid_TM) * torch.tensor(prices), tokens + len(valid_TM)
     expected_E = total / tokens
     torch.testing.assert_close(router.beta_E, (expected_E - expected_E.mean()).float())
 

@@ -38,7 +38,7 @@ def packed(padded: bool) -> RoutingContext:
 @pytest.mark.parametrize("padded", [False, True], ids=["whole", "padded"])
 @pytest.mark.parametrize("pool", POOLS)
 def test_pools_of_every_scope(pool: str, padded: bool):
-    pools = [token_N.tolist() for token_N in pool_tokens(Scope(pool), packed(padded))]
+    pools = [token_U.tolist() for token_U in pool_tokens(Scope(pool), packed(padded))]
     assert sorted(pools) == sorted((VALID_POOLS if padded else POOLS)[pool])
 
 
@@ -48,9 +48,9 @@ def test_every_pool_is_chosen_for_by_itself_and_padding_not_at_all(pool: str, pa
     scores_TE = torch.randn(12, 3, requires_grad=True)
     seen = []
 
-    def choose(scores_NE: Tensor) -> Tensor:
-        seen.append(scores_NE)
-        return torch.stack([scores_NE.sum(0).expand_as(scores_NE), scores_NE], dim=1)
+    def choose(scores_UE: Tensor) -> Tensor:
+        seen.append(scores_UE)
+        return torch.stack([scores_UE.sum(0).expand_as(scores_UE), scores_UE], dim=1)
 
     padding = torch.full((12, 2, 3), -7.0)
     chosen = choose_in_pools(choose, scores_TE, padding, Scope(pool), packed(padded), group=None)

@@ -1,6 +1,6 @@
 """Routing tables against loops over tokens.
 
-Shape legend: T tokens, W choices, Y layers, D domains, E experts, C clusters, V tracked ids, F width of vectors.
+Shape legend: T tokens, W places for choices, Y MoE layers, D domains, E experts, C clusters, V token ids, X columns.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Routed:
     shuffled_T: Tensor
     cluster_T: Tensor
     token_ids_T: Tensor
-    vectors_YEF: Tensor
+    vectors_YEX: Tensor
 
 
 @pytest.fixture
@@ -91,7 +91,7 @@ def recorded(routed: Routed, parts: int, **tables: Any) -> dict[str, Any]:
                 shuffled_T=routed.shuffled_T[rows],
             )
     for y in range(Y):
-        made.add_vectors(y, routed.vectors_YEF[y])
+        made.add_vectors(y, routed.vectors_YEX[y])
     made.all_reduce(None)
     return made.arrays()
 
@@ -136,8 +136,8 @@ def naive(routed: Routed) -> dict[str, Any]:
             ranked = sorted(p, reverse=True)
             sums["margin_sum_YD"][y, domain] += ranked[K - 1] - ranked[K]
             sums["probability_sum_YDE"][y, domain] += p
-        for i, one in enumerate(routed.vectors_YEF[y].tolist()):
-            for j, other in enumerate(routed.vectors_YEF[y].tolist()):
+        for i, one in enumerate(routed.vectors_YEX[y].tolist()):
+            for j, other in enumerate(routed.vectors_YEX[y].tolist()):
                 product = sum(a * b for a, b in zip(one, other, strict=True))
                 sums["router_cosine_YEE"][y, i, j] = product / math.hypot(*one) / math.hypot(*other)
     return {**sums, "vocabulary_ids_V": IDS}

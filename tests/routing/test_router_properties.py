@@ -66,7 +66,7 @@ def test_a_causal_route_does_not_depend_on_later_tokens(case: Case, position: in
     router, context = make_router(case).eval(), make_context()
     run_steps(router, 2)
     B, L = context.token_ids_BL.shape
-    x_BLD = hidden_states(context).view(B, L, HIDDEN)
+    x_BLM = hidden_states(context).view(B, L, HIDDEN)
     later_BL = torch.arange(L).expand(B, L) >= position
     changed = replace(
         context,
@@ -74,8 +74,8 @@ def test_a_causal_route_does_not_depend_on_later_tokens(case: Case, position: in
         domain_BL=torch.where(later_BL, (context.domain_BL + 1) % len(DOMAINS), context.domain_BL),
         document_BL=torch.where(later_BL, context.document_BL + 1, context.document_BL),
     )
-    before = router(x_BLD.flatten(0, 1), context)
-    after = router(torch.where(later_BL[..., None], -x_BLD, x_BLD).flatten(0, 1), changed)
+    before = router(x_BLM.flatten(0, 1), context)
+    after = router(torch.where(later_BL[..., None], -x_BLM, x_BLM).flatten(0, 1), changed)
     earlier_T = ~later_BL.reshape(-1)
     assert used(before, earlier_T) == used(after, earlier_T)
     # The widths may differ, and by choices without an expert only.
@@ -88,35 +88,35 @@ def test_a_causal_route_does_not_depend_on_later_tokens(case: Case, position: in
 @every_router
 def test_the_same_input_gives_the_same_decision(case: Case):
     router, context = make_router(case), make_context()
-    x_TD = hidden_states(context)
-    first = router(x_TD, context)
+    x_TM = hidden_states(context)
+    first = router(x_TM, context)
     torch.rand(10)
-    assert_same_decision(router(x_TD, context), first)
+    assert_same_decision(router(x_TM, context), first)
 
 
 @every_router
 def test_a_restored_router_decides_the_same(case: Case):
     router, context = make_router(case), make_context()
     run_steps(router, 2)
-    x_TD = hidden_states(context)
+    x_TM = hidden_states(context)
     file = io.BytesIO()
     torch.save(router.state_dict(), file)
     file.seek(0)
     torch.manual_seed(99)
     restored = make_router(case)
     restored.load_state_dict(torch.load(file))
-    assert_same_decision(restored(x_TD, context), router(x_TD, context))
+    assert_same_decision(restored(x_TM, context), router(x_TM, context))
 
 
 @pytest.mark.parametrize("case", [case for case in cases() if not make_router(case).config.learned], ids=case_id)
 def test_prescribed_routes_do_not_depend_on_the_split_into_micro_batches(case: Case):
     router, context = make_router(case), make_context(6)
-    x_TD = hidden_states(context)
-    whole = router(x_TD, context)
+    x_TM = hidden_states(context)
+    whole = router(x_TM, context)
     for size in (1, 2, 3):
         for first in range(0, 6, size):
             tokens = slice(first * LENGTH, (first + size) * LENGTH)
-            part = router(x_TD[tokens], rows(context, slice(first, first + size)))
+            part = router(x_TM[tokens], rows(context, slice(first, first + size)))
             assert torch.equal(part.expert_ids_TK, whole.expert_ids_TK[tokens])
             torch.testing.assert_close(part.weights_TK, whole.weights_TK[tokens])
 
@@ -127,7 +127,7 @@ def test_routing_is_in_float32_under_bfloat16(case: Case, mode: str):
     """Inputs and parameters are rounded to bfloat16; the decision is that of float32 on the rounded ones."""
     router, context = make_router(case), make_context(40)
     run_steps(router, 2)
-    low_TD = hidden_states(context, torch.bfloat16)
+    low_TM = hidden_states(context, torch.bfloat16)
     exact = make_router(case)
     exact.load_state_dict(router.state_dict())
     if mode == "cast":
@@ -135,12 +135,12 @@ def test_routing_is_in_float32_under_bfloat16(case: Case, mode: str):
         exact.load_state_dict(
             {name: value.detach().bfloat16() for name, value in router.named_parameters()}, strict=False
         )
-        actual = router.bfloat16()(low_TD, context)
+        actual = router.bfloat16()(low_TM, context)
     else:
         with torch.autocast("cpu", torch.bfloat16):
-            actual = router(low_TD, context)
+            actual = router(low_TM, context)
     assert actual.weights_TK.dtype == torch.float32
-    assert_same_decision(actual, exact(low_TD.float(), context))
+    assert_same_decision(actual, exact(low_TM.float(), context))
 
 
 @every_router
@@ -148,10 +148,10 @@ def test_state_changes_between_steps_only(case: Case):
     """A routing pass ahead and recomputation must see what the micro-batch saw."""
     router, context = make_router(case), make_context()
     run_steps(router, 2)
-    x_TD = hidden_states(context)
-    first = router(x_TD, context)
+    x_TM = hidden_states(context)
+    first = router(x_TM, context)
     router.observe(first, context)
-    assert_same_decision(router(x_TD, context), first)
+    assert_same_decision(router(x_TM, context), first)
 
 
 @every_router
@@ -172,14 +172,14 @@ def test_what_padding_holds_changes_nothing(case: Case):
     valid_BL = torch.rand(6, 8) < 0.7
     valid_BL[4] = False
     context, valid_T = replace(context, valid_BL=valid_BL), valid_BL.flatten()
-    x_TD = hidden_states(context)
-    other_TD = torch.where(valid_T[:, None], x_TD, 30 * torch.randn_like(x_TD))
+    x_TM = hidden_states(context)
+    other_TM = torch.where(valid_T[:, None], x_TM, 30 * torch.randn_like(x_TM))
     routers = [make_router(case), make_router(case)]
     routers[1].load_state_dict(routers[0].state_dict())
     for _ in range(2):
-        one, other = (router(x, context) for router, x in zip(routers, (x_TD, other_TD), strict=True))
+        one, other = (router(x, context) for router, x in zip(routers, (x_TM, other_TM), strict=True))
         assert used(one, valid_T) == used(other, valid_T)
-        for router, x in zip(routers, (x_TD, other_TD), strict=True):
+        for router, x in zip(routers, (x_TM, other_TM), strict=True):
             run_step(router, [(x, context)])
         for name, value in routers[0].state_dict().items():
             torch.testing.assert_close(value, routers[1].state_dict()[name])
@@ -189,27 +189,27 @@ def test_what_padding_holds_changes_nothing(case: Case):
 def test_capabilities_are_there(case: Case):
     router, context = make_router(case), make_context(8, 8)
     provides, E = router.config.provides, router.setting.num_experts
-    x_TD = hidden_states(context)
-    decision = router(x_TD, context)
+    x_TM = hidden_states(context)
+    decision = router(x_TM, context)
     assert (
         (decision.probabilities_TE is not None) == (decision.logits_TE is not None) == (Capability.SCORES in provides)
     )
-    assert (decision.vectors_ED is not None) == (Capability.VECTORS in provides)
+    assert (decision.vectors_EX is not None) == (Capability.VECTORS in provides)
     assert (decision.noise is not None) == (Capability.NOISE in provides)
-    if decision.vectors_ED is not None:
-        assert len(decision.vectors_ED) == E
-        assert any(decision.vectors_ED is parameter for parameter in router.parameters())
+    if decision.vectors_EX is not None:
+        assert len(decision.vectors_EX) == E
+        assert any(decision.vectors_EX is parameter for parameter in router.parameters())
     if decision.noise is not None:
         assert (decision.noise.scale_TE > 0).all()
         assert decision.noise.clean_TE.shape == (64, E)
-        assert router.eval()(x_TD, context).noise is None
+        assert router.eval()(x_TM, context).noise is None
         router.train()
     if Capability.RELU_GATES in provides:
         assert decision.logits_TE is not None
         sums_T = decision.logits_TE.relu().sum(-1)
         torch.testing.assert_close(decision.weights_TK.sum(-1), sums_T)
     bias_YE = 10 * torch.randn(2, E)
-    biased = router(x_TD, replace(context, selection_bias_YE=bias_YE))
+    biased = router(x_TM, replace(context, selection_bias_YE=bias_YE))
     moved = not torch.equal(biased.expert_ids_TK, decision.expert_ids_TK)
     assert moved == (Capability.SELECTION_BIAS in provides)
 
@@ -281,12 +281,12 @@ def permuted_groups(context: RoutingContext, inside: str = "hash", **setting: in
 def test_permuted_groups_follow_the_domain_weights_and_know_nothing_of_the_domain():
     context = single_domain_context(4000)
     group_B, domain_B = permuted_groups(context)[:, 0], context.domain_BL[:, 0]
-    table_DG = torch.zeros(4, 4, dtype=torch.float64)
-    table_DG.index_put_((domain_B, group_B), torch.ones(4000, dtype=torch.float64), accumulate=True)
+    table_DJ = torch.zeros(4, 4, dtype=torch.float64)
+    table_DJ.index_put_((domain_B, group_B), torch.ones(4000, dtype=torch.float64), accumulate=True)
     expected = 4000 * torch.tensor(DOMAIN_WEIGHTS, dtype=torch.float64)
-    assert chi_square(table_DG.sum(0), expected) < CHI_SQUARE[3]
+    assert chi_square(table_DJ.sum(0), expected) < CHI_SQUARE[3]
 
-    joint = table_DG / table_DG.sum()
+    joint = table_DJ / table_DJ.sum()
     independent = joint.sum(1, keepdim=True) * joint.sum(0)
     information = float((joint * (joint / independent).log()).sum())
     # Of N independent pairs, 2 N times the empirical mutual information is distributed like chi-square.
@@ -342,9 +342,9 @@ def test_reference_sends_gradients_into_the_domains_own_rows_only():
         + decision.logits_TE.logsumexp(-1).square().sum()
     )
     loss.backward()
-    (weight_ED,) = router.parameters()
-    assert weight_ED.grad is not None
-    reached_E = weight_ED.grad.abs().sum(-1) > 0
+    (weight_EM,) = router.parameters()
+    assert weight_EM.grad is not None
+    reached_E = weight_EM.grad.abs().sum(-1) > 0
     assert reached_E.tolist() == [12 <= e < 18 for e in range(24)]
 
 

@@ -25,7 +25,7 @@ TOLERANCES = {torch.float32: 1e-5, torch.float64: 1e-10}
 
 
 def naive_decision(
-    case: Case, router: Router, x_TD: Tensor, context: RoutingContext, parameters: dict[str, Tensor]
+    case: Case, router: Router, x_TM: Tensor, context: RoutingContext, parameters: dict[str, Tensor]
 ) -> RoutingDecision:
     """The oracle's routes of all tokens, in float64."""
     name, options = case
@@ -49,7 +49,7 @@ def naive_decision(
     assert context.document_BL is not None
     tokens = [
         Token(
-            x_TD[b * L + l],
+            x_TM[b * L + l],
             int(context.token_ids_BL[b, l]),
             int(context.domain_BL[b, l]),
             int(context.sequence_B[b]),
@@ -102,16 +102,16 @@ def assert_close(name: str, actual: Tensor, expected: Tensor, tolerance: float) 
 
 def assert_matches_the_oracle(case: Case, router: Router, context: RoutingContext, dtype: torch.dtype) -> None:
     """Experts, weights, probabilities, logits, and the gradients of input and parameters."""
-    x_TD = hidden_states(context, dtype).requires_grad_()
+    x_TM = hidden_states(context, dtype).requires_grad_()
     # `frozen` has parameters that take no gradient.
     learned = {name: p for name, p in router.named_parameters() if p.requires_grad}
-    actual = router(x_TD, context)
+    actual = router(x_TM, context)
 
-    naive_x_TD = x_TD.detach().double().requires_grad_()
+    naive_x_TM = x_TM.detach().double().requires_grad_()
     naive_parameters = {
         name: p.detach().double().requires_grad_(p.requires_grad) for name, p in router.named_parameters()
     }
-    expected = naive_decision(case, router, naive_x_TD, context, naive_parameters)
+    expected = naive_decision(case, router, naive_x_TM, context, naive_parameters)
 
     assert torch.equal(actual.expert_ids_TK, expected.expert_ids_TK)
     for name in ("weights_TK", "probabilities_TE", "logits_TE"):
@@ -120,9 +120,9 @@ def assert_matches_the_oracle(case: Case, router: Router, context: RoutingContex
         if values is not None:
             assert_close(name, values, naive, TOLERANCES[values.dtype])
 
-    actual_gradients = gradients(actual, [x_TD, *learned.values()])
-    expected_gradients = gradients(expected, [naive_x_TD, *(naive_parameters[name] for name in learned)])
-    for name, gradient, naive in zip(["x_TD", *learned], actual_gradients, expected_gradients, strict=True):
+    actual_gradients = gradients(actual, [x_TM, *learned.values()])
+    expected_gradients = gradients(expected, [naive_x_TM, *(naive_parameters[name] for name in learned)])
+    for name, gradient, naive in zip(["x_TM", *learned], actual_gradients, expected_gradients, strict=True):
         assert_close(f"gradient of {name}", gradient, naive, TOLERANCES[dtype])
 
 
@@ -150,10 +150,10 @@ def test_router_computes_its_formula_in_evaluation(case: Case, top_k: int, biase
     router, context = make_router(case, top_k).double(), make_context()
     if biased:
         context = with_bias(context, router)
-    x_TD = hidden_states(context, torch.float64)
-    in_training = router(x_TD, context)
+    x_TM = hidden_states(context, torch.float64)
+    in_training = router(x_TM, context)
     router.eval()
-    if not same_decision(router(x_TD, context), in_training):
+    if not same_decision(router(x_TM, context), in_training):
         assert_matches_the_oracle(case, router, context, torch.float64)
 
 
@@ -184,11 +184,11 @@ def test_states_do_move():
 def test_the_selection_bias_moves_choices_and_not_weights():
     """Otherwise the biased half of the test above would say nothing."""
     router, context = make_router(("top_k", {"normalise": False})), make_context()
-    x_TD = hidden_states(context)
-    plain = router(x_TD, context)
+    x_TM = hidden_states(context)
+    plain = router(x_TM, context)
     bias_YE = torch.zeros(2, router.setting.num_experts)
     bias_YE[:, 3] = 10.0
-    biased = router(x_TD, replace(context, selection_bias_YE=bias_YE))
+    biased = router(x_TM, replace(context, selection_bias_YE=bias_YE))
     assert (biased.expert_ids_TK[:, 0] == 3).all() and not (plain.expert_ids_TK[:, 0] == 3).all()
     assert torch.equal(biased.weights_TK[:, 0], plain.probabilities_TE[:, 3])
 

@@ -32,13 +32,13 @@ def units_of(context: RoutingContext, unit: str) -> list[list[int]]:
     return list(units.values())
 
 
-def naive(x_TD: Tensor, units: list[list[int]], pool: str, m: int) -> Tensor:
+def naive(x_TM: Tensor, units: list[list[int]], pool: str, m: int) -> Tensor:
     rows: dict[int, Tensor] = {}
     for tokens in units:
         for place, token in enumerate(tokens):
             last = {"prefix_mean": place + 1, "first_m": min(place + 1, m), "full_mean": len(tokens)}[pool]
-            rows[token] = sum(x_TD[t] for t in tokens[:last]) / last  # type: ignore[assignment]
-    return torch.stack([rows[token] for token in range(len(x_TD))])
+            rows[token] = sum(x_TM[t] for t in tokens[:last]) / last  # type: ignore[assignment]
+    return torch.stack([rows[token] for token in range(len(x_TM))])
 
 
 @pytest.mark.parametrize("pool", ["prefix_mean", "first_m", "full_mean"])
@@ -46,12 +46,12 @@ def naive(x_TD: Tensor, units: list[list[int]], pool: str, m: int) -> Tensor:
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-10)])
 def test_pools_are_means_over_tokens(unit: str, pool: str, dtype: torch.dtype, tolerance: float):
     context = packed_context()
-    x_TD = torch.randn(B * L, HIDDEN, dtype=dtype, requires_grad=True)
-    seen_TD = pooled(x_TD, token_sets(Scope(unit), context), Pooling(pool), 2)
-    expected_TD = naive(x_TD, units_of(context, unit), pool, 2)
-    torch.testing.assert_close(seen_TD, expected_TD, rtol=tolerance, atol=tolerance)
-    upstream_TD = torch.randn(seen_TD.shape, dtype=dtype)
-    actual, wanted = (torch.autograd.grad((y * upstream_TD).sum(), x_TD)[0] for y in (seen_TD, expected_TD))
+    x_TM = torch.randn(B * L, HIDDEN, dtype=dtype, requires_grad=True)
+    seen_TM = pooled(x_TM, token_sets(Scope(unit), context), Pooling(pool), 2)
+    expected_TM = naive(x_TM, units_of(context, unit), pool, 2)
+    torch.testing.assert_close(seen_TM, expected_TM, rtol=tolerance, atol=tolerance)
+    upstream_TM = torch.randn(seen_TM.shape, dtype=dtype)
+    actual, wanted = (torch.autograd.grad((y * upstream_TM).sum(), x_TM)[0] for y in (seen_TM, expected_TM))
     torch.testing.assert_close(actual, wanted, rtol=tolerance, atol=tolerance)
 
 
@@ -59,12 +59,12 @@ def test_pools_are_means_over_tokens(unit: str, pool: str, dtype: torch.dtype, t
 @pytest.mark.parametrize("unit", [Unit.SEQUENCE, Unit.DOCUMENT])
 def test_only_the_full_mean_sees_later_tokens(unit: Unit, pool: Pooling):
     context, shown = packed_context(), RouterInput(unit, pool, 3, Input.HIDDEN_STATES, HIDDEN, 4)
-    x_TD = torch.randn(B * L, HIDDEN)
-    before_TD, _ = shown(x_TD, context)
+    x_TM = torch.randn(B * L, HIDDEN)
+    before_TM, _ = shown(x_TM, context)
     position = 5
     later_T = (torch.arange(L) >= position).repeat(B)
-    after_TD, _ = shown(torch.where(later_T[:, None], -x_TD, x_TD), context)
-    assert torch.equal(before_TD[~later_T], after_TD[~later_T]) == (pool is not Pooling.FULL_MEAN)
+    after_TM, _ = shown(torch.where(later_T[:, None], -x_TM, x_TM), context)
+    assert torch.equal(before_TM[~later_T], after_TM[~later_T]) == (pool is not Pooling.FULL_MEAN)
     config = RoutingConfig.model_validate({"router": {"name": "top_k"}, "unit": unit.value, "pooling": pool.value})
     assert config.causal == (pool is not Pooling.FULL_MEAN)
 
@@ -76,9 +76,9 @@ def test_a_unit_is_routed_as_a_whole(unit: str, name: str):
     context = packed_context()
     shown = RouterInput(Unit(unit), Pooling.FULL_MEAN, 1, Input.HIDDEN_STATES, HIDDEN, 4)
     router = make_router((name, {}))
-    x_TD, unit_context = shown(torch.randn(B * L, HIDDEN), context)
-    ids_TK = router(x_TD, unit_context).expert_ids_TK
-    plain_TK = router(x_TD, context).expert_ids_TK
+    x_TM, unit_context = shown(torch.randn(B * L, HIDDEN), context)
+    ids_TK = router(x_TM, unit_context).expert_ids_TK
+    plain_TK = router(x_TM, context).expert_ids_TK
     for tokens in units_of(context, unit):
         assert (ids_TK[tokens] == ids_TK[tokens[0]]).all()
         assert torch.equal(ids_TK[tokens[0]], plain_TK[tokens[0]])
@@ -87,20 +87,20 @@ def test_a_unit_is_routed_as_a_whole(unit: str, name: str):
 def test_language_guided_input_is_the_labels_row():
     context = packed_context()
     shown = RouterInput(Unit.TOKEN, Pooling.PREFIX_MEAN, 1, Input.DOMAIN_EMBEDDING, HIDDEN, 4)
-    x_TD, _ = shown(torch.randn(B * L, HIDDEN), context)
+    x_TM, _ = shown(torch.randn(B * L, HIDDEN), context)
     assert shown.domain_embedding is not None
-    for row, label in zip(x_TD, context.domain_BL.flatten().tolist(), strict=True):
+    for row, label in zip(x_TM, context.domain_BL.flatten().tolist(), strict=True):
         assert torch.equal(row, shown.domain_embedding[label])
-    x_TD.sum().backward()
+    x_TM.sum().backward()
     counts = torch.bincount(context.domain_BL.flatten(), minlength=4).float()
     assert shown.domain_embedding.grad is not None
     torch.testing.assert_close(shown.domain_embedding.grad, counts[:, None].expand(4, HIDDEN))
 
 
 def test_tokens_as_units_are_left_alone():
-    context, x_TD = packed_context(), torch.randn(B * L, HIDDEN)
+    context, x_TM = packed_context(), torch.randn(B * L, HIDDEN)
     shown = RouterInput(Unit.TOKEN, Pooling.FULL_MEAN, 1, Input.HIDDEN_STATES, HIDDEN, 4)
-    assert shown(x_TD, context) == (x_TD, context)
+    assert shown(x_TM, context) == (x_TM, context)
 
 
 def test_documents_are_needed_for_units_of_them():
@@ -114,9 +114,9 @@ def test_what_padding_holds_is_seen_by_no_other_token(pool: Pooling):
     valid_BL = torch.arange(L) < torch.tensor([8, 5, 2])[:, None]
     context, valid_T = replace(packed_context(), valid_BL=valid_BL), valid_BL.flatten()
     shown = RouterInput(Unit.SEQUENCE, pool, 3, Input.HIDDEN_STATES, HIDDEN, 4)
-    x_TD = torch.randn(B * L, HIDDEN)
-    seen_TD, _ = shown(x_TD, context)
-    other_TD, _ = shown(torch.where(valid_T[:, None], x_TD, 9.0), context)
-    assert torch.equal(seen_TD[valid_T], other_TD[valid_T])
+    x_TM = torch.randn(B * L, HIDDEN)
+    seen_TM, _ = shown(x_TM, context)
+    other_TM, _ = shown(torch.where(valid_T[:, None], x_TM, 9.0), context)
+    assert torch.equal(seen_TM[valid_T], other_TM[valid_T])
     if pool is Pooling.FULL_MEAN:
-        torch.testing.assert_close(seen_TD[L], x_TD[L : L + 5].mean(0))
+        torch.testing.assert_close(seen_TM[L], x_TM[L : L + 5].mean(0))

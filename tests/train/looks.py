@@ -1,6 +1,6 @@
 """Looks at an untrained model, as the launcher does and in Python's numbers: what the children of the tests do.
 
-Shape suffixes: Y MoE layers, D domains, E experts, L positions.
+Shape legend: Y MoE layers, D domains, E experts, L positions.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What is looked at over a training: by loops, on several ranks, and without any trace in the training.
 
-Shape suffixes: T tokens of the probe, W choices, Y MoE layers, D domains, E experts.
+Shape legend: T tokens of the probe, W places for choices, Y MoE layers, D domains, E experts.
 """
 
 from __future__ import annotations

@@ -3,7 +3,6 @@
 Counted tensor by tensor on a CPU, where each norm keeps its normalised input too; a GPU's fused norm keeps less. What
 routers and balancers keep beyond scores, choices and weights is left out: it is little beside the hidden states.
 
-Shape legend: T tokens of a micro-batch, D model width, F feed-forward width, E experts, K choices, V vocabulary.
 """
 
 from __future__ import annotations

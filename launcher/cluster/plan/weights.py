@@ -1,6 +1,6 @@
 """The weights of one rank, told from the configuration alone: no model is built, and DeepSpeed is not imported.
 
-Shape legend: V vocabulary, D model width, F feed-forward width, X experts of a rank, N domains.
+Shape legend: D domains, V token ids.
 """
 
 from __future__ import annotations

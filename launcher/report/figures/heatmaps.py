@@ -1,6 +1,6 @@
 """Heat maps: losses by run and domain, assignments by domain and expert, what happens when experts are swapped.
 
-Shapes: Y MoE layers, D domains, E experts, R rows, C columns.
+Shape legend: Y MoE layers, D domains, E experts, X rows and columns of a map.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ NUMBERED = 16
 class Map:
     """One heat map: rows are named, and so are spans of columns, each by its first column and its name."""
 
-    values_RC: NDArray[np.float64]
+    values_XX: NDArray[np.float64]
     rows: Sequence[str]
     spans: Sequence[tuple[int, str]]
     title: str
@@ -109,7 +109,7 @@ def _draw(maps: Sequence[Map], columns: int) -> Figure:
     row_height, row_size = (0.21, 10.0) if len(rows) <= 24 else (0.125, 7.0)
     left = 0.14 + max(text_width(name, row_size) for name in rows)
     width = max(WIDTH - left - RIGHT, 2.5)
-    span_size = min(9.5, 72 * width / maps[0].values_RC.shape[1] * 0.92)
+    span_size = min(9.5, 72 * width / maps[0].values_XX.shape[1] * 0.92)
     named = columns == 1 or len(rows) <= 24
     names = max(text_width(name, span_size) for one in maps for _, name in one.spans) if named else 0.0
     top, height, below = (0.36 if maps[0].title else 0.1), row_height * len(rows), (0.3 if maps[0].below else 0.12)
@@ -147,15 +147,15 @@ class Box:
 
 
 def _draw_cells(sheet: Sheet, one: Map, box: Box) -> None:
-    values = np.ma.masked_invalid(one.values_RC)
+    values = np.ma.masked_invalid(one.values_XX)
     colours = colormaps[one.colours].with_extremes(bad="#d9dee4")
     sheet.axes.imshow(
         values, cmap=colours, vmin=one.low, vmax=one.high, extent=box.extent, aspect="auto", interpolation="nearest"
     )
     if not one.numbers:
         return
-    num_rows, num_columns = one.values_RC.shape
-    for (row, column), value in np.ndenumerate(one.values_RC):
+    num_rows, num_columns = one.values_XX.shape
+    for (row, column), value in np.ndenumerate(one.values_XX):
         x = box.x + (column + 0.5) * box.width / num_columns
         y = box.y + box.height - (row + 0.5) * box.height / num_rows
         colour = "white" if abs(value) > 0.65 * one.high else "black"
@@ -172,7 +172,7 @@ def _name_rows(sheet: Sheet, one: Map, box: Box, size: float) -> None:
 
 def _name_columns(sheet: Sheet, one: Map, box: Box, size: float) -> None:
     """The spans' names, upright below them."""
-    num_columns = one.values_RC.shape[1]
+    num_columns = one.values_XX.shape[1]
     step = box.width / num_columns
     ends = [first for first, _ in one.spans[1:]] + [num_columns]
     for (first, name), end in zip(one.spans, ends, strict=True):
@@ -182,7 +182,7 @@ def _name_columns(sheet: Sheet, one: Map, box: Box, size: float) -> None:
 
 def _divide(sheet: Sheet, one: Map, box: Box) -> None:
     """White lines between the spans, where spans have several columns."""
-    num_columns = one.values_RC.shape[1]
+    num_columns = one.values_XX.shape[1]
     if len(one.spans) < num_columns:
         lines = [box.x + first * box.width / num_columns for first, _ in one.spans[1:]]
         width = 0.8 if len(lines) < 16 else 0.3

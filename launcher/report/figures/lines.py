@@ -103,18 +103,18 @@ def loss_panel(suite: Suite, labels: Sequence[str], kind: str) -> Panel:
     lines, tops, bottoms = [], [], []
     for label in labels:
         trainings = [training for training in suite.of(label) if training.evaluation is not None]
-        steps, values_SN = _seeds_on_one_grid([training.curve(kind, "cross_entropy") for training in trainings])
+        steps, values_IX = _seeds_on_one_grid([training.curve(kind, "cross_entropy") for training in trainings])
         if not len(steps):
             continue
-        values_SN = np.stack([_smooth(values, len(steps) // 50 if kind == "train" else 0) for values in values_SN])
+        values_IX = np.stack([_smooth(values, len(steps) // 50 if kind == "train" else 0) for values in values_IX])
         thin = np.unique(np.linspace(0, len(steps) - 1, POINTS).round().astype(int))
-        steps, values_SN = steps[thin], values_SN[:, thin]
-        band = (values_SN.min(axis=0), values_SN.max(axis=0)) if len(values_SN) > 1 else (None, None)
-        lines.append(Line(label, steps, values_SN.mean(axis=0), *band))
-        late_SN = values_SN[:, steps >= steps[-1] / 3]
-        if np.isfinite(late_SN).any():
-            tops.append(float(np.nanmax(late_SN.mean(axis=0))))
-            bottoms.append(float(np.nanmin(late_SN)))
+        steps, values_IX = steps[thin], values_IX[:, thin]
+        band = (values_IX.min(axis=0), values_IX.max(axis=0)) if len(values_IX) > 1 else (None, None)
+        lines.append(Line(label, steps, values_IX.mean(axis=0), *band))
+        late_IX = values_IX[:, steps >= steps[-1] / 3]
+        if np.isfinite(late_IX).any():
+            tops.append(float(np.nanmax(late_IX.mean(axis=0))))
+            bottoms.append(float(np.nanmin(late_IX)))
     limits = None
     if tops and math.isfinite(max(tops)) and math.isfinite(min(bottoms)):
         margin = 0.04 * (max(tops) - min(bottoms)) + 1e-3

@@ -2,7 +2,7 @@
 
 Intervals are over seeds where there are several, else over the sequences of the sample, drawn within each domain.
 
-Shapes: Y MoE layers, E experts, D domains, N sequences of the sample, S seeds.
+Shape legend: Y MoE layers, E experts, D domains, N evaluated sequences of the sample, Z resamples.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def redundancy(analyses: Sequence[Analysis], widths: Sequence[object] = ()) -> R
 
 
 def _cka_chance(tokens: Sequence[int], widths: Sequence[object]) -> Results | None:
-    """What independent outputs of width D on T tokens have: about D / (T + D)."""
+    """What independent outputs of width M on T tokens have: about M / (T + M)."""
     known = [width for width in widths if isinstance(width, int)]
     if not known or not len(known) == len(widths) == len(tokens):
         return None
@@ -116,11 +116,11 @@ def _resampled_damage(analysis: Analysis, losses_YEN: Floats) -> Iterator[Floats
     rng = np.random.default_rng(0)
     change_YEN = losses_YEN - analysis.baseline_loss_N
     by_domain = [np.flatnonzero(analysis.sequence_domain_N == d) for d in range(len(analysis.domains))]
-    weights_RND = np.zeros((RESAMPLES, len(analysis.baseline_loss_N), len(by_domain)))
+    weights_ZND = np.zeros((RESAMPLES, len(analysis.baseline_loss_N), len(by_domain)))
     for d, of_domain in enumerate(by_domain):
         if len(of_domain):
-            weights_RND[:, of_domain, d] = draws(rng, len(of_domain), RESAMPLES) / len(of_domain)
-    return (change_YEN @ weights_ND for weights_ND in weights_RND)
+            weights_ZND[:, of_domain, d] = draws(rng, len(of_domain), RESAMPLES) / len(of_domain)
+    return (change_YEN @ weights_ND for weights_ND in weights_ZND)
 
 
 def _by_layer(measure: Measure, damage_YED: Floats, analysis: Analysis) -> list[float]:

@@ -63,8 +63,8 @@ def losses(suite: Suite, label: str, domains: Sequence[str]) -> Results:
     paired = _paired(suite, label)
     bounds = None
     if paired is not None:
-        (loss_SN,), domain_N, cluster_N = paired
-        bounds = gap.lead(loss_SN, np.zeros_like(loss_SN), domain_N, cluster_N)
+        (loss_IN,), domain_N, cluster_N = paired
+        bounds = gap.lead(loss_IN, np.zeros_like(loss_IN), domain_N, cluster_N)
     return {
         "loss": stat(values, bounds),
         "perplexity": stat([math.exp(loss) if loss < 700 else math.inf for loss in values]),
@@ -82,12 +82,12 @@ def recovered(suite: Suite, label: str, best: str | None, domains: Sequence[str]
     if paired is None:
         undefined = {**nothing, "undefined": _why_unpaired(suite, label, best)}
         return {"recovered": undefined, "recovered_by_domain": {domain: dict(undefined) for domain in domains}}
-    losses_SN, domain_N, cluster_N = paired
+    losses_IN, domain_N, cluster_N = paired
 
     def share(chosen_N: NDArray[np.bool_]) -> Results:
-        control_SN, router_SN, reference_SN = (loss_SN[:, chosen_N] for loss_SN in losses_SN)
+        control_IN, router_IN, reference_IN = (loss_IN[:, chosen_N] for loss_IN in losses_IN)
         clusters = None if cluster_N is None else cluster_N[chosen_N]
-        found = gap.recovered(control_SN, router_SN, reference_SN, domain_N[chosen_N], clusters)
+        found = gap.recovered(control_IN, router_IN, reference_IN, domain_N[chosen_N], clusters)
         return {**asdict(found.share), "undefined": found.undefined}
 
     return {
@@ -108,8 +108,8 @@ def _lead(suite: Suite, behind: str | None, ahead: str | None) -> Results | None
     paired = _paired(suite, behind, ahead)
     if paired is None:
         return None
-    (behind_SN, ahead_SN), domain_N, cluster_N = paired
-    return {"label": behind, **asdict(gap.lead(behind_SN, ahead_SN, domain_N, cluster_N))}
+    (behind_IN, ahead_IN), domain_N, cluster_N = paired
+    return {"label": behind, **asdict(gap.lead(behind_IN, ahead_IN, domain_N, cluster_N))}
 
 
 def _paired(

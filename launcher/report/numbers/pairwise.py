@@ -57,13 +57,13 @@ def _leads(
 ) -> Iterator[tuple[int, int, Lead]]:
     """The leads among the runs that have these seeds."""
     evaluations = [[suite.evaluations(labels[i])[seed] for seed in seeds] for i in members]
-    means_A, resampled_RA, unit = resampled_losses(*paired_losses(evaluations))
+    means_O, resampled_ZO, unit = resampled_losses(*paired_losses(evaluations))
     if unit not in over:
         over.append(unit)
     for a, i in enumerate(members[:-1]):
         later = np.arange(a + 1, len(members))
-        bounds = percentiles(resampled_RA[:, [a]] - resampled_RA[:, later])
+        bounds = percentiles(resampled_ZO[:, [a]] - resampled_ZO[:, later])
         for b, low, high in zip(later, *bounds, strict=True):
-            value = float(means_A[a] - means_A[b])
+            value = float(means_O[a] - means_O[b])
             if np.isfinite([value, low, high]).all():
                 yield i, members[b], (value, float(low), float(high), over.index(unit))

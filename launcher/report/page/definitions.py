@@ -246,7 +246,7 @@ DEFINITIONS = (
     Definition(
         "cka_chance",
         "CKA by chance",
-        "D / (T + D) for outputs of width D on T tokens",
+        "M / (T + M) for outputs of width M on T tokens",
         "0 to 1",
         "About what the outputs of independent experts have.",
     ),

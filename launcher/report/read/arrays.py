@@ -1,8 +1,8 @@
 """The .npz files of a run folder, checked: an array that does not fit costs itself, not the report.
 
-The letters behind a name's last underscore are its axes: Y MoE layers (0 for a dense model), D domains, E experts, A
-runs, S seeds, N sequences, C clusters of sequences that share a document, V token ids, T probe tokens, W places for
-choices.
+The letters behind a name's last underscore are its axes (docs/shapes.md). Shape legend: Y MoE layers (0 for a dense
+model), D domains, E experts, O runs, I seeds, N evaluated sequences, C clusters of sequences that share a document, V
+token ids, T tokens of the probe, W places for choices.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ class Analysis:
 
 
 def paired_losses(runs: Sequence[Sequence[Evaluation]]) -> tuple[Floats, Integers, Integers | None]:
-    """The sequence losses [A, S, N] of A runs under S seeds, and domain and cluster of each sequence [N].
+    """The sequence losses [O, I, N] of O runs under I seeds, and domain and cluster of each sequence [N].
 
     All of them were evaluated on the same sequences, so that the clusters of one are those of all: None where none has
     them. Sequences without a domain are left out.
@@ -113,9 +113,9 @@ def paired_losses(runs: Sequence[Sequence[Evaluation]]) -> tuple[Floats, Integer
     evaluations = [evaluation for run in runs for evaluation in run]
     domain_N = evaluations[0].sequence_domain_N
     labelled_N = domain_N >= 0
-    losses_ASN = np.stack([[evaluation.sequence_loss_N[labelled_N] for evaluation in run] for run in runs])
+    losses_OIN = np.stack([[evaluation.sequence_loss_N[labelled_N] for evaluation in run] for run in runs])
     clusters = next((e.sequence_cluster_N for e in evaluations if e.sequence_cluster_N is not None), None)
-    return losses_ASN, domain_N[labelled_N], None if clusters is None else clusters[labelled_N]
+    return losses_OIN, domain_N[labelled_N], None if clusters is None else clusters[labelled_N]
 
 
 def read_evaluation(folder: Path, last_step: int) -> tuple[Evaluation, list[str]]:

@@ -101,14 +101,14 @@ class Pair:
         found = self._resampled(label, with_ends=metric == "recovered")
         if found is None:
             return None
-        means_A, resampled_RA, over = found
+        means_O, resampled_ZO, over = found
         if metric == "loss":
-            return percentile_interval(float(means_A[1] - means_A[0]), resampled_RA[:, 1] - resampled_RA[:, 0], over)
-        one_R3, other_R3 = resampled_RA[:, :3], resampled_RA[:, 3:]
+            return percentile_interval(float(means_O[1] - means_O[0]), resampled_ZO[:, 1] - resampled_ZO[:, 0], over)
+        one_Z3, other_Z3 = resampled_ZO[:, :3], resampled_ZO[:, 3:]
         # As in `gap.recovered`: resamples in which a reference does not lead have no share.
-        usable_R = (one_R3[:, 1] > one_R3[:, 2]) & (other_R3[:, 1] > other_R3[:, 2])
-        shares_R = _share(other_R3[usable_R].T) - _share(one_R3[usable_R].T)
-        return percentile_interval(float(_share(means_A[3:]) - _share(means_A[:3])), shares_R, over)
+        usable_Z = (one_Z3[:, 1] > one_Z3[:, 2]) & (other_Z3[:, 1] > other_Z3[:, 2])
+        shares_Z = _share(other_Z3[usable_Z].T) - _share(one_Z3[usable_Z].T)
+        return percentile_interval(float(_share(means_O[3:]) - _share(means_O[:3])), shares_Z, over)
 
     def _resampled(self, label: str, with_ends: bool) -> tuple[NDArray[Any], NDArray[Any], str] | None:
         """`gap.resampled_losses` of the run in both suites, each followed by its suite's ends."""

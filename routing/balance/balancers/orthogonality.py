@@ -1,6 +1,6 @@
 """The experts of a token return different things.
 
-Shape legend: T tokens, K chosen experts per token, J the same a second time, D model width.
+Shape legend: T tokens, K choices, M model width.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class OrthogonalityConfig(BalancerConfig):
         return True
 
 
-def orthogonality(outputs_TKD: Tensor, expert_ids_TK: Tensor, valid_T: Tensor | None = None) -> Tensor:
+def orthogonality(outputs_TKM: Tensor, expert_ids_TK: Tensor, valid_T: Tensor | None = None) -> Tensor:
     """``L = mean_t mean_{i < j in S_t} cos^2(o_{t,i}, o_{t,j})`` over the pairs of each token's experts, in [0, 1].
 
     0 when the outputs of each token's experts are orthogonal, or when there are no two; 1 when they are parallel. A
@@ -48,18 +48,18 @@ def orthogonality(outputs_TKD: Tensor, expert_ids_TK: Tensor, valid_T: Tensor | 
     angle without the lengths, which it therefore cannot shrink instead.
 
     Args:
-        outputs_TKD: what each chosen expert returned.
+        outputs_TKM: what each chosen expert returned.
         expert_ids_TK: which they are; ``NO_EXPERT`` makes no pair.
         valid_T: False for padding, bool.
 
     Returns:
         Scalar, float32.
     """
-    units_TKD = F.normalize(outputs_TKD.to(torch.promote_types(outputs_TKD.dtype, torch.float32)), dim=-1)
+    units_TKM = F.normalize(outputs_TKM.to(torch.promote_types(outputs_TKM.dtype, torch.float32)), dim=-1)
     used_TK = expert_ids_TK != NO_EXPERT
-    pair_TKJ = (used_TK[:, :, None] & used_TK[:, None, :]).triu(diagonal=1)
-    squares_TKJ = (units_TKD @ units_TKD.transpose(1, 2)).square() * pair_TKJ
-    overlap_T = squares_TKJ.sum((1, 2)) / pair_TKJ.sum((1, 2)).clamp(min=1)
+    pair_TKK = (used_TK[:, :, None] & used_TK[:, None, :]).triu(diagonal=1)
+    squares_TKK = (units_TKM @ units_TKM.transpose(1, 2)).square() * pair_TKK
+    overlap_T = squares_TKK.sum((1, 2)) / pair_TKK.sum((1, 2)).clamp(min=1)
     return TokenSets(1).mean(overlap_T[:, None], valid_T).squeeze()
 
 
@@ -84,10 +84,10 @@ class Orthogonality(Balancer):
 
     def loss(self, batch: RoutedBatch) -> Tensor:
         # With one decision for all layers every layer's outputs are those of the same choice.
-        decisions = batch.decisions * (len(batch.outputs_TKD) // len(batch.decisions))
+        decisions = batch.decisions * (len(batch.outputs_TKM) // len(batch.decisions))
         return mean_over_layers(
             [
-                orthogonality(outputs_TKD, decision.expert_ids_TK, batch.context.valid_T)
-                for outputs_TKD, decision in zip(batch.outputs_TKD, decisions, strict=True)
+                orthogonality(outputs_TKM, decision.expert_ids_TK, batch.context.valid_T)
+                for outputs_TKM, decision in zip(batch.outputs_TKM, decisions, strict=True)
             ]
         )

@@ -29,7 +29,7 @@ class SimilarityPreservingConfig(BalancerConfig):
         return frozenset({Capability.VECTORS})
 
 
-def similarity_preserving(vectors_ED: Tensor) -> Tensor:
+def similarity_preserving(vectors_EX: Tensor) -> Tensor:
     """``L = ||R R^T - I||_1 / E``, the sum of absolute entries per expert, R the experts' vectors (SimBal, Omi et al.,
     arXiv 2506.14038, there without 1 / E).
 
@@ -40,8 +40,8 @@ def similarity_preserving(vectors_ED: Tensor) -> Tensor:
     Returns:
         Scalar, float32.
     """
-    vectors_ED = vectors_ED.to(torch.promote_types(vectors_ED.dtype, torch.float32))
-    gram_EE = vectors_ED @ vectors_ED.T
+    vectors_EX = vectors_EX.to(torch.promote_types(vectors_EX.dtype, torch.float32))
+    gram_EE = vectors_EX @ vectors_EX.T
     identity_EE = torch.eye(len(gram_EE), dtype=gram_EE.dtype, device=gram_EE.device)
     return (gram_EE - identity_EE).abs().sum() / len(gram_EE)
 
@@ -54,5 +54,5 @@ class SimilarityPreserving(Balancer):
     config: SimilarityPreservingConfig
 
     def loss(self, batch: RoutedBatch) -> Tensor:
-        vectors = carried(decision.vectors_ED for decision in batch.decisions)
-        return mean_over_layers([similarity_preserving(vectors_ED) for vectors_ED in vectors])
+        vectors = carried(decision.vectors_EX for decision in batch.decisions)
+        return mean_over_layers([similarity_preserving(vectors_EX) for vectors_EX in vectors])

@@ -1,6 +1,6 @@
 """Groups of domains, and the partition of the experts into one group for each: the structure of the reference router.
 
-Shape legend: D domains, G groups, E experts.
+Shape legend: D domains, J groups of experts, E experts.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class DomainGroups:
 
     @property
     def num_groups(self) -> int:
-        """G."""
+        """J."""
         return (max(self.family_of_domain) + 1) * self.parts
 
     def domains_of(self, group: int) -> list[int]:
@@ -120,6 +120,6 @@ def group_sizes(num_experts: int, shares: tuple[float, ...], smallest: int) -> l
 
 
 def group_masks(sizes: list[int]) -> Tensor:
-    """Which experts belong to which group, bool [G, E]; groups are consecutive."""
+    """Which experts belong to which group, bool [J, E]; groups are consecutive."""
     owner_E = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))
     return owner_E[None, :] == torch.arange(len(sizes))[:, None]

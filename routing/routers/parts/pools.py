@@ -1,6 +1,6 @@
 """Pools: sets of tokens whose experts are chosen together.
 
-Shape legend: T tokens of a micro-batch, N tokens of a pool, E experts, R ranks, X any columns.
+Shape legend: T tokens of a micro-batch, U tokens of a set, E experts, R ranks, X columns of any kind.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def choose_in_pools(
     """Calls ``choose`` for every pool that touches this rank's micro-batch.
 
     Args:
-        choose: the scores of a pool's tokens, [N, E] with N at least 1, -> what is chosen for each of them, [N, X]. It
+        choose: the scores of a pool's tokens, [U, E] with U at least 1, -> what is chosen for each of them, [U, X]. It
             must be a function of the scores alone: for a pool over several ranks each of them calls it.
         scores_TE: of this rank's micro-batch.
         padding_TX: what padding gets, which enters no pool.
@@ -72,19 +72,19 @@ def choose_in_pools(
     chosen_TX = padding_TX.clone()
     if pool is Scope.DATA_PARALLEL and group is not None:
         valid_RT, scores_RTE = _gather(scores_TE, context.valid_T, group)
-        pooled_NE = scores_RTE[valid_RT]
-        if len(pooled_NE):
+        pooled_UE = scores_RTE[valid_RT]
+        if len(pooled_UE):
             sizes = valid_RT.sum(1).tolist()
             rank = dist.get_rank(group)
-            chosen_TX[valid_RT[rank]] = choose(pooled_NE).split(sizes)[rank]
+            chosen_TX[valid_RT[rank]] = choose(pooled_UE).split(sizes)[rank]
         return chosen_TX
-    for token_N in pool_tokens(pool, context):
-        chosen_TX[token_N] = choose(scores_TE[token_N])
+    for token_U in pool_tokens(pool, context):
+        chosen_TX[token_U] = choose(scores_TE[token_U])
     return chosen_TX
 
 
 def pool_tokens(pool: Scope, context: RoutingContext) -> list[Tensor]:
-    """The tokens of every pool within the micro-batch, int64 [N] each, in order; padding is in none, and no pool is
+    """The tokens of every pool within the micro-batch, int64 [U] each, in order; padding is in none, and no pool is
     empty."""
     sets = token_sets(pool, context)
     token_T = torch.arange(context.token_ids_BL.numel(), device=context.token_ids_BL.device)
@@ -93,7 +93,7 @@ def pool_tokens(pool: Scope, context: RoutingContext) -> list[Tensor]:
         token_T, set_T = token_T[context.valid_T], set_T[context.valid_T]
     sizes = torch.bincount(set_T, minlength=sets.number).tolist()
     ordered_T = token_T[set_T.argsort(stable=True)]
-    return [token_N for token_N in ordered_T.split(sizes) if len(token_N)]
+    return [token_U for token_U in ordered_T.split(sizes) if len(token_U)]
 
 
 def _gather(scores_TE: Tensor, valid_T: Tensor | None, group: dist.ProcessGroup) -> tuple[Tensor, Tensor]:
