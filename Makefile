@@ -3,12 +3,14 @@
 #   PYTHON       the interpreter to use (3.10 to 3.13); by default the first fitting one on the PATH
 #   TORCH_INDEX  an additional package index for torch, e.g. that of PyTorch's CPU wheels, which need no CUDA libraries
 #   PYTEST_ARGS  arguments for pytest, e.g. "-n 2" or "-k sampler"
+#   FIGURES      what `make figures` measures, see docs/figures.md
 
 PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11 python3.10; do \
 	$$python -c '$(PYTHON_FITS)' 2>/dev/null && echo $$python && break; done)
 PYTHON_FITS := import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))
 TORCH_INDEX ?=
 PYTEST_ARGS ?=
+FIGURES ?= quick
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -18,7 +20,7 @@ CLUSTER_PACKAGES := slurm-wlm munge openssh-server openssh-client pdsh iproute2
 
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all test-network test-cluster cluster-packages check typecheck wheel clean
+.PHONY: help setup demo test test-all test-network test-cluster cluster-packages check typecheck wheel figures findings clean
 
 help:  ## show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-17s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -58,6 +60,15 @@ typecheck: setup  ## types only
 
 wheel: setup  ## build a wheel into dist/
 	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-build-isolation --no-deps --wheel-dir dist .
+
+figures: setup  ## measure the figures of README and docs anew and stamp them: FIGURES="quick" (default), demo, seeds, study, tests, NAME
+	$(BIN)/python benchmarks/figures.py $(FIGURES)
+
+findings:  ## try every surprise of a library that findings/ states, and say which still hold (installs packages; minutes)
+	@status=0; for finding in findings/*.sh; do \
+		if PYTHON="$(PYTHON)" $$finding; then echo "$$finding: holds"; \
+		else case $$? in 1) echo "$$finding: has changed"; status=1;; *) echo "$$finding: could not be tried"; status=1;; esac; fi; \
+	done; exit $$status
 
 clean:  ## remove what the tools wrote; .venv, the data cache and the runs stay
 	rm -rf build dist .typing .mypy_cache .pytest_cache .ruff_cache .import_linter_cache *.egg-info

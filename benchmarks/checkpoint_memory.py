@@ -77,6 +77,8 @@ def main() -> None:
     for found in (few, many):
         print(f"{found['tokens']:>9,} tokens  {found['bytes'] / 1e6:8.1f} MB")
     print(f"{many['bytes'] / few['bytes']:.3f} x the memory for {many['tokens'] / few['tokens']:.2f} x the tokens")
+    told = " and ".join(f"{found['bytes'] / 1e6:.1f} MB for {found['tokens']:,} tokens" for found in (few, many))
+    print(json.dumps({"figures": {"checkpoint_memory": told}}))
 
 
 if __name__ == "__main__":

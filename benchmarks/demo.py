@@ -1,14 +1,16 @@
 """Time, memory and downloads of `make demo` as a new user meets it: an empty folder, an empty home, a new environment.
 
-    python benchmarks/demo.py [--keep FOLDER]
+    python benchmarks/demo.py [--keep FOLDER] [--pictures docs/images]
 
-Clones the checkout that this file lies in (what is committed), runs `make demo` there and prints the totals. Memory is
+Clones the checkout that this file lies in (what is committed), runs `make demo` there and prints the totals and the
+tables of README and docs/results.md; ``--pictures`` copies the report's pictures that they show. Memory is
 the largest sum over all processes of what is theirs alone (unique set size), looked at every two seconds.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import shutil
 import subprocess
@@ -19,6 +21,33 @@ import time
 from pathlib import Path
 
 import psutil
+from suite_tables import loss, recovered, routing, text
+
+from moe_testbed.launcher.report.numbers.results import ranked, read_results
+
+PICTURES = (
+    "scatter",
+    "routing_top_k_global",
+    "routing_top_k_sequence",
+    "causal_top_k_global",
+    "causal_top_k_sequence",
+)
+SHOWN = {
+    "reference_hash": "reference, a table by token id inside the groups",
+    "reference_learned": "reference, learned top-k inside the groups",
+    "permuted_reference": "the reference with permuted labels: its control",
+    "top_k_global": "learned top-k, balanced over the global batch",
+    "top_k_sequence": "learned top-k, balanced within every sequence",
+    "top_k_loss_free": "sigmoid scores, loss-free bias over the global batch",
+    "hash": "a table by token id",
+    "random": "fresh random experts for every token",
+}
+FIRST = {
+    "reference_hash": "the reference: it is told the domain",
+    "top_k_global": "learned, its load even over the whole batch",
+    "top_k_sequence": "learned, its load even within every sequence",
+    "permuted_reference": "the control: the reference with shuffled domains",
+}
 
 
 def memory_of_tree(pid: int) -> int:
@@ -36,10 +65,27 @@ def memory_of_tree(pid: int) -> int:
     return total
 
 
+def tables(suite: Path) -> dict[str, list[list[str]]]:
+    """Returns the table of docs/results.md, and the four rows of it that README begins with."""
+    runs = {run["label"]: run for run in ranked(read_results(suite))}
+    columns = [("domain_information", 2), ("purity", 2), ("normalised_effective_experts", 2)]
+    head = ["run", "router and balance", "validation loss", "recovered", "domain information", "purity"]
+    rows = [[*head, "effective experts"]]
+    for label, run in runs.items():
+        metrics = [text(routing(name)(run), digits) for name, digits in columns]
+        rows.append([f"`{label}`", SHOWN[label], text(loss(run), 3), recovered(run), *metrics])
+    first = [["router", "recovered", "domain information"]]
+    for label, shown in FIRST.items():
+        share, information = runs[label]["recovered"]["value"], routing("domain_information")(runs[label])
+        first.append([shown, "–" if share is None else f"{100 * share:.0f} %", text(information, 2)])
+    return {"demo": rows, "first": first}
+
+
 def main() -> int:
     """Prints the totals; the exit status is that of `make demo`."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--keep", type=Path, help="clone into this folder and leave it there")
+    parser.add_argument("--pictures", type=Path, help="copy the pictures of the report into this folder")
     arguments = parser.parse_args()
     scratch = Path(tempfile.mkdtemp())
     folder = (arguments.keep or scratch / "clone").resolve()
@@ -64,7 +110,14 @@ def main() -> int:
     watcher.join()
     seconds = time.perf_counter() - started
     archives = sum(path.stat().st_size for path in (folder / "data_cache" / "archives").rglob("*") if path.is_file())
-    print(f"make demo: {seconds / 60:.1f} minutes, {peak / 1e9:.1f} GB at most, {archives / 1e6:.0f} MB of text")
+    said = f"{seconds / 60:.1f} minutes, {peak / 1e9:.1f} GB of memory at most, {archives / 1e6:.0f} MB of text"
+    print(f"make demo: {said}")
+    suite = folder / "runs" / "demo"
+    if status == 0 and arguments.pictures:
+        for name in PICTURES:
+            shutil.copy(suite / "figures" / f"{name}.png", arguments.pictures)
+    if status == 0:
+        print(json.dumps({"figures": {"demo": said}, "tables": tables(suite)}, ensure_ascii=False))
     shutil.rmtree(scratch, ignore_errors=True)
     return status
 

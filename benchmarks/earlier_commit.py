@@ -26,21 +26,6 @@ _ROOT = Path(__file__).resolve().parents[1]
 _PACKAGES = ("configs", "data", "launcher", "model", "routing")
 _WARM = 10
 
-_CHILD = """
-import json, os, sys, time
-from pathlib import Path
-os.environ["DS_ACCELERATOR"] = "cpu"
-from moe_testbed.launcher import loop, training
-from moe_testbed.launcher.config.experiment import load_experiment
-times, original = [], loop.set_learning_rate
-def begin_step(*arguments):
-    times.append(time.process_time())
-    original(*arguments)
-loop.set_learning_rate = begin_step
-training.train(load_experiment(sys.argv[2], sys.argv[3:]), Path(sys.argv[1]))
-print(json.dumps(times))
-"""
-
 
 def lay_out(files: Path, path: Path) -> Path:
     """Makes the files of a checkout an import package below ``path``, which PYTHONPATH must name."""
@@ -65,15 +50,18 @@ def seconds_per_step(path: Path, core: int, experiment: str, overrides: list[str
     short += ["statistics.points=0", "examination.sequences_per_domain=0", "tracking.mlflow=false", "runtime.threads=1"]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(path)}
     with tempfile.TemporaryDirectory() as run_dir:
-        done = subprocess.run(
-            [sys.executable, "-c", _CHILD, run_dir, experiment, *short, "runtime.device=cpu", *overrides],
+        command = [sys.executable, "-m", "moe_testbed.launcher", "train", experiment, "--run-dir", run_dir]
+        subprocess.run(
+            [*command, *short, "runtime.device=cpu", *overrides],
             check=True,
-            stdout=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             env=environment,
             preexec_fn=lambda: os.sched_setaffinity(0, {core}),
         )
-    times = json.loads(done.stdout.splitlines()[-1])[_WARM:]
+        # The run's folder is what both versions have in common, however their modules are named.
+        lines = [json.loads(line) for line in (Path(run_dir) / "metrics.jsonl").read_text().splitlines()]
+    times = [line["seconds"] for line in lines if line["kind"] == "train"][_WARM:]
     return statistics.median(after - before for before, after in itertools.pairwise(times))
 
 

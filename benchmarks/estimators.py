@@ -14,6 +14,7 @@ from the exact gradient g, the columns are
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 
 import torch
@@ -98,12 +99,18 @@ def main() -> None:
     scale = exact.mean(0).norm()
     print(f"{arguments.steps - _WARM} steps, {arguments.micro_batches} micro-batches\n")
     print(f"{'estimator':<24}{'bias':>8}{'deviation':>11}{'cosine':>8}")
+    rows = [["", "bias", "deviation from step to step", "cosine"]]
+    deviations = []
     for name, values in found.items():
         difference = values - exact
         bias = difference.mean(0).norm() / scale
         deviation = (difference - difference.mean(0)).square().sum(1).mean().sqrt() / scale
         cosine = torch.cosine_similarity(values, exact, dim=1).mean()
         print(f"{name:<24}{bias:>8.3f}{deviation:>11.3f}{cosine:>8.3f}")
+        if values is not exact:
+            rows.append([f"`{name}`".replace(", ", "`, `"), f"{bias:.2f}", f"{deviation:.2f}", f"{cosine:.2f}"])
+            deviations.append(f"`{name}` {deviation:.2f}")
+    print(json.dumps({"figures": {"estimators": ", ".join(deviations)}, "tables": {"estimators": rows}}))
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ information holds its true value, beside the usual percentile interval.
 from __future__ import annotations
 
 import argparse
+import json
 import time
 from collections.abc import Callable
 
@@ -103,6 +104,7 @@ def main() -> None:
     table = f"{given.layers} layers x {given.experts} experts x {given.domains} domains"
     seconds = count_metrics(given.layers, given.domains, given.experts, given.rounds)
     print(f"{len(COUNT_METRICS)} count metrics, {table}: {seconds:.2f} s")
+    said = {"metrics": f"{seconds:.1f} s"}
     for occurrences in (65_536, 1_000_000):
         seconds = chance(given.experts, occurrences, given.rounds)
         size = f"2,048 ids x {given.experts} experts, {occurrences:,} occurrences"
@@ -114,6 +116,8 @@ def main() -> None:
         print(f"interval over 16 documents a domain, {domains} x {experts}: {1000 * seconds:.0f} ms a metric and layer")
     own, percentile = coverage()
     print(f"the true domain information is held by {own} of {TRIALS} intervals, {percentile} percentile intervals")
+    said |= {"coverage": f"{own} ({100 * own / TRIALS:.0f} %)", "percentile_coverage": str(percentile)}
+    print(json.dumps({"figures": said}))
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ over the rounds of (layer / dense), both from the same round. Gradients start fr
 from __future__ import annotations
 
 import argparse
+import json
 import statistics
 import time
 
@@ -23,6 +24,8 @@ from moe_testbed.model.deepspeed_moe import MoE, MoEOutput, RoutedMoE
 from moe_testbed.model.transformer import FeedForward
 from moe_testbed.routing.records import RouterSetting, RoutingContext
 from moe_testbed.routing.routers.top_k import TopK, TopKConfig
+
+_DEEPSPEED = "DeepSpeed's layer"
 
 
 class Routed(nn.Module):
@@ -80,7 +83,7 @@ def main() -> None:
         "dense": FeedForward(arguments.hidden_size, arguments.top_k * arguments.expert_hidden_size),
         "dropless": Routed(arguments, "dropless"),
         "capacity (factor 2)": Routed(arguments, "capacity"),
-        "DeepSpeed's layer": Stock(arguments),
+        _DEEPSPEED: Stock(arguments),
     }
     parameters = {name: list(layer.parameters()) for name, layer in layers.items()}
     seconds: dict[str, list[float]] = {name: [] for name in layers}
@@ -96,9 +99,12 @@ def main() -> None:
         f"h = {arguments.expert_hidden_size}, float32, one thread, forward and backward, {arguments.rounds} rounds"
     )
     dense = seconds["dense"][2:]
+    ratios = {}
     for name, times in seconds.items():
-        ratio = statistics.median(own / base for own, base in zip(times[2:], dense, strict=True))
-        print(f"{name:22} {1000 * statistics.median(times[2:]):7.1f} ms   {ratio:5.2f} x dense")
+        ratios[name] = statistics.median(own / base for own, base in zip(times[2:], dense, strict=True))
+        print(f"{name:22} {1000 * statistics.median(times[2:]):7.1f} ms   {ratios[name]:5.2f} x dense")
+    said = f"{ratios['dropless']:.1f} x (DeepSpeed's own layer: {ratios[_DEEPSPEED]:.1f} x)"
+    print(json.dumps({"figures": {"moe_layer": said}}))
 
 
 if __name__ == "__main__":

@@ -3,13 +3,14 @@
     python benchmarks/plan.py [--rounds 5] [--table]
 
 The time is the whole command's, from the shell's point of view, beside that of importing torch alone in the same round;
-`planning` is what remains when all is imported. ``--table`` prints a Markdown table of the layouts instead: planned,
+`planning` is what remains when all is imported. ``--table`` prints a table of the layouts instead: planned,
 never run.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import statistics
 import subprocess
 import sys
@@ -73,12 +74,11 @@ def table_row(plan: Plan) -> tuple[str, ...]:
 
 
 def print_table() -> None:
-    """The planned layouts in Markdown."""
-    print(f"| {' | '.join(HEADS)} |")
-    print(f"|{'---|' * len(HEADS)}")
-    for name in EXPERIMENTS:
-        for gpus in GPUS:
-            print(f"| {' | '.join(table_row(planned(name, gpus)))} |")
+    """Prints the planned layouts."""
+    rows = [HEADS, *(table_row(planned(name, gpus)) for name in EXPERIMENTS for gpus in GPUS)]
+    for row in rows:
+        print(" | ".join(row))
+    print(json.dumps({"tables": {"planned_layouts": rows}}))
 
 
 def seconds_of(function: Callable[[], Any]) -> float:
@@ -106,8 +106,11 @@ def main() -> None:
     rounds = [(run(command), run([sys.executable, "-c", "import torch"])) for _ in range(arguments.rounds)]
     planning = [seconds_of(lambda: planned("large", 512)) for _ in range(arguments.rounds)]
     whole, torch = (statistics.median(column) for column in zip(*rounds, strict=True))
+    alone = statistics.median(planning)
     print(f"plan of 512 GPUs: {whole:.2f} s; importing torch alone {torch:.2f} s")
-    print(f"planning, all imported: {statistics.median(planning):.3f} s")
+    print(f"planning, all imported: {alone:.3f} s")
+    said = f"{whole:.1f} s, {whole / torch:.2f} x importing torch alone ({torch:.1f} s); the planning {alone:.2f} s"
+    print(json.dumps({"figures": {"plan": said}}))
 
 
 if __name__ == "__main__":

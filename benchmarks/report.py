@@ -151,6 +151,7 @@ def main() -> None:
         seconds = time.perf_counter() - start
         megabytes = (suite / "report.html").stat().st_size / 1e6
         print(f"{arguments.runs} runs: {seconds:.1f} s, report.html {megabytes:.1f} MB")
+        print(json.dumps({"figures": {"report": f"{seconds:.0f} s, {megabytes:.1f} MB"}}))
 
 
 if __name__ == "__main__":

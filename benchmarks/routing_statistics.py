@@ -91,10 +91,12 @@ def main() -> None:
     config = load_experiment(arguments.experiment, arguments.overrides)
     look, step = seconds_per_look_and_step(arguments.experiment, arguments.overrides)
     points, steps = config.probe.points, config.training.steps
+    ratio = 1 + look * points / (step * steps)
     print(
         f"step {1000 * step:.0f} ms, look {1000 * look:.0f} ms; {points} looks in {steps} steps: "
-        f"{1 + look * points / (step * steps):.4f} x the time without"
+        f"{ratio:.4f} x the time without"
     )
+    print(json.dumps({"figures": {"routing_statistics": f"{ratio:.3f} x the training without"}}))
 
 
 if __name__ == "__main__":

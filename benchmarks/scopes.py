@@ -10,6 +10,7 @@ With ``--ranks 2`` the processes are started by torchrun's launcher and talk ove
 from __future__ import annotations
 
 import argparse
+import json
 import statistics
 import subprocess
 import sys
@@ -87,6 +88,23 @@ def measure(arguments: argparse.Namespace) -> None:
         )
         for name, values in ratios.items():
             print(f"{name:<24}{statistics.median(values):>7.3f}  [{min(values):.3f}, {max(values):.3f}]")
+        print(json.dumps(said(ratios, ranks.size)))
+
+
+def said(ratios: dict[str, list[float]], ranks: int) -> dict[str, Any]:
+    """Returns what the pages say: the range over the scopes but `exact`, and for one rank a table."""
+    exact = "global_batch, exact"
+    others = [statistics.median(values) for name, values in ratios.items() if name not in (_BASE, exact)]
+    range_said = f"{min(others):.2f} to {max(others):.2f} x; `exact` {statistics.median(ratios[exact]):.2f} x"
+    if ranks > 1:
+        return {"figures": {"scopes_two_ranks": range_said}}
+    rows = [["scope", f"ratio to `{_BASE}`"]]
+    for name, values in ratios.items():
+        scope, _, estimator = name.partition(", ")
+        label = f"`{scope}`" + (f", `{estimator}`" if estimator else "")
+        if name != _BASE:
+            rows.append([label, f"{statistics.median(values):.2f} [{min(values):.2f}, {max(values):.2f}]"])
+    return {"figures": {"scopes": range_said}, "tables": {"scopes": rows}}
 
 
 def main() -> None:

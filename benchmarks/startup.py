@@ -9,6 +9,7 @@ to the first line of metrics.jsonl, with the data's store in the cache (it is bu
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import statistics
 import subprocess
@@ -56,9 +57,12 @@ def main() -> None:
     rounds = parser.parse_args().rounds
     subprocess.run([*_COMMAND, "data", "build", "configs/mixes/packages8.yaml"], check=True, stdout=subprocess.DEVNULL)
     pairs = [(seconds_of([*_COMMAND, "--help"]), seconds_of([sys.executable, "-c", ""])) for _ in range(rounds)]
-    print(f"--help: {statistics.median(own for own, _ in pairs):.2f} s", end=", ")
-    print(f"{statistics.median(own / python for own, python in pairs):.1f} x Python doing nothing")
-    print(f"train, start to first step: {statistics.median(seconds_to_first_step() for _ in range(rounds)):.1f} s")
+    ratio = statistics.median(own / python for own, python in pairs)
+    told = f"{statistics.median(own for own, _ in pairs):.2f} s, {ratio:.1f} x Python doing nothing"
+    first_step = f"{statistics.median(seconds_to_first_step() for _ in range(rounds)):.1f} s"
+    print(f"--help: {told}")
+    print(f"train, start to first step: {first_step}")
+    print(json.dumps({"figures": {"help": told, "first_step": first_step}}))
 
 
 if __name__ == "__main__":

@@ -1,32 +1,32 @@
-"""The tables and pictures of docs/results.md, from the folders of the study's suites.
+"""The tables and pictures of the study in docs/results.md: seven suites, some hours on two cores.
 
-    for suite in scopes sweep_loss sweep_bias scopes_best routers choices capacity; do
-        moe-testbed compare configs/suites/study_$suite.yaml
-    done
-    python benchmarks/study.py [--runs runs] [--into docs/results.md]
+    python benchmarks/study.py [--runs runs] [--pictures docs/images]
 
-Every table stands between two comments that name it, and is written anew there.
+Trains the suites configs/suites/study_*.yaml, or what of them is missing, and prints their tables.
 """
 
 from __future__ import annotations
 
 import argparse
-import re
+import json
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import matplotlib
+from suite_tables import Runs, Stat, loss, recovered, routing, text
 
 from moe_testbed.launcher.report.numbers.results import read_results
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
+SUITES = ("scopes", "sweep_loss", "sweep_bias", "scopes_best", "routers", "choices", "capacity")
 SCOPES = ("token", "sequence", "document", "micro_batch", "data_parallel", "global_batch", "window")
 ROUTERS = ("learned", "frozen", "random", "language_guided")
-Runs = dict[str, dict[str, Any]]
-Stat = dict[str, Any]
+Table = list[list[str]]
 
 
 def read(folder: Path) -> Runs:
@@ -34,53 +34,24 @@ def read(folder: Path) -> Runs:
     return {run["label"]: run for run in read_results(folder)["runs"]}
 
 
-def loss(run: dict[str, Any]) -> Stat:
-    """Validation loss."""
-    return dict(run["loss"])
-
-
-def routing(name: str, form: str = "top_k") -> Callable[[dict[str, Any]], Stat]:
-    """A metric of the routing, mean over layers."""
-    return lambda run: dict(run["routing"].get(form, {}).get(name, {"mean": None}))
-
-
-def text(stat: Stat, digits: int, percent: bool = False) -> str:
-    """Mean ± standard deviation over seeds."""
-    if stat["mean"] is None:
-        return "–"
-    factor = 100 if percent else 1
-    spread = "" if stat.get("spread") is None else f" ± {factor * stat['spread']:.{digits}f}"
-    return f"{factor * stat['mean']:.{digits}f}{spread}{' %' if percent else ''}"
-
-
-def table(head: list[str], rows: list[list[str]]) -> str:
-    """Markdown."""
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-def scopes(runs: Runs, balancer: str) -> str:
+def scopes(runs: Runs, balancer: str) -> Table:
     """One balancer in every scope, below it the reference and its control."""
     labels = {f"{balancer}-{scope}": f"`{scope}`" for scope in SCOPES} | {
         label: f"{label.replace('_', ' ')}, no balancer" for label in ("reference_hash", "permuted_reference")
     }
     rows = [[shown, *_columns(runs[label])] for label, shown in labels.items() if label in runs]
-    return table(["scope", *HEAD], rows)
+    return [["scope", *HEAD], *rows]
 
 
 HEAD = ["loss", "recovered", "domain information", "purity", "effective experts", "max violation"]
 
 
 def _columns(run: dict[str, Any]) -> list[str]:
-    share = run["recovered"]
-    recovered = "–"
-    if share["value"] is not None:
-        recovered = f"{100 * share['value']:.0f} % [{100 * share['low']:.0f}, {100 * share['high']:.0f}]"
     metrics = [("domain_information", 2), ("purity", 2), ("normalised_effective_experts", 2), ("max_violation", 1)]
-    return [text(loss(run), 3), recovered, *(text(routing(name)(run), digits) for name, digits in metrics)]
+    return [text(loss(run), 3), recovered(run), *(text(routing(name)(run), digits) for name, digits in metrics)]
 
 
-def sweep(runs: Runs) -> str:
+def sweep(runs: Runs) -> Table:
     """Loss on the tuning split by coefficient and scope; the lowest of each scope in bold."""
     coefficients = list(dict.fromkeys(label.split("-")[0] for label in runs))
     rows = []
@@ -90,10 +61,10 @@ def sweep(runs: Runs) -> str:
             best = min(found.values())
             shown = [f"**{v:.3f}**" if v == best else f"{v:.3f}" for v in found.values()]
             rows.append([f"`{scope}`", *shown])
-    return table(["scope", *(c[1:] for c in coefficients)], rows)
+    return [["scope", *(c[1:] for c in coefficients)], *rows]
 
 
-def routers(runs: Runs) -> str:
+def routers(runs: Runs) -> Table:
     """All routers by rising loss."""
     rows = [
         [
@@ -105,10 +76,10 @@ def routers(runs: Runs) -> str:
         ]
         for run in sorted(runs.values(), key=lambda run: run["loss"]["mean"])
     ]
-    return table(["router", "", "kind", *HEAD, "experts per token"], rows)
+    return [["router", "", "kind", *HEAD, "experts per token"], *rows]
 
 
-def choices(runs: Runs, of: Callable[[dict[str, Any]], Stat], digits: int) -> str:
+def choices(runs: Runs, of: Callable[[dict[str, Any]], Stat], digits: int) -> Table:
     """Unit x k x depth, one column for each router."""
     rows = []
     for unit in ("token", "sequence"):
@@ -116,10 +87,10 @@ def choices(runs: Runs, of: Callable[[dict[str, Any]], Stat], digits: int) -> st
             for depth in ("layer_wise", "global"):
                 cells = [text(of(runs[f"{unit}-{k}-{depth}-{router}"]), digits) for router in ROUTERS]
                 rows.append([unit, k[3:], depth, *cells])
-    return table(["unit", "k", "depth", *(router.replace("_", " ") for router in ROUTERS)], rows)
+    return [["unit", "k", "depth", *(router.replace("_", " ") for router in ROUTERS)], *rows]
 
 
-def capacity(runs: Runs) -> str:
+def capacity(runs: Runs) -> Table:
     """Capacity factor x scope: loss, dropped assignments, domain information before and after dropping."""
     rows = []
     for factor in ("f1.0", "f1.25", "f2.0"):
@@ -129,7 +100,7 @@ def capacity(runs: Runs) -> str:
             after_text = text(after(run), 2) if "top_k_kept" in run["routing"] else text(before(run), 2)
             dropped = text(run["drop_rate"], 1, percent=True)
             rows.append([factor[1:], f"`{scope}`", text(loss(run), 3), dropped, text(before(run), 2), after_text])
-    return table(["factor", "scope", "loss", "dropped", "domain inf.", "after dropping"], rows)
+    return [["factor", "scope", "loss", "dropped", "domain inf.", "after dropping"], *rows]
 
 
 def bars(path: Path, labels: list[str], series: dict[str, list[Stat]], title: str) -> None:
@@ -183,9 +154,9 @@ _DEPTHS = ("layer_wise", "global")
 _FACTORS = ("f1.0", "f1.25", "f2.0")
 
 
-def tables(runs_dir: Path) -> Iterator[tuple[str, str]]:
-    """Name and Markdown of every table whose suite is there."""
-    makers: dict[str, tuple[str, Callable[[Runs], str]]] = {
+def tables(runs_dir: Path) -> Iterator[tuple[str, Table]]:
+    """Yields name and rows of every table whose suite is there."""
+    makers: dict[str, tuple[str, Callable[[Runs], Table]]] = {
         "scopes_loss": ("study_scopes", lambda runs: scopes(runs, "loss")),
         "scopes_bias": ("study_scopes", lambda runs: scopes(runs, "bias")),
         "sweep_loss": ("study_sweep_loss", sweep),
@@ -203,18 +174,17 @@ def tables(runs_dir: Path) -> Iterator[tuple[str, str]]:
 
 
 def main() -> None:
-    """Writes the tables into the document, and the pictures beside it."""
+    """Trains what is missing, draws the pictures and prints the tables."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--runs", type=Path, default=Path("runs"))
-    parser.add_argument("--into", type=Path, default=Path("docs/results.md"))
+    parser.add_argument("--pictures", type=Path, help="folder for the pictures; without it none are drawn")
     arguments = parser.parse_args()
-    document = arguments.into.read_text(encoding="utf-8")
-    for name, markdown in tables(arguments.runs):
-        place = re.compile(rf"(<!-- table: {name} -->\n).*?(\n<!-- end -->)", re.DOTALL)
-        document, found = place.subn(lambda match: match[1] + markdown + match[2], document)  # noqa: B023
-        print(f"{name}: {'written' if found else 'has no place in the document'}")
-    arguments.into.write_text(document, encoding="utf-8")
-    pictures(arguments.runs, arguments.into.parent / "images")
+    for suite in SUITES:
+        compare = [sys.executable, "-m", "moe_testbed.launcher", "compare", f"configs/suites/study_{suite}.yaml"]
+        subprocess.run([*compare, "--jobs", "auto", "--runs-dir", str(arguments.runs)], check=True)
+    if arguments.pictures:
+        pictures(arguments.runs, arguments.pictures)
+    print(json.dumps({"tables": dict(tables(arguments.runs))}, ensure_ascii=False))
 
 
 if __name__ == "__main__":

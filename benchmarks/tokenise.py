@@ -4,6 +4,7 @@ Takes the path that `moe-testbed data build` takes, hashing and writing of its c
 if it is not there. Prints one line a repeat and the median.
 """
 
+import json
 import statistics
 import sys
 import tempfile
@@ -31,6 +32,7 @@ def main(mix_path: str = "configs/mixes/packages8.yaml", cache_dir: str = "data_
             speeds.append(megabytes / (time.perf_counter() - started))
         print(f"{speeds[-1]:.2f} MB/s")
     print(f"median {statistics.median(speeds):.2f} MB/s over {megabytes:.1f} MB, vocabulary {store.vocab_size}")
+    print(json.dumps({"figures": {"tokenise": f"{statistics.median(speeds):.1f} MB/s"}}))
 
 
 if __name__ == "__main__":
