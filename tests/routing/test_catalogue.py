@@ -10,7 +10,7 @@ from moe_testbed.routing.balance.balancer import BALANCERS
 from moe_testbed.routing.config import RoutingConfig
 from moe_testbed.routing.router import ROUTERS
 from moe_testbed.routing.scopes import Estimator, Scope
-from moe_testbed.routing.unit import Input, Pool, Unit
+from moe_testbed.routing.unit import Input, Pooling, Unit
 
 ROOT = Path(__file__).parents[2]
 CATALOGUE = (ROOT / "docs" / "catalogue.md").read_text(encoding="utf-8")
@@ -21,7 +21,7 @@ CATALOGUE = (ROOT / "docs" / "catalogue.md").read_text(encoding="utf-8")
     [
         *ROUTERS.names(),
         *BALANCERS.names(),
-        *(value.value for enum in (Scope, Estimator, Unit, Pool, Input) for value in enum),
+        *(value.value for enum in (Scope, Estimator, Unit, Pooling, Input) for value in enum),
     ],
 )
 def test_everything_is_named(name: str):
