@@ -29,9 +29,9 @@ from pathlib import Path
 from moe_testbed.launcher.config.experiment import load_experiment
 from moe_testbed.launcher.run.folder import RunFolder
 from moe_testbed.launcher.train.train import train
-from moe_testbed.launcher.ranks.ranks import choose_device
+from moe_testbed.launcher.ranks.rendezvous import choose_device
 choose_device("cpu")
-from moe_testbed.launcher.train.probe import Statistics
+from moe_testbed.launcher.train.probe import Probe
 
 spent = [0.0]
 def timed(owner, name):
@@ -45,7 +45,7 @@ def timed(owner, name):
         return result
     setattr(owner, name, replacement)
 
-for owner, name in ((Statistics, "add"), (Statistics, "look"), (RunFolder, "write_statistics")):
+for owner, name in ((Probe, "add"), (Probe, "run"), (RunFolder, "write_statistics")):
     timed(owner, name)
 train(load_experiment(sys.argv[2], sys.argv[3:]), Path(sys.argv[1]))
 print(json.dumps(spent))

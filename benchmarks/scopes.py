@@ -22,7 +22,7 @@ import torch
 
 from moe_testbed.data.build import build_store
 from moe_testbed.launcher.config.experiment import load_experiment
-from moe_testbed.launcher.ranks.ranks import choose_device, join
+from moe_testbed.launcher.ranks.rendezvous import choose_device, join
 
 _BASE = "micro_batch"
 SCOPES = {

@@ -24,7 +24,7 @@ from moe_testbed.launcher.analyze.request import Request, Result, log, made_here
 from moe_testbed.launcher.errors import ConfigError
 from moe_testbed.launcher.ranks.ranks import Ranks
 from moe_testbed.launcher.run import environment
-from moe_testbed.launcher.train.ablated_model import examine_model
+from moe_testbed.launcher.train.ablated_model import ablate_model
 from moe_testbed.launcher.train.evaluation import Evaluator
 from moe_testbed.launcher.train.evaluation_set import EvaluationSet
 from moe_testbed.model.config import model_size
@@ -51,14 +51,13 @@ class RunAnalysis:
         analysis = {}
         if config.ablation.sequences_per_domain:
             sample = held_out.first(config.ablation.sequences_per_domain)
-            analysis = examine_model(
+            analysis = ablate_model(
                 model,
                 sample,
                 arrays["counts_top_k_YDE"],
                 config.training.micro_batch_size,
                 run.step,
                 self.ranks,
-                progress=True,
             )
         tokens = int(arrays["tokens_D"].sum())
         log(f"{name}: step {run.step}, {tokens:,} tokens of {len(held_out):,} sequences")

@@ -83,7 +83,7 @@ def _analyze(arguments: argparse.Namespace) -> int:
 
     from moe_testbed.launcher.analyze.analyze import analyze
     from moe_testbed.launcher.analyze.request import Request
-    from moe_testbed.launcher.ranks.ranks import choose_device
+    from moe_testbed.launcher.ranks.rendezvous import choose_device
 
     request = Request(
         mix=mix,

@@ -1,9 +1,8 @@
-"""Who is missing when ranks cannot go on together.
+"""What ranks say to one another through the key-value store by which they have met: heartbeats, alarms, check-ins.
 
-A rank that dies closes its connections, and one that hangs or is cut off lets the others' collectives run out of time:
-either way the others see an error of the transport, which names an address at best. So they check in with the store by
-which the ranks have met. Who does not is lost. They also give signs of life all the time, since some backends tell
-nothing, and a suspicion makes them check in too.
+A rank that dies closes its connections, and one that hangs or is cut off lets the others' collectives run out of time.
+Either way the others see an error of the transport, which names an address at best. The store lets them find out which
+rank is lost: `watchdog` has the protocol, this module its messages.
 """
 
 from __future__ import annotations
@@ -25,25 +24,25 @@ _TRANSPORT = re.compile(r"gloo|nccl|connection (closed|reset|refused)|socket", r
 
 
 def host_name() -> str:
-    """Of this machine; of the node, where SLURM simulates several on one machine."""
+    """Returns the name of this machine, or of the node where SLURM simulates several on one machine."""
     return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
 
 
 def reason_of(error: BaseException) -> str:
-    """One line for the run's status."""
+    """Returns one line about an error for the run's status."""
     return f"{type(error).__name__}: {error}".splitlines()[0]
 
 
 def is_of_transport(error: BaseException) -> bool:
-    """The error tells of a connection to other ranks, and so of a failure of theirs. Backends raise plain
-    RuntimeErrors too."""
+    """Tells whether an error is about a connection to other ranks, and so about a failure of theirs. Backends raise
+    plain RuntimeErrors too."""
     return isinstance(error, dist.DistError) or (
         isinstance(error, RuntimeError) and bool(_TRANSPORT.search(str(error)))
     )
 
 
 def symptom_of(error: BaseException) -> str:
-    """What an error of the transport says in its first sentence, without the place in the source before it."""
+    """Returns the first sentence of an error of the transport, without the place in the source before it."""
     first = re.sub(r"^(\[[^]]*\]\s*)+", "", str(error).strip()).partition("\n")[0]
     return first.partition(". ")[0][:200]
 
@@ -53,9 +52,9 @@ class Alarm:
     """Why a rank cannot go on.
 
     Attributes:
-        kind: transport: it has lost another one; suspected: it may have; mendable: by the user; stopped: it was asked
-            to; failed: the rest.
-        rank: that was the first to say so.
+        kind: transport if it has lost another rank; suspected if it may have; mendable if the user can mend what is
+            wrong; stopped if it was asked to stop; failed for any other error.
+        rank: the rank that raises the alarm.
         reason: one line.
     """
 
@@ -65,7 +64,7 @@ class Alarm:
 
     @classmethod
     def of(cls, rank: int, error: BaseException) -> Alarm:
-        """The alarm of a rank that has met an error."""
+        """Returns the alarm of a rank that has met an error."""
         if isinstance(error, AskedToStop):
             return cls("stopped", rank, str(error))
         if isinstance(error, MENDABLE):
@@ -76,17 +75,18 @@ class Alarm:
 
     @property
     def state(self) -> str:
-        """Of the run."""
+        """The state of the run that ends by this alarm."""
         return "stopped" if self.kind == "stopped" else "failed"
 
 
 class CheckIn:
-    """What ranks tell one another in the store.
+    """Writes what this rank says to the store, and reads what the others have said.
 
     Every method raises RuntimeError, or never returns, if the store cannot be reached.
 
     Args:
-        store: of the process group. A connection of its own is made: others may wait in theirs.
+        store: the store of the process group. This object makes a connection of its own, since other threads may wait
+            in theirs.
         rank, size: number of this rank, number of ranks.
     """
 
@@ -100,21 +100,22 @@ class CheckIn:
         """Gives a sign of life.
 
         Returns:
-            How many the next rank has given; rank 0 comes after the last one, so that each is watched by another.
+            How many signs the next rank has given. Rank 0 comes after the last one, so that each rank is watched by
+            another.
         """
         self._store.add(f"beat/{self._rank}", 1)
         return int(self._store.add(f"beat/{(self._rank + 1) % self._size}", 0))
 
     def begin_anew(self) -> None:
-        """Forgets an alarm that was a false one; every rank that has checked in does so."""
+        """Forgets an alarm that was false; every rank that has checked in does so."""
         self._round += 1
 
     def sound(self, alarm: Alarm) -> None:
-        """Raises an alarm; the first one counts."""
+        """Sounds an alarm to all ranks, unless another one has been sounded: the first one counts."""
         self._store.compare_set(self._key("alarm"), "", json.dumps(asdict(alarm)))
 
     def heard(self) -> Alarm | None:
-        """The alarm, if there is one."""
+        """Returns the alarm that has been sounded; None if there was none."""
         key = self._key("alarm")
         return Alarm(**json.loads(self._store.get(key))) if self._store.check([key]) else None
 
@@ -127,50 +128,50 @@ class CheckIn:
         self._store.set(self._key(f"waited/{self._rank}"), "")
 
     def missing(self) -> list[int]:
-        """Ranks that have not said that they are alive."""
+        """Returns the ranks that have not said that they are alive."""
         return self._without(self._key("present"))
 
     def wait_for_all(self, seconds: float) -> None:
-        """Waits until all have said that they are alive, no longer than this."""
+        """Waits until all ranks have said that they are alive, but no longer than this."""
         keys, deadline = [self._key(f"present/{rank}") for rank in range(self._size)], time.monotonic() + seconds
         while not self._store.check(keys) and time.monotonic() < deadline:
             time.sleep(0.05)
 
     def late(self) -> list[int]:
-        """Ranks that have not said that they have waited."""
+        """Returns the ranks that have not said that they have waited."""
         return self._without(self._key("waited"))
 
     def speaks(self) -> bool:
-        """This rank is the one that finds out who is lost, and tells it."""
+        """Tells whether this rank is the first to ask for it, and so speaks for all: it finds out who is lost."""
         me = str(self._rank)
         return bool(self._store.compare_set(self._key("speaker"), "", me) == me.encode())
 
-    def tell(self, verdict: str) -> None:
-        """Tells all ranks; an empty verdict is that the alarm was a false one."""
+    def announce(self, verdict: str) -> None:
+        """Announces the verdict to all ranks; an empty one says that the alarm was false."""
         self._store.set(self._key("verdict"), verdict)
 
-    def told(self, seconds: float) -> str:
-        """What the rank that speaks has told. Raises TimeoutError if it has not within this time."""
+    def verdict(self, seconds: float) -> str:
+        """Returns the verdict. Raises TimeoutError if it is not announced within this time."""
         key, deadline = self._key("verdict"), time.monotonic() + seconds
         while not self._store.check([key]):
             if time.monotonic() > deadline:
-                raise TimeoutError(f"no verdict was told within {seconds:g} s")
+                raise TimeoutError(f"no verdict was announced within {seconds:g} s")
             time.sleep(0.05)
         return str(self._store.get(key).decode())
 
     def leave(self) -> None:
-        """Says that this rank needs the store no more."""
+        """Says that this rank does not need the store any more."""
         self._store.set(f"left/{self._rank}", "")
 
     def wait_for_others(self, lost: list[int], seconds: float) -> None:
-        """Waits until all ranks but the lost ones have left, no longer than this: the process that keeps the store
-        takes it along."""
+        """Waits until all ranks but the lost ones have left, but no longer than this: the process that keeps the store
+        takes it along when it ends."""
         deadline = time.monotonic() + seconds
         while set(self._without("left")) - set(lost) and time.monotonic() < deadline:
             time.sleep(0.05)
 
     def names(self, ranks: Iterable[int]) -> str:
-        """For instance "rank 3 on host node2", or "rank 3" if it was lost before it said where it is."""
+        """Returns for instance "rank 3 on host node2", or "rank 3" if it was lost before it said where it is."""
         return ", ".join(self._name(rank) for rank in ranks)
 
     def _name(self, rank: int) -> str:

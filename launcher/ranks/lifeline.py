@@ -1,7 +1,8 @@
-"""A rank that `moe-testbed launch` started lives no longer than it, on whatever host, and hears the signals it gets.
+"""The lifeline: a rank that `moe-testbed launch` started ends when `launch` does, and gets the signals that it gets.
 
-Ending a process ends neither those that it has started nor those on other hosts, and ssh forwards no signals. Each rank
-therefore holds a TCP connection to `launch`: its end is the rank's end, and a byte in it is the number of a signal.
+Ending a process ends neither the processes that it has started nor those on other hosts, and ssh forwards no signals.
+Each rank therefore holds a TCP connection to `launch`. When the connection ends, the rank ends; each byte that comes
+through it is the number of a signal.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import threading
 from moe_testbed.launcher.errors import ConfigError
 
 LIFELINE_VARIABLE = "MOE_TESTBED_LIFELINE"
-"""ADDRESS:PORT of `launch`; without an address it is the machine from which ssh came."""
+"""ADDRESS:PORT of `launch`; without an address, `launch` is on the machine from which ssh came."""
 
 _CONNECT_SECONDS = 20.0
 # A machine that vanishes closes no connection; after a minute without a sign of life it counts as gone.
@@ -55,8 +56,8 @@ def _notice_silence(connection: socket.socket) -> None:
 
 def _follow(connection: socket.socket) -> None:
     try:
-        while told := connection.recv(1):
-            os.kill(os.getpid(), told[0])
+        while received := connection.recv(1):
+            os.kill(os.getpid(), received[0])
     except OSError:
         pass
     os.kill(os.getpid(), signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""What must be alike on all ranks, looked at before they train: versions, clocks, configuration, data."""
+"""The preflight check: versions, clocks, configuration and data must be alike on all ranks before they train."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ MOST_CLOCK_SECONDS = 5.0
 """By how much the clocks of two hosts may differ: file times and logs of several hosts are compared."""
 
 _ALIKE = ("python", "moe-testbed", "torch", "deepspeed")
-# Parts of an experiment that may differ among hosts.
+# These parts of an experiment may differ among hosts.
 _OWN = ("runtime", "tracking")
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What one rank says.
+    """What one rank says of itself.
 
     Attributes:
-        host: its name.
-        versions: of what results depend on.
+        host: name of its host.
+        versions: package -> version, for the packages that results depend on.
         clock: seconds since 1970, read by all ranks at the same moment.
         parts: part of the experiment -> digest.
         data: digest of the token store.
@@ -45,8 +45,8 @@ class Answer:
     data: str
 
 
-def call_the_roll(config: ExperimentConfig, store: Store, ranks: Ranks) -> None:
-    """Compares the ranks of a training, if there are several.
+def check_preflight(config: ExperimentConfig, store: Store, ranks: Ranks) -> None:
+    """Compares the ranks of a training with one another, if there are several.
 
     Raises:
         ConfigError: one of them differs from the first, or shares its experts with another node without leave to.

@@ -1,9 +1,27 @@
-"""Ends a rank that cannot go on without another one, within a set time and with one message that says which.
+"""The watchdog: a rank that cannot go on without another one ends within a set time, with one message that names it.
 
-Each process group bounds its collectives, whose errors the main thread meets, except with NCCL, which lets it wait and
-then aborts the process. A thread of its own tells errors to the other ranks and listens for theirs. It also gives signs
-of life and looks at another rank's, so that a lost one is found whatever the main threads wait for. A second thread
-notices when the store through which all this goes does not answer. A single process has none of them.
+The protocol, in order. All that ranks say goes through the store by which they have met (`heartbeat.CheckIn`).
+
+1. **Everyone beats.** A thread on every rank, the watchdog's, gives a sign of life each half second, whatever the main
+   thread waits for.
+2. **Someone sounds the alarm.** A rank whose main thread meets an error says what kind of error it is (`explain`, see
+   `heartbeat.Alarm`): transport, mendable, stopped or failed. A rank that sees no sign of life of the next rank for two
+   thirds of ``parallel.timeout_seconds`` sounds "suspected", which finds a lost rank where no collective fails; so does
+   one that gets SIGTERM outside the steps (`all_alive`). The first alarm counts, and every watchdog hears it.
+3. **All check in**, if the alarm is "transport" or "suspected", so that a rank may be lost. Each watchdog says that its
+   rank is alive; where the main thread has met an error of the transport too, it also says that it has waited for the
+   others. All have the same few seconds for this.
+4. **One speaks.** The first rank that asks for it gives the verdict: the ranks that have not checked in were lost; if
+   all have, those that did not wait kept the others waiting. If all have after a mere suspicion, the alarm was false,
+   and everyone goes on with 1. After the other kinds of alarm nothing has to be found out, and the rank that has
+   sounded the alarm speaks.
+5. **All end.** The rank that speaks prints the verdict; it and rank 0 note it in the run's status. The main thread
+   raises it as its error when it comes to `explain`. If it does not within a short time, since it waits in a collective
+   that never returns, the watchdog ends the process. Rank 0, whose process keeps the store, ends after the others.
+6. **Without the store** none of this works. A second thread notices that the first one makes no turns any more: rank 0
+   is lost, and each rank speaks for itself.
+
+After the last step the ranks close the watch together. A single process has no watchdog threads.
 """
 
 from __future__ import annotations
@@ -32,12 +50,13 @@ from moe_testbed.launcher.ranks.heartbeat import Alarm, CheckIn, reason_of
 from moe_testbed.launcher.ranks.ranks import Ranks
 
 # In seconds; from the error of a collective to the last rank's end they add up to less than ten.
-_POLL = 0.5  # between two looks for an alarm
-_CHECK_IN = 4.5  # for ranks to say that they are alive
-_ANSWER = 2.0  # for the rank that speaks to say who is not
+_POLL = 0.5  # between two signs of life, and two looks for an alarm
+_CHECK_IN = 4.5  # for the ranks to check in
+_ANSWER = 2.0  # for the rank that speaks to give the verdict
 _PATIENCE = 2.5  # for the main thread to end by itself
 
-# Of the time-out, for a rank without a sign of life: who is lost must be told before NCCL aborts the others.
+# The part of the time-out after which a rank without a sign of life is suspected: who is lost must be known before NCCL
+# aborts the others.
 _SILENCE = 2 / 3
 
 _EXIT_STATUS = {"mendable": WRONG_INPUT, "stopped": ASKED_TO_STOP}
@@ -52,22 +71,26 @@ def bound_groups(seconds: float) -> None:
 class Watchdog:
     """Watches over the other ranks until it is closed. Ends the process itself if the main thread does not.
 
+    The main thread calls the public methods; `all_alive` is called by the thread that gets the signals.
+
     Args:
-        ranks: that have joined.
-        parallel: the bounds.
-        steps: of the whole training.
-        note: takes a state and a reason for the run's status; called on rank 0 and on the rank that speaks for all,
+        ranks: ranks that have met.
+        parallel: how long ranks wait for one another.
+        steps: optimizer steps of the whole training.
+        note_end: takes a state and a reason for the run's status; called on rank 0 and on the rank that speaks for all,
             more than once.
     """
 
-    def __init__(self, ranks: Ranks, parallel: ParallelConfig, steps: int, note: Callable[[str, str], object]) -> None:
-        self._ranks, self._parallel, self._steps, self._note = ranks, parallel, steps, note
+    def __init__(
+        self, ranks: Ranks, parallel: ParallelConfig, steps: int, note_end: Callable[[str, str], object]
+    ) -> None:
+        self._ranks, self._parallel, self._steps, self._note_end = ranks, parallel, steps, note_end
         self._silence = _SILENCE * parallel.timeout_seconds
-        self._step: int | None = None
-        self._mine: Alarm | None = None
-        self._ending: Alarm | None = None
+        self._step: int | None = None  # completed ones; None before the first
+        self._mine: Alarm | None = None  # of this rank's main thread
+        self._ending: Alarm | None = None  # by which this rank ends
         self._notes = ranks.rank == 0
-        self._inquiry: threading.Event | None = None
+        self._inquiry: threading.Event | None = None  # set when all ranks have turned out to be alive
         self._changed, self._decided, self._closed = threading.Event(), threading.Event(), threading.Event()
         self._closing = False
         self._turns = 0
@@ -79,7 +102,7 @@ class Watchdog:
             threading.Thread(target=self._watch_the_store, name="store", daemon=True).start()
 
     def passed(self, step: int) -> None:
-        """The ranks have completed so many steps. From the first one on they are warm and wait less."""
+        """Notes that the ranks have completed so many steps. From the first one on they are warm and wait less."""
         if self._step is None and self._ranks.group is not None:
             bound_groups(self._parallel.timeout_seconds)
         self._step = step
@@ -107,7 +130,7 @@ class Watchdog:
             self._thread.join(_POLL)
 
     def all_alive(self) -> bool:
-        """Asks all ranks. If one does not answer, or has met an error, the watchdog ends this process."""
+        """Asks whether all ranks live. If one does not answer, or has met an error, the watchdog ends this process."""
         if self._ranks.group is None:
             return True
         self._inquiry = inquiry = threading.Event()
@@ -117,14 +140,15 @@ class Watchdog:
         return self._ending is None
 
     def explain(self, error: BaseException) -> BaseException:
-        """Tells the others and the run's status that this rank has met an error.
+        """Makes an error that this rank has met known to the others and to the run's status.
 
         Returns:
-            What this rank is to end with: the error itself, or what has happened to another rank.
+            The error that this rank is to end with: the same one, or what has happened to another rank.
         """
         self._mine = Alarm.of(self._ranks.rank, error)
         if self._ranks.group is None or self._closed.is_set():
-            self._note(self._mine.state, str(error) if self._mine.kind == "stopped" else reason_of(error))
+            if self._notes:
+                self._note_end(self._mine.state, str(error) if self._mine.kind == "stopped" else reason_of(error))
             return error
         self._changed.set()
         self._decided.wait()
@@ -132,15 +156,17 @@ class Watchdog:
         self._note_ending()
         return self._cause() if self._mine.kind == "transport" else error
 
+    # Steps 1 and 2: the watchdog's thread beats, sounds alarms and hears them.
+
     def _watch(self) -> None:
         try:
-            self._listen()
+            self._beat_and_listen()
         except (RuntimeError, TimeoutError):
             # Rank 0 takes the store along, perhaps before this rank's main thread has left the barrier at the end.
             if not (self._closing and self._closed.wait(_PATIENCE)):
                 self._lose_the_store()
 
-    def _listen(self) -> None:
+    def _beat_and_listen(self) -> None:
         beats, beaten = -1, time.monotonic()
         while not self._closed.is_set():
             self._turns += 1
@@ -167,7 +193,7 @@ class Watchdog:
         return None
 
     def _conclude(self, alarm: Alarm) -> bool:
-        """Ends this rank, unless the alarm was a false one."""
+        """Ends this rank, unless the alarm was false."""
         if alarm.kind in ("transport", "suspected"):
             verdict, speaks = self._find_the_lost(alarm)
             if not verdict:
@@ -177,7 +203,7 @@ class Watchdog:
             self._end(alarm, speaks)
         else:
             if alarm.kind == "failed":
-                alarm = replace(alarm, reason=self._words(f"{self._check_in.names([alarm.rank])} was lost", alarm))
+                alarm = replace(alarm, reason=self._sentence(f"{self._check_in.names([alarm.rank])} was lost", alarm))
             self._end(alarm, speaks=alarm.rank == self._ranks.rank)
         self._check_in.leave()
         if self._ranks.rank == 0:
@@ -186,8 +212,10 @@ class Watchdog:
         self._decided.set()
         return True
 
+    # Steps 3 and 4: all check in, and one speaks.
+
     def _find_the_lost(self, alarm: Alarm) -> tuple[str, bool]:
-        """The verdict, empty if no rank is lost, and whether this rank has found it for all."""
+        """Returns the verdict, empty if no rank is lost, and whether this rank has spoken it."""
         self._check_in.present()
         speaks, until = False, time.monotonic() + _CHECK_IN
         if alarm.kind == "transport":
@@ -202,8 +230,8 @@ class Watchdog:
             self._check_in.wait_for_all(_CHECK_IN)
         if speaks:
             who = self._who(alarm)
-            self._check_in.tell(self._words(who, alarm) if who else "")
-        return self._check_in.told(until + _ANSWER - time.monotonic()), speaks
+            self._check_in.announce(self._sentence(who, alarm) if who else "")
+        return self._check_in.verdict(until + _ANSWER - time.monotonic()), speaks
 
     def _who(self, alarm: Alarm) -> str:
         if missing := self._check_in.missing():
@@ -214,28 +242,13 @@ class Watchdog:
             return f"{self._check_in.names(late)} kept the others waiting for too long"
         return "all ranks lost their connections"
 
-    def _words(self, who: str, alarm: Alarm) -> str:
+    def _sentence(self, who: str, alarm: Alarm) -> str:
         when = "while the ranks started" if self._step is None else f"in step {self._step + 1}"
         if self._step == self._steps:
             when = "after the last step"
         return f"{who} {when} ({alarm.reason})"
 
-    def _watch_the_store(self) -> None:
-        # Turns are counted, not time: after a pause of the whole process both threads go on.
-        turns, quiet = self._turns, 0.0
-        while not (self._closed.wait(_POLL) or self._decided.is_set()):
-            quiet = quiet + _POLL if self._turns == turns else 0.0
-            turns = self._turns
-            # So long may a turn take in which ranks check in.
-            if quiet > self._silence + _CHECK_IN + _ANSWER:
-                self._lose_the_store()
-
-    def _lose_the_store(self) -> None:
-        if self._ending is None:
-            seen = self._mine.reason if self._mine else "it keeps the store by which ranks meet, which does not answer"
-            alarm = Alarm("transport", self._ranks.rank, seen)
-            self._end(replace(alarm, reason=self._words(f"{self._first} was lost", alarm)), speaks=True)
-        self._decided.set()
+    # Step 5: all end.
 
     def _end(self, alarm: Alarm, speaks: bool) -> None:
         self._ending = alarm
@@ -255,10 +268,29 @@ class Watchdog:
 
     def _note_ending(self) -> None:
         if self._notes and self._ending:
-            self._note(self._ending.state, self._ending.reason)
+            self._note_end(self._ending.state, self._ending.reason)
 
     def _cause(self) -> BaseException:
         assert self._ending is not None
         if self._ending.kind == "mendable":
             return OtherRankError(f"another rank ended with {self._ending.reason}")
         return (AskedToStop if self._ending.kind == "stopped" else LostRankError)(self._ending.reason)
+
+    # Step 6: the store is lost.
+
+    def _watch_the_store(self) -> None:
+        # Turns are counted, not time: after a pause of the whole process both threads go on.
+        turns, quiet = self._turns, 0.0
+        while not (self._closed.wait(_POLL) or self._decided.is_set()):
+            quiet = quiet + _POLL if self._turns == turns else 0.0
+            turns = self._turns
+            # So long may a turn take in which ranks check in.
+            if quiet > self._silence + _CHECK_IN + _ANSWER:
+                self._lose_the_store()
+
+    def _lose_the_store(self) -> None:
+        if self._ending is None:
+            seen = self._mine.reason if self._mine else "it keeps the store by which ranks meet, which does not answer"
+            alarm = Alarm("transport", self._ranks.rank, seen)
+            self._end(replace(alarm, reason=self._sentence(f"{self._first} was lost", alarm)), speaks=True)
+        self._decided.set()

@@ -1,4 +1,4 @@
-"""Our model as the subject of an examination.
+"""Our model as the subject of ablations.
 
 Shape legend: N evaluated sequences, B sequences of a rank's share, L positions, t tokens of a rank's share, T tokens of
 the probe, K choices, Y MoE layers, D domains, E experts, M model width, F feed-forward width, X weights of a neuron.
@@ -18,38 +18,36 @@ import torch.distributed as dist
 from torch import Tensor
 
 from moe_testbed.launcher.ranks.ranks import Ranks
-from moe_testbed.launcher.train.ablation import MOST_COMPARED, MOST_NEURONS, Float, examine
+from moe_testbed.launcher.train.ablation import MOST_COMPARED, MOST_NEURONS, Float, ablate
 from moe_testbed.launcher.train.evaluation_set import EvaluationSet, Share
 from moe_testbed.model.deepspeed_moe import MoEOutput, RoutedMoE
 from moe_testbed.model.language_model import LanguageModel
 from moe_testbed.routing.records import NO_EXPERT, RoutingContext, RoutingDecision
 
 _PROBE_TOKENS = 256
-_LARGEST_OUTPUTS = 2**25  # numbers of all experts' outputs for the probe's tokens, which are fewer if need be
+_LARGEST_OUTPUTS = 2**25  # most numbers in all experts' outputs for the probe tokens, which are fewer if need be
 
 
 @torch.no_grad()
-def examine_model(
+def ablate_model(
     model: LanguageModel,
     sample: EvaluationSet,
     counts_YDE: npt.NDArray[np.int64],
     micro_batch_size: int,
     step: int,
     ranks: Ranks,
-    progress: bool = False,
 ) -> dict[str, npt.NDArray[Any]]:
-    """Examines a model on all ranks, and leaves it as it was.
+    """Ablates the experts of a model one by one, on all ranks, and leaves the model as it was.
 
     No token is dropped, also where the model was trained with capacity dispatch: an expert that is barred would
     otherwise fill the buffers of the others.
 
     Args:
-        model: with at least one MoE layer.
-        sample: the sequences.
+        model: has at least one MoE layer.
+        sample: the sequences whose losses are compared.
         counts_YDE: top-k assignments of the whole evaluation set.
         micro_batch_size: most sequences that a rank runs at once.
         step: optimizer steps completed.
-        progress: to show it on stderr.
 
     Returns:
         The arrays of an analysis file, the same on every rank.
@@ -58,14 +56,14 @@ def examine_model(
     with ExitStack() as stack:
         for moe in model.moe_layers():
             stack.enter_context(moe.without_drops())
-        subject = ExaminedModel(model.eval(), sample, micro_batch_size, step, ranks)
-        arrays = examine(subject, counts_YDE, sample.domain_N, progress)
+        subject = AblatedModel(model.eval(), sample, micro_batch_size, step, ranks)
+        arrays = ablate(subject, counts_YDE, sample.domain_N, progress=ranks.rank == 0)
     model.train(training)
     return {"domains": np.array(sample.domains), **arrays}
 
 
-class ExaminedModel:
-    """A model in evaluation, without drops, and its sample."""
+class AblatedModel:
+    """A model in evaluation, without drops, and a sample of sequences: a `Subject`."""
 
     def __init__(
         self, model: LanguageModel, sample: EvaluationSet, micro_batch_size: int, step: int, ranks: Ranks
@@ -144,14 +142,14 @@ class ExaminedModel:
         return losses
 
     def _sum(self, values: Tensor) -> Tensor:
-        """Over the ranks, in place."""
+        """Sums values up over the ranks, in place."""
         if self.ranks.group is not None:
             dist.all_reduce(values, group=self.ranks.group)
         return values
 
     def _watch(self) -> Float:
-        """The losses of the model as it is; on the way come the experts' summed outputs and the probe's hidden
-        states."""
+        """Returns the losses of the model as it is, and keeps the experts' summed outputs and the hidden states of the
+        probe tokens."""
         loss_N = torch.zeros(self.num_sequences, dtype=torch.float64, device=self.ranks.device)
         for share in self.shares:
             hooks = {moe: self._watcher(y, share) for y, moe in enumerate(self.layers)}
@@ -188,7 +186,7 @@ class ExaminedModel:
             self.uses_YE[y] += torch.bincount(ids_t[used_t], minlength=self.num_experts)
 
     def _take_probe(self, y: int, hidden_BLM: Tensor, share: Share) -> None:
-        """Keeps the hidden states of the probe's tokens in this share."""
+        """Keeps the hidden states of the probe tokens in this share."""
         sequence_T, place_T = self.probe_T // self.length, self.probe_T % self.length
         here_T = torch.isin(sequence_T, share.numbers_B)
         row_T = torch.searchsorted(share.numbers_B, sequence_T[here_T])
@@ -196,7 +194,7 @@ class ExaminedModel:
 
 
 def _all_to(expert: int, hidden_BLM: Tensor) -> RoutingDecision:
-    """All tokens to one expert, with weight 1."""
+    """Returns the decision that sends all tokens to one expert, with weight 1."""
     tokens = hidden_BLM.shape[0] * hidden_BLM.shape[1]
     ids_t1 = torch.full((tokens, 1), expert, dtype=torch.int64, device=hidden_BLM.device)
     return RoutingDecision(ids_t1, torch.ones(tokens, 1, device=hidden_BLM.device))

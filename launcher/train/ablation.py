@@ -1,4 +1,4 @@
-"""What the experts cause and how alike they are: interventions on a model whose training is over.
+"""What the experts cause and how alike they are: ablations of a model whose training is over.
 
 Shape legend: Y MoE layers, E experts, D domains, N evaluated sequences, T tokens of the probe, M model width, F
 feed-forward width, X weights of a neuron.
@@ -17,52 +17,53 @@ from moe_testbed.routing import metrics
 Float = npt.NDArray[np.floating[Any]]
 
 MOST_EXPERTS = 256
-"""Experts of all layers that are examined one by one; of more, as many evenly spaced ones."""
+"""Most experts, of all layers together, that are ablated one by one; of more, as many evenly spaced ones are."""
 
 MOST_COMPARED, MOST_NEURONS = 32, 512
-"""Experts of a layer, and neurons of each, up to which weights are compared: neurons are matched for every pair."""
+"""Most experts of a layer, and most neurons of each, whose weights are compared: neurons are matched for every pair."""
 
 
 class Subject(Protocol):
     """A model and a sample of sequences. Losses are mean nats per token of each sequence, float64 [N].
 
-    On several ranks all call the same methods in the same order, and get the same.
+    On several ranks, all call the same methods in the same order and get the same results.
     """
 
     def losses(self) -> Float:
-        """Of the model as it is."""
+        """Returns the losses of the model as it is."""
 
     def losses_without(self, layer: int, expert: int) -> Float:
-        """With an expert barred, so that its tokens choose again among the others."""
+        """Returns the losses with an expert barred, so that its tokens choose again among the others."""
 
     def losses_with_mean(self, layer: int, expert: int) -> Float:
-        """With an expert's output replaced by its mean over the sample's tokens that use it; nan if none does."""
+        """Returns the losses with an expert's output replaced by its mean over the sample's tokens that use it; nan if
+        none does."""
 
     def losses_with_experts_of(self, domain: int, allowed_YE: npt.NDArray[np.bool_]) -> Float:
-        """With all tokens sent to a domain's experts only, in all layers, or told that they are of this domain if the
-        router reads labels."""
+        """Returns the losses with all tokens sent to a domain's experts only, in all layers; where the router reads
+        labels, with all tokens labelled as this domain's."""
 
     def outputs(self, layer: int) -> Float:
-        """What every expert returns for the same tokens, without routing weights, [E, T, M]."""
+        """Returns the outputs of every expert for the same tokens, without routing weights, [E, T, M]."""
 
     def neurons(self, layer: int) -> Float | None:
-        """All weights of every neuron of every expert, [E, F, X], nan for an expert without neurons; None where they
-        are too many to be compared."""
+        """Returns all weights of every neuron of every expert, [E, F, X], nan for an expert without neurons; None where
+        they are too many to be compared."""
 
 
-def examine(
+def ablate(
     subject: Subject, counts_YDE: npt.NDArray[np.int64], domain_N: npt.NDArray[np.int64], progress: bool = False
 ) -> dict[str, npt.NDArray[Any]]:
     """Bars and replaces the experts one by one, forces the tokens to each domain's experts, and compares the experts.
 
     Args:
-        counts_YDE: top-k assignments of the whole evaluation set: who owns which expert.
+        counts_YDE: top-k assignments of the whole evaluation set; they say which domain owns an expert.
         domain_N: domain of each sequence of the sample.
-        progress: to show it on stderr.
+        progress: whether to show progress on stderr.
 
     Returns:
-        The arrays of an analysis file, but for the domains' names. Experts that were not examined have rows of nan, and
-        so has a domain that is left without any expert in a layer.
+        The arrays of an analysis file, but for the domains' names. Experts that were not ablated have rows of nan,
+        and so has a domain that is left without any expert in a layer.
     """
     Y, D, E = counts_YDE.shape
     arrays: dict[str, npt.NDArray[Any]] = {
@@ -74,7 +75,7 @@ def examine(
         "mean_loss_YEN": np.full((Y, E, len(domain_N)), np.nan, dtype=np.float32),
         "forced_loss_DN": np.full((D, len(domain_N)), np.nan, dtype=np.float32),
     }
-    for y, e in tqdm(examined(Y, E), desc="examining", unit="expert", disable=not progress, mininterval=1.0):
+    for y, e in tqdm(ablated_experts(Y, E), desc="ablating", unit="expert", disable=not progress, mininterval=1.0):
         arrays["ablation_loss_YEN"][y, e] = subject.losses_without(y, e)
         arrays["mean_loss_YEN"][y, e] = subject.losses_with_mean(y, e)
     for domain in range(D):
@@ -84,14 +85,15 @@ def examine(
     return arrays | _redundancy(subject, Y)
 
 
-def examined(num_layers: int, num_experts: int) -> list[tuple[int, int]]:
-    """(layer, expert) of those that are examined one by one."""
+def ablated_experts(num_layers: int, num_experts: int) -> list[tuple[int, int]]:
+    """Returns (layer, expert) of the experts that are ablated one by one."""
     everyone = num_layers * num_experts
     numbers = np.arange(min(everyone, MOST_EXPERTS)) * everyone // min(everyone, MOST_EXPERTS)
     return [divmod(int(number), num_experts) for number in numbers]
 
 
 def _redundancy(subject: Subject, num_layers: int) -> dict[str, npt.NDArray[Any]]:
+    """Returns how alike the experts of each layer are, by their outputs and their weights."""
     of_layers: dict[str, list[Any]] = {}
     tokens = 0
     for y in range(num_layers):

@@ -1,9 +1,8 @@
-"""DeepSpeed's engine for an experiment."""
+"""The model of an experiment, and DeepSpeed's engine around it."""
 
 from __future__ import annotations
 
 import logging
-import math
 import warnings
 from typing import Any
 
@@ -11,7 +10,7 @@ import torch
 from torch import nn
 
 from moe_testbed.data.tokens.store import Store
-from moe_testbed.launcher.config.experiment import ExperimentConfig, TrainingConfig
+from moe_testbed.launcher.config.experiment import ExperimentConfig
 from moe_testbed.launcher.errors import ConfigError
 from moe_testbed.launcher.ranks.ranks import Ranks
 from moe_testbed.launcher.ranks.sharing import accumulation_steps, micro_batch_size
@@ -21,7 +20,7 @@ from moe_testbed.routing.records import RouterSetting
 
 
 def build_model(config: ExperimentConfig, store: Store, ranks: Ranks) -> LanguageModel:
-    """The model on its device.
+    """Returns the model on its device.
 
     Raises:
         ConfigError: router, model and mix do not go together.
@@ -60,27 +59,14 @@ def build_model(config: ExperimentConfig, store: Store, ranks: Ranks) -> Languag
 
 
 def _domain_weights(config: ExperimentConfig, store: Store) -> tuple[float, ...]:
-    """Share of each of the store's domains in the mix, sums to 1; domains that could not be had are gone."""
+    """Returns the share of each of the store's domains in the mix. They sum to 1: domains that could not be had are
+    left out."""
     weights = [config.data.mix.domain_weights()[domain] for domain in store.domains]
     return tuple(weight / sum(weights) for weight in weights)
 
 
-def learning_rate(training: TrainingConfig, step: int) -> float:
-    """Rate of the update that follows ``step`` completed ones: linear warm-up, then cosine to
-    ``final_learning_rate_ratio``.
-
-    A function of the step alone, so that nothing of it has to be saved.
-    """
-    if step < training.warmup_steps:
-        return training.learning_rate * (step + 1) / training.warmup_steps
-    progress = (step - training.warmup_steps) / max(training.steps - training.warmup_steps - 1, 1)
-    cosine = 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
-    ratio = training.final_learning_rate_ratio
-    return training.learning_rate * (ratio + (1 - ratio) * cosine)
-
-
 def deepspeed_config(config: ExperimentConfig, num_ranks: int) -> dict[str, Any]:
-    """What DeepSpeed is told; everything that it would choose by itself and that changes results is written out."""
+    """Returns DeepSpeed's config. Everything that it would choose by itself and that changes results is written out."""
     training = config.training
     return {
         "train_batch_size": training.global_batch_size,
@@ -104,7 +90,7 @@ def deepspeed_config(config: ExperimentConfig, num_ranks: int) -> dict[str, Any]
 
 
 def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Norms are not decayed."""
+    """Returns the parameters in two groups: weights, which are decayed, and norms, which are not."""
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     return [
         {"name": "decayed", "params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
@@ -113,7 +99,8 @@ def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, A
 
 
 def build_engine(model: nn.Module, config: ExperimentConfig, ranks: Ranks) -> Any:
-    """Wraps the model: its optimizer, gradient accumulation, clipping, precision, ZeRO and expert-parallel groups."""
+    """Returns the engine around the model: optimizer, gradient accumulation, clipping, precision, ZeRO and
+    expert-parallel groups."""
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     # It calls collectives by names that torch is about to drop, and would say so once per rank.
     warnings.filterwarnings("ignore", message=r"`torch\.distributed", category=FutureWarning)
@@ -125,9 +112,3 @@ def build_engine(model: nn.Module, config: ExperimentConfig, ranks: Ranks) -> An
         dist_init_required=False,
     )
     return engine
-
-
-def set_learning_rate(engine: Any, rate: float) -> None:
-    """Sets the rate of the next update in all parameter groups."""
-    for group in engine.optimizer.param_groups:
-        group["lr"] = rate

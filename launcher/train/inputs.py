@@ -1,7 +1,11 @@
-"""From the data's batches to the model's inputs."""
+"""From the data's batches to the model's inputs.
+
+Shape legend: B sequences, L positions.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -13,11 +17,12 @@ from moe_testbed.data.tokens.sampler import Batch, Sampler
 from moe_testbed.data.tokens.store import Store
 from moe_testbed.launcher.config.experiment import ExperimentConfig
 from moe_testbed.launcher.ranks.ranks import Ranks
+from moe_testbed.launcher.ranks.sharing import accumulation_steps
 from moe_testbed.routing.records import RoutingContext
 
 
 def build_sampler(config: ExperimentConfig, store: Store) -> Sampler:
-    """The training stream."""
+    """Returns the sampler of the training batches."""
     return Sampler(
         store,
         split="train",
@@ -33,7 +38,7 @@ def build_sampler(config: ExperimentConfig, store: Store) -> Sampler:
 def to_context(
     batch: Batch, rows_B: npt.NDArray[Any] | slice, step: int, device: torch.device
 ) -> tuple[RoutingContext, Tensor]:
-    """Context and targets (next token ids, int64 [B, L]) of some rows of a batch, on the device."""
+    """Returns context and targets (next token ids, int64 [B, L]) of some rows of a batch, on the device."""
 
     def move(array: npt.NDArray[Any]) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(array[rows_B])).to(device, non_blocking=True)
@@ -52,18 +57,26 @@ def to_context(
 class MicroBatches:
     """The micro-batches of one rank, which are functions of the step alone.
 
-    config: as the ranks share it, see `shared_among`.
+    Args:
+        config: the experiment as the ranks share it, see `shared_among`.
+
+    Attributes:
+        accumulation: micro-batches of this rank in one optimizer step.
+        tokens_per_step: tokens of all ranks in one optimizer step.
     """
 
     def __init__(self, config: ExperimentConfig, store: Store, ranks: Ranks) -> None:
-        self._config, self._ranks = config, ranks
+        self._seed, self._ranks = config.seed, ranks
         self._sampler, self._size = build_sampler(config, store), config.training.micro_batch_size
+        self._global_size = config.training.global_batch_size
+        self.accumulation = accumulation_steps(config, ranks.size)
+        self.tokens_per_step = self._global_size * config.data.sequence_length
 
-    def __call__(self, step: int, number: int) -> tuple[RoutingContext, Tensor]:
-        """Context and targets of the n-th micro-batch of a step."""
-        start = (number * self._ranks.size + self._ranks.rank) * self._size
-        # Whatever draws from torch's generator is a function of the position too, and so the same after a restart.
-        position = step * self._config.training.global_batch_size + start
-        torch.manual_seed(((self._config.seed << 40) + position) % 2**63)
-        batch = self._sampler.batch(step, start, start + self._size)
-        return to_context(batch, slice(None), step, self._ranks.device)
+    def of_step(self, step: int) -> Iterator[tuple[RoutingContext, Tensor]]:
+        """Yields context and targets of each micro-batch of a step."""
+        for number in range(self.accumulation):
+            start = (number * self._ranks.size + self._ranks.rank) * self._size
+            # Whatever draws from torch's generator is a function of the position too, and so the same after a restart.
+            torch.manual_seed(((self._seed << 40) + step * self._global_size + start) % 2**63)
+            batch = self._sampler.batch(step, start, start + self._size)
+            yield to_context(batch, slice(None), step, self._ranks.device)

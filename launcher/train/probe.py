@@ -1,4 +1,5 @@
-"""How the routing develops: the experts of the same few tokens, and the load of a batch, over the training.
+"""The probe shows how the routing develops: the experts of the same few tokens, and the load of a batch, over the
+training.
 
 Shape legend: T tokens of the probe, t tokens of a rank's share, W places for choices, Y MoE layers, D domains, E
 experts, K choices, B sequences, N evaluated sequences, L positions.
@@ -23,31 +24,31 @@ from moe_testbed.routing.records import NO_EXPERT, RoutingContext
 from moe_testbed.routing.scopes import TokenSets
 
 
-class Statistics:
-    """Looks at the routing after some steps, and leaves the training as it is.
+class Probe:
+    """Routes the same tokens after some of the steps, and leaves the training as it is.
 
     Args:
-        config: how often, and at how much.
-        sequences: of the evaluation; the first of each domain are the probe.
+        config: says after how many steps, and how many tokens.
+        held_out: the sequences of the evaluation; the probe's tokens are those of the first of each domain.
     """
 
-    def __init__(self, config: ExperimentConfig, sequences: EvaluationSet, ranks: Ranks) -> None:
+    def __init__(self, config: ExperimentConfig, held_out: EvaluationSet, ranks: Ranks) -> None:
         self.ranks = ranks
-        self.probe = sequences.first(config.probe.sequences_per_domain)
+        self.sequences = held_out.first(config.probe.sequences_per_domain)
         self.micro_batch_size = config.training.micro_batch_size
         self.steps = config.training.steps
         self.num_layers = config.model.num_moe_layers
         self.points = config.probe.points if self.num_layers else 0
-        shape = self.num_layers, len(sequences.domains), config.model.moe.num_routed_experts
+        shape = self.num_layers, len(held_out.domains), config.model.moe.num_routed_experts
         self.counts_YDE = torch.zeros(shape, dtype=torch.int64, device=ranks.device)
 
     def is_due(self, done: int) -> bool:
-        """It is time after this optimizer step: evenly spaced, the last step among them."""
+        """Tells whether the probe is due after this optimizer step: evenly spaced, the last step among them."""
         return done * self.points // self.steps > (done - 1) * self.points // self.steps
 
     @torch.no_grad()
     def add(self, layers: list[LayerRouting], context: RoutingContext) -> None:
-        """Counts a training micro-batch of a step that is looked at; tokens without a label are left out."""
+        """Counts a micro-batch of a step after which the probe is due; tokens without a label are left out."""
         _, D, E = self.counts_YDE.shape
         domain_T = context.domain_BL.reshape(-1)
         labelled_T = domain_T >= 0
@@ -56,43 +57,43 @@ class Statistics:
             self.counts_YDE[y] += sets.count(layer.decision.expert_ids_TK[labelled_T], E)
 
     @torch.no_grad()
-    def look(self, engine: Any, step: int) -> dict[str, npt.NDArray[Any]]:
-        """Routes the probe, on all ranks.
+    def run(self, engine: Any, step: int) -> dict[str, npt.NDArray[Any]]:
+        """Routes the probe's tokens, on all ranks.
 
         Returns:
             The arrays of a statistics file, the same on every rank: the probe's experts, first choice first, and the
-            assignments of all micro-batches added since the last look.
+            assignments of all micro-batches added since it ran last.
         """
         engine.eval()
         shares = [
             (share, self._ids(share, engine(share.context, share.targets_BL).layers))
-            for share in self.probe.shares(self.ranks, self.micro_batch_size, step)
+            for share in self.sequences.shares(self.ranks, self.micro_batch_size, step)
         ]
         engine.train()
         counts_YDE, self.counts_YDE = self.counts_YDE, torch.zeros_like(self.counts_YDE)
         if self.ranks.group is not None:
             dist.all_reduce(counts_YDE, group=self.ranks.group)
         return {
-            "domains": np.array(self.probe.domains),
-            "domain_T": self.probe.domain_NL.reshape(-1).astype(np.int16),
+            "domains": np.array(self.sequences.domains),
+            "domain_T": self.sequences.domain_NL.reshape(-1).astype(np.int16),
             "expert_ids_YTW": self._gathered(shares).cpu().numpy().astype(np.int16),
             "counts_top_k_YDE": counts_YDE.cpu().numpy(),
         }
 
     def _ids(self, share: Share, layers: list[LayerRouting]) -> Tensor:
-        """Experts of the tokens that count, [Y, t, W]."""
+        """Returns the experts of the tokens that count, [Y, t, W]."""
         counted_t = share.counted_B[:, None].expand_as(share.targets_BL).reshape(-1)
         of_layers = [layer.decision.expert_ids_TK[counted_t] for layer in layers]
         width = max(ids.shape[1] for ids in of_layers)
         return torch.stack([F.pad(ids, (0, width - ids.shape[1]), value=NO_EXPERT) for ids in of_layers])
 
     def _gathered(self, shares: list[tuple[Share, Tensor]]) -> Tensor:
-        """The shares of all ranks, [Y, T, W], with the W of the widest."""
+        """Returns the shares of all ranks, [Y, T, W], with the W of the widest."""
         group, device = self.ranks.group, self.ranks.device
         width = torch.tensor(max(ids_YtW.shape[2] for _, ids_YtW in shares), device=device)
         if group is not None:
             dist.all_reduce(width, dist.ReduceOp.MAX, group=group)
-        N, L = self.probe.domain_NL.shape
+        N, L = self.sequences.domain_NL.shape
         # Each token is one rank's; what the others add is 0, less NO_EXPERT once at the end.
         shifted = torch.zeros(self.num_layers, N, L, int(width), dtype=torch.int64, device=device)
         for share, ids_YtW in shares:

@@ -1,8 +1,7 @@
-"""What is told of a run before it begins and after it has ended."""
+"""What is said of a run before it begins and after it has ended."""
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 from moe_testbed.launcher.config.experiment import ExperimentConfig
@@ -11,24 +10,23 @@ from moe_testbed.launcher.run import environment
 from moe_testbed.model.config import ModelSize
 
 
-def announce(config: ExperimentConfig, size: ModelSize, first_step: int) -> None:
-    """Tells on stderr what is trained, and what must be known before it is."""
+def announcement(config: ExperimentConfig, size: ModelSize, first_step: int) -> str:
+    """Returns what is trained, and what must be known before it is."""
     begin = f"continuing after step {first_step}" if first_step else "starting"
-    print(
+    text = (
         f"{config.name}, seed {config.seed}: router {config.routing.router.name}, {size.parameters:,} parameters, "
-        f"{size.active_parameters:,} active, {size.flops_per_token:,} FLOPs per token, {begin}",
-        file=sys.stderr,
+        f"{size.active_parameters:,} active, {size.flops_per_token:,} FLOPs per token, {begin}"
     )
-    if not config.causal:
-        print(
-            "this routing is not causal: a token's route depends on later tokens, so that its losses cannot be "
-            "compared with those of causal ones; the report marks it",
-            file=sys.stderr,
-        )
+    if config.causal:
+        return text
+    return (
+        f"{text}\nthis routing is not causal: a token's route depends on later tokens, so that its losses cannot be "
+        "compared with those of causal ones; the report marks it"
+    )
 
 
 def summary(config: ExperimentConfig, size: ModelSize, ranks: Ranks, seconds: float) -> dict[str, Any]:
-    """The content of summary.json."""
+    """Returns the content of summary.json."""
     tokens = config.training.steps * config.training.global_batch_size * config.data.sequence_length
     return size.model_dump() | {
         "tokens": tokens,

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 
 from moe_testbed.data.build import build_store
 from moe_testbed.launcher.config.experiment import ExperimentConfig
 from moe_testbed.launcher.errors import AskedToStop
-from moe_testbed.launcher.ranks.heartbeat import reason_of
-from moe_testbed.launcher.ranks.lifeline import end_with_launch
-from moe_testbed.launcher.ranks.preflight import call_the_roll
-from moe_testbed.launcher.ranks.ranks import choose_device, is_alone, is_first_rank, join
-from moe_testbed.launcher.ranks.stopping import Stopping
-from moe_testbed.launcher.ranks.watchdog import Watchdog
-from moe_testbed.launcher.run.folder import RunFolder
-from moe_testbed.launcher.run.records import Status
+from moe_testbed.launcher.ranks.preflight import check_preflight
+from moe_testbed.launcher.ranks.ranks import is_first_rank
+from moe_testbed.launcher.ranks.rendezvous import choose_device
+from moe_testbed.launcher.ranks.session import Session
+from moe_testbed.launcher.run.folder import RunFolder, SilentRunFolder
 from moe_testbed.launcher.tracking.mirror import Mirror
 from moe_testbed.launcher.train.allocator import keep_freed_memory
 
@@ -32,61 +30,49 @@ def train(config: ExperimentConfig, run_dir: Path) -> None:
         LostRankError: another rank has died, hangs or cannot be reached.
         AskedToStop: by SIGUSR1 or SIGTERM; the same call continues.
     """
-    with Stopping(is_alone()) as stopping:
-        end_with_launch()
-        _train(config, run_dir, stopping)
+    with Session(config) as session:
+        device = choose_device(config.runtime.device)
+        # This imports DeepSpeed, which looks for its accelerator once, and must not meet the mirror's import of MLflow.
+        from moe_testbed.launcher.train.loop import run_loop
 
-
-def _train(config: ExperimentConfig, run_dir: Path, stopping: Stopping) -> None:
-    device = choose_device(config.runtime.device)
-    # This imports DeepSpeed, which looks for its accelerator once, and must not meet the mirror's import of MLflow.
-    from moe_testbed.launcher.train.loop import run_loop
-
-    if config.runtime.threads:
-        torch.set_num_threads(config.runtime.threads)
-    keep_freed_memory()
-    # What can go wrong on one rank alone comes before they join: the others would wait for it.
-    store = build_store(config.data.mix, Path(config.data.cache_dir), lambda text: print(text, file=sys.stderr))
-    folder = RunFolder.claim(run_dir, config, store.manifest) if is_first_rank() else None
-    status = folder or RunFolder(run_dir)
-    if status.is_finished:
-        if folder:
+        if config.runtime.threads:
+            torch.set_num_threads(config.runtime.threads)
+        keep_freed_memory()
+        # What can go wrong on one rank alone comes before they meet: the others would wait for it.
+        store = build_store(config.data.mix, Path(config.data.cache_dir), lambda text: print(text, file=sys.stderr))
+        folder = RunFolder.claim(run_dir, config, store.manifest) if is_first_rank() else SilentRunFolder(run_dir)
+        try:
+            if folder.is_finished:
+                _mirror_again(config, run_dir)
+                return
+            session.join(device, folder)
+            with _mirrored(config, run_dir), session.watched():
+                check_preflight(config, store, session.ranks)
+                run_loop(config, store, folder, session)
+        finally:
             folder.release()
-            print(f"{run_dir} is finished already", file=sys.stderr)
-            if config.tracking.mlflow:
-                # The store may have been away when it finished.
-                Mirror(run_dir, config.tracking.experiment).finish()
+
+
+@contextmanager
+def _mirrored(config: ExperimentConfig, run_dir: Path) -> Iterator[None]:
+    """Mirrors a run that trains to MLflow, from the first rank and if the config wants it."""
+    if not (config.tracking.mlflow and is_first_rank()):
+        yield
         return
-    if folder:
-        folder.write_status(Status("running", folder.read_status().step, config.training.steps))
-        stopping.note = lambda stop: status.note_end("stopped", str(stop))
+    mirror = Mirror(run_dir, config.tracking.experiment)
+    mirror.start()
     try:
-        ranks = join(device, config.parallel.slow_timeout_seconds)
-    except Exception as error:
-        if folder:
-            status.note_end("failed", reason_of(error))
-        raise
-    watchdog = Watchdog(ranks, config.parallel, config.training.steps, status.note_end)
-    stopping.note, stopping.all_alive = watchdog.explain, watchdog.all_alive
-    mirror = Mirror(run_dir, config.tracking.experiment) if folder and config.tracking.mlflow else None
-    try:
-        call_the_roll(config, store, ranks)
-        if mirror:
-            mirror.start()
-        stopped = run_loop(config, run_dir, folder, store, ranks, stopping, watchdog)
-        if stopped and folder:
-            status.note_end("stopped", stopped)
-        watchdog.close()
-        if mirror:
-            mirror.finish("killed" if stopped else "finished")
+        yield
     except BaseException as error:
-        cause = watchdog.explain(error)
-        if mirror:
-            mirror.finish("killed" if isinstance(cause, AskedToStop) else "failed")
-        raise cause from (None if cause is error else error)
-    finally:
-        if folder:
-            folder.release()
-        dist.destroy_process_group()
-    if stopped:
-        raise AskedToStop(stopped)
+        mirror.finish("killed" if isinstance(error, AskedToStop) else "failed")
+        raise
+    mirror.finish("finished")
+
+
+def _mirror_again(config: ExperimentConfig, run_dir: Path) -> None:
+    """Mirrors a run that is finished: the store may have been away when it was."""
+    if not is_first_rank():
+        return
+    print(f"{run_dir} is finished already", file=sys.stderr)
+    if config.tracking.mlflow:
+        Mirror(run_dir, config.tracking.experiment).finish()

@@ -18,7 +18,7 @@ from moe_testbed.launcher.analyze.request import Request
 from moe_testbed.launcher.cli.main import main
 from moe_testbed.launcher.config.mix import load_mix
 from moe_testbed.launcher.errors import CheckpointError, ConfigError
-from moe_testbed.launcher.ranks.ranks import choose_device
+from moe_testbed.launcher.ranks.rendezvous import choose_device
 from tests.analyze import models
 from tests.analyze.conftest import Analyze
 

@@ -21,7 +21,7 @@ from moe_testbed.launcher.analyze.request import Request
 from moe_testbed.launcher.analyze.run_analysis import RunAnalysis
 from moe_testbed.launcher.config.mix import load_mix
 from moe_testbed.launcher.errors import CheckpointError, ConfigError
-from moe_testbed.launcher.ranks.ranks import choose_device
+from moe_testbed.launcher.ranks.rendezvous import choose_device
 
 KINDS: dict[str, dict[str, Any]] = {
     "top_k": {},

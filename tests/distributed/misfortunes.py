@@ -25,16 +25,16 @@ def train_and_tell(config: dict[str, Any], run_dir: str, rank: int, step: int, m
     ``RUN_DIR/rank_R.json``, with the seconds since the last step that they began."""
     began = [0.0]
     calls = [0]
-    original = loop.set_learning_rate
+    original = loop.train_step
 
-    def begin(*arguments: Any) -> None:
+    def begin(*arguments: Any) -> Any:
         began[0] = time.monotonic()
         calls[0] += 1
         if calls[0] == step and dist.get_rank() == rank:
             MISFORTUNES[misfortune]()
-        original(*arguments)
+        return original(*arguments)
 
-    loop.set_learning_rate = begin
+    loop.train_step = begin
     try:
         training.train(ExperimentConfig.model_validate(config), Path(run_dir))
     except BaseException as error:

@@ -12,7 +12,7 @@ from torch import Tensor
 from moe_testbed.data.build import build_store
 from moe_testbed.launcher.checkpoint import checkpoints
 from moe_testbed.launcher.config.experiment import ExperimentConfig
-from moe_testbed.launcher.ranks.ranks import join
+from moe_testbed.launcher.ranks.rendezvous import join
 from moe_testbed.launcher.train.engine import build_engine, build_model
 
 

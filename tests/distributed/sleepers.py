@@ -66,19 +66,17 @@ def _sleep(timeout_seconds: float, step: int) -> None:
     import torch
 
     from moe_testbed.launcher.config.experiment import ParallelConfig
-    from moe_testbed.launcher.ranks.ranks import join
-    from moe_testbed.launcher.ranks.stopping import Stopping
+    from moe_testbed.launcher.ranks.preemption import StopSignals
+    from moe_testbed.launcher.ranks.rendezvous import join
     from moe_testbed.launcher.ranks.watchdog import Watchdog
 
-    with Stopping(alone=False) as stopping:
-        ranks = join(torch.device("cpu"), 1800.0)
-        watchdog = Watchdog(
-            ranks,
-            ParallelConfig(timeout_seconds=timeout_seconds),
-            2,
-            lambda state, reason: print(f"{state}: {reason}", flush=True),
-        )
-        stopping.note, stopping.all_alive = watchdog.explain, watchdog.all_alive
+    watchdog = Watchdog(
+        join(torch.device("cpu"), 1800.0),
+        ParallelConfig(timeout_seconds=timeout_seconds),
+        2,
+        lambda state, reason: print(f"{state}: {reason}", flush=True),
+    )
+    with StopSignals(before_exit=watchdog.explain, is_request=watchdog.all_alive):
         if step:
             watchdog.passed(step)
         # They have checked in with one another.

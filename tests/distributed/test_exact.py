@@ -13,7 +13,7 @@ from torch import Tensor
 
 from moe_testbed.data.build import build_store
 from moe_testbed.launcher.config.experiment import ExperimentConfig
-from moe_testbed.launcher.ranks.ranks import join
+from moe_testbed.launcher.ranks.rendezvous import join
 from moe_testbed.launcher.train.engine import build_model
 from moe_testbed.launcher.train.inputs import build_sampler, to_context
 from moe_testbed.model.deepspeed_moe import create_expert_parallel_groups

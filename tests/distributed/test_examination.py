@@ -20,8 +20,8 @@ from torch.nn import functional as F
 from moe_testbed.data.build import build_store
 from moe_testbed.launcher.config.experiment import ExperimentConfig
 from moe_testbed.launcher.ranks.ranks import Ranks
-from moe_testbed.launcher.train.ablated_model import examine_model
-from moe_testbed.launcher.train.ablation import MOST_EXPERTS, examined
+from moe_testbed.launcher.train.ablated_model import ablate_model
+from moe_testbed.launcher.train.ablation import MOST_EXPERTS, ablated_experts
 from moe_testbed.launcher.train.engine import build_model
 from moe_testbed.launcher.train.evaluation import Evaluator
 from moe_testbed.launcher.train.evaluation_set import EvaluationSet
@@ -55,7 +55,7 @@ def prepare(config: dict[str, Any]) -> tuple[LanguageModel, EvaluationSet, Exper
 def examine(config: dict[str, Any]) -> dict[str, Any]:
     model, held_out, experiment, ranks = prepare(config)
     counts_YDE = Evaluator(experiment, held_out, ranks).run(model, 0)["counts_top_k_YDE"]
-    return examine_model(model, held_out.first(PER_DOMAIN), counts_YDE, 2, 0, ranks)
+    return ablate_model(model, held_out.first(PER_DOMAIN), counts_YDE, 2, 0, ranks)
 
 
 def expert_output(model: LanguageModel, layer: int, expert: int, x_M: Tensor) -> Tensor:
@@ -262,8 +262,8 @@ def test_a_layer_without_a_router_of_its_own_has_no_next_best(
 
 
 def test_of_many_experts_an_even_sample_is_examined() -> None:
-    assert examined(2, 3) == [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (1, 2)]
-    chosen = examined(16, 64)
+    assert ablated_experts(2, 3) == [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (1, 2)]
+    chosen = ablated_experts(16, 64)
     assert len(set(chosen)) == len(chosen) == MOST_EXPERTS
     numbers = [64 * y + e for y, e in chosen]
     assert set(np.diff(numbers)) == {4}

@@ -74,13 +74,13 @@ def test_a_false_alarm_is_forgotten(check_ins: list[CheckIn]) -> None:
         one.present()
     check_ins[0].wait_for_all(10_000.0)
     assert check_ins[0].speaks()
-    check_ins[0].tell("")
+    check_ins[0].announce("")
     for one in check_ins[:3]:
-        assert one.told(1.0) == ""
+        assert one.verdict(1.0) == ""
         one.begin_anew()
     check_ins[2].sound(second)
     assert [one.heard() for one in check_ins] == [second, second, second, first]
-    assert check_ins[3].told(1.0) == ""
+    assert check_ins[3].verdict(1.0) == ""
     check_ins[3].begin_anew()
     assert check_ins[3].heard() == second
     check_ins[3].present()
@@ -91,10 +91,10 @@ def test_a_false_alarm_is_forgotten(check_ins: list[CheckIn]) -> None:
 
 def test_one_speaks_and_the_others_hear_it(check_ins: list[CheckIn]) -> None:
     assert [one.speaks() for one in check_ins] == [True, False, False, False]
-    with pytest.raises(TimeoutError, match="no verdict was told"):
-        check_ins[1].told(0.0)
-    check_ins[0].tell("rank 7 was lost")
-    assert check_ins[1].told(1.0) == "rank 7 was lost"
+    with pytest.raises(TimeoutError, match="no verdict was announced"):
+        check_ins[1].verdict(0.0)
+    check_ins[0].announce("rank 7 was lost")
+    assert check_ins[1].verdict(1.0) == "rank 7 was lost"
 
 
 def test_the_first_rank_waits_for_those_that_are_alive(check_ins: list[CheckIn]) -> None:

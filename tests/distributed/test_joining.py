@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from moe_testbed.launcher.errors import ConfigError
-from moe_testbed.launcher.ranks.ranks import choose_device
+from moe_testbed.launcher.ranks.rendezvous import choose_device
 
 
 @pytest.mark.parametrize(("local_rank", "gpus", "index"), [(0, 8, 0), (5, 8, 5), (5, 1, 0)])
@@ -47,7 +47,7 @@ def test_under_slurm_a_port_in_use_is_a_failure_that_another_start_mends() -> No
             "MASTER_PORT": port,
             "SLURM_JOB_ID": "7",
         }
-        script = "import torch; from moe_testbed.launcher.ranks.ranks import join; join(torch.device('cpu'), 5.0)"
+        script = "import torch; from moe_testbed.launcher.ranks.rendezvous import join; join(torch.device('cpu'), 5.0)"
         done = subprocess.run(
             [sys.executable, "-c", script], env=os.environ | variables, capture_output=True, text=True, timeout=120
         )

@@ -18,8 +18,8 @@ import torch
 
 from moe_testbed.launcher.errors import ASKED_TO_STOP
 from moe_testbed.launcher.ranks.heartbeat import host_name
+from moe_testbed.launcher.ranks.preemption import StopSignals
 from moe_testbed.launcher.ranks.ranks import Ranks
-from moe_testbed.launcher.ranks.stopping import Stopping
 from tests.distributed import misfortunes
 from tests.distributed.real_ranks import RealRanks, until
 from tests.distributed.sleepers import Sleepers
@@ -30,6 +30,11 @@ MakeExperiment = Callable[..., dict[str, Any]]
 Run = Callable[..., list[Any]]
 
 ALONE = Ranks(0, 1, torch.device("cpu"), None)
+
+
+def listening() -> StopSignals:
+    """The signals of a process without other ranks."""
+    return StopSignals(before_exit=lambda stop: None, is_request=lambda: True)
 
 
 @pytest.fixture
@@ -94,14 +99,13 @@ def test_outside_the_steps_a_process_ends_at_once_though_it_is_blocked(held: boo
         import os, signal, threading
         from datetime import timedelta
         import torch.distributed as dist
-        from moe_testbed.launcher.ranks.stopping import Stopping
+        from moe_testbed.launcher.ranks.preemption import StopSignals
 
-        with Stopping() as stopping:
-            stopping.note = lambda stop: print(stop, flush=True)
+        with StopSignals(before_exit=lambda stop: print(stop, flush=True), is_request=lambda: True) as signals:
             if {held}:
-                stopping.hold()
+                signals.defer()
                 os.kill(os.getpid(), signal.SIGTERM)
-                stopping.let_go()
+                signals.end_deferral()
             threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGTERM)).start()
             dist.HashStore().wait(["what never comes"], timedelta(seconds=100))
     """
@@ -116,10 +120,9 @@ def test_outside_the_steps_a_process_ends_at_once_though_it_is_blocked(held: boo
 def test_before_the_ranks_have_met_only_sigusr1_is_a_wish(name: str, status: int) -> None:
     script = f"""
         import os, signal, time
-        from moe_testbed.launcher.ranks.stopping import Stopping
+        from moe_testbed.launcher.ranks.preemption import StopSignals, end_before_rendezvous
 
-        with Stopping(alone=False) as stopping:
-            stopping.note = lambda stop: print("noted", flush=True)
+        with StopSignals(before_exit=lambda stop: print("noted", flush=True), is_request=end_before_rendezvous):
             os.kill(os.getpid(), signal.{name})
             time.sleep(100)
     """
@@ -130,7 +133,7 @@ def test_before_the_ranks_have_met_only_sigusr1_is_a_wish(name: str, status: int
 
 
 @pytest.mark.parametrize(
-    ("where", "when"), [("build_model", "while the ranks started"), ("examine_model", "after the last step")]
+    ("where", "when"), [("build_model", "while the ranks started"), ("ablate_model", "after the last step")]
 )
 def test_sigterm_is_no_wish_where_another_rank_has_died(
     where: str, when: str, make_experiment: MakeExperiment, run_on_ranks: Run, tmp_path: Path
@@ -157,25 +160,25 @@ def test_sigterm_is_a_wish_where_all_ranks_live(step: int, tmp_path: Path) -> No
 
 def test_a_wish_waits_for_the_end_of_the_step_and_handlers_come_back() -> None:
     before = [signal.getsignal(number) for number in (signal.SIGUSR1, signal.SIGTERM)]
-    with Stopping() as stopping:
-        stopping.hold()
-        assert stopping.agreed({}, ALONE) is None
+    with listening() as signals:
+        signals.defer()
+        assert signals.agreed({}, ALONE) is None
         signal.raise_signal(signal.SIGUSR1)
-        until(lambda: stopping.agreed({}, ALONE) is signal.SIGUSR1, 10.0, "the signal did not arrive")
+        until(lambda: signals.agreed({}, ALONE) is signal.SIGUSR1, 10.0, "the signal did not arrive")
         signal.raise_signal(signal.SIGTERM)
-        assert stopping.agreed({}, ALONE) is signal.SIGUSR1
+        assert signals.agreed({}, ALONE) is signal.SIGUSR1
     assert [signal.getsignal(number) for number in (signal.SIGUSR1, signal.SIGTERM)] == before
 
 
 def test_all_ranks_learn_which_signal_one_has_received() -> None:
     two = Ranks(0, 2, torch.device("cpu"), object())  # type: ignore[arg-type]
-    with Stopping() as asked, Stopping() as other:
-        asked.hold()
-        other.hold()
+    with listening() as asked, listening() as other:
+        asked.defer()
+        other.defer()
         # The second context has taken the signals over.
         signal.raise_signal(signal.SIGTERM)
         until(lambda: other.agreed({}, ALONE) is not None, 10.0, "the signal did not arrive")
-        mine, its = other.wishes(two), asked.wishes(two)
+        mine, its = other.requests(two), asked.requests(two)
         means = {"loss": 3.0} | {key: float(mine[key] + its[key]) / 2 for key in mine}
         assert asked.agreed(means, two) is signal.SIGTERM
     assert means == {"loss": 3.0}

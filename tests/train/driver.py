@@ -102,7 +102,7 @@ def _half_a_folder(path: Path, *_: Any, **__: Any) -> None:
 _real_torch_save = torch.save
 
 PLACES: dict[str, Callable[[int], None]] = {
-    "before a step": lambda n: _at_call(loop, "set_learning_rate", n, _nothing),
+    "before a step": lambda n: _at_call(loop, "train_step", n, _nothing),
     "writing a line": lambda n: _at_call(RunFolder, "append_metrics", n, _half_a_line),
     "before arrays are written": lambda n: _at_call(RunFolder, "_write_arrays", n, _nothing),
     "before the analysis is written": lambda n: _at_call(RunFolder, "write_analysis", n, _nothing),

@@ -1,4 +1,4 @@
-"""Looks at an untrained model, as the launcher does and in Python's numbers: what the children of the tests do.
+"""The probe of an untrained model, as the launcher runs it and in Python's numbers: what the tests' children do.
 
 Shape legend: Y MoE layers, D domains, E experts, L positions.
 """
@@ -19,21 +19,21 @@ from moe_testbed.launcher.ranks.ranks import Ranks
 from moe_testbed.launcher.train.engine import build_model
 from moe_testbed.launcher.train.evaluation_set import EvaluationSet
 from moe_testbed.launcher.train.inputs import build_sampler, to_context
-from moe_testbed.launcher.train.probe import Statistics
+from moe_testbed.launcher.train.probe import Probe
 from moe_testbed.routing.records import NO_EXPERT
 
 
-def look_at_the_start(config: dict[str, Any]) -> dict[str, Any]:
+def probe_at_the_start(config: dict[str, Any]) -> dict[str, Any]:
     """The experts of the probe under the untrained model."""
     experiment = ExperimentConfig.model_validate(config)
     store = build_store(experiment.data.mix, Path(experiment.data.cache_dir), lambda _: None)
     size = dist.get_world_size()
     ranks = Ranks(dist.get_rank(), size, torch.device("cpu"), dist.group.WORLD if size > 1 else None)
     held_out = EvaluationSet.of(store, "validation", experiment.data.sequence_length, 5)
-    return Statistics(experiment, held_out, ranks).look(build_model(experiment, store, ranks), 0)
+    return Probe(experiment, held_out, ranks).run(build_model(experiment, store, ranks), 0)
 
 
-def look_naively(config: dict[str, Any]) -> list[list[list[int]]]:
+def probe_naively(config: dict[str, Any]) -> list[list[list[int]]]:
     """The same one sequence at a time: experts of each token in each layer."""
     experiment = ExperimentConfig.model_validate(config)
     store = build_store(experiment.data.mix, Path(experiment.data.cache_dir), lambda _: None)

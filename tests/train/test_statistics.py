@@ -17,10 +17,10 @@ from moe_testbed.data.build import build_store
 from moe_testbed.launcher.config.experiment import ExperimentConfig
 from moe_testbed.launcher.ranks.ranks import Ranks
 from moe_testbed.launcher.train.evaluation_set import EvaluationSet
-from moe_testbed.launcher.train.probe import Statistics
+from moe_testbed.launcher.train.probe import Probe
 from moe_testbed.routing.records import NO_EXPERT
 from tests.train import driver
-from tests.train.looks import count_the_first_step, look_at_the_start, look_naively
+from tests.train.looks import count_the_first_step, probe_at_the_start, probe_naively
 from tests.train.results import read_metrics, read_weights
 
 MakeExperiment = Callable[..., dict[str, Any]]
@@ -59,8 +59,8 @@ def test_the_probe_is_the_first_sequences_of_each_domain(
         routing={"router": {"name": router}, "balance": {}},
         training=make_experiment()["training"] | {"micro_batch_size": 4, "global_batch_size": 8},
     )
-    (naive,) = run_on_ranks(look_naively, 1, config)
-    for arrays in run_on_ranks(look_at_the_start, num_ranks, config):
+    (naive,) = run_on_ranks(probe_naively, 1, config)
+    for arrays in run_on_ranks(probe_at_the_start, num_ranks, config):
         ids_YTW = arrays["expert_ids_YTW"]
         assert ids_YTW.dtype == np.int16 and ids_YTW.shape[:2] == (2, 3 * 3 * 16)
         assert arrays["domain_T"].tolist() == [d for _ in range(3) for d in range(3) for _ in range(16)]
@@ -105,8 +105,8 @@ def test_looks_are_evenly_spaced_and_the_last_step_is_one(make_experiment: MakeE
         )
         store = build_store(experiment.data.mix, Path(experiment.data.cache_dir), lambda _: None)
         held_out = EvaluationSet.of(store, "validation", 16, 1)
-        statistics = Statistics(experiment, held_out, Ranks(0, 1, torch.device("cpu"), None))
-        return [step for step in range(1, steps + 1) if statistics.is_due(step)]
+        probe = Probe(experiment, held_out, Ranks(0, 1, torch.device("cpu"), None))
+        return [step for step in range(1, steps + 1) if probe.is_due(step)]
 
     assert looks(9, 3) == [3, 6, 9]
     assert looks(10, 4) == [3, 5, 8, 10]

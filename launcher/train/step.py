@@ -1,0 +1,86 @@
+"""One optimizer step."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from moe_testbed.launcher.config.experiment import TrainingConfig
+from moe_testbed.launcher.train.inputs import MicroBatches
+from moe_testbed.launcher.train.probe import Probe
+from moe_testbed.model.language_model import LanguageModel
+
+
+@dataclass(frozen=True)
+class StepValues:
+    """What one optimizer step tells.
+
+    Attributes:
+        means: means over this rank's micro-batches, tensors without dimensions: loss, cross-entropy and the value of
+            each balancer's loss. They differ among the ranks.
+        others: learning rate, tokens per second, and the norm of the gradient if DeepSpeed has it.
+    """
+
+    means: dict[str, Tensor]
+    others: dict[str, float]
+
+
+def train_step(
+    engine: Any, model: LanguageModel, inputs: MicroBatches, step: int, training: TrainingConfig, probe: Probe
+) -> StepValues:
+    """Makes one optimizer step: forward and backward for each micro-batch, then the update.
+
+    Args:
+        engine: DeepSpeed's, which holds the model. It divides each loss by the number of micro-batches, sums up the
+            gradients, and updates the weights after the last micro-batch.
+        model: the model itself.
+        inputs: this rank's micro-batches.
+        step: optimizer steps completed before.
+        training: learning rates and the steps of the whole training.
+        probe: counts the micro-batches' routing if it is due after this step.
+    """
+    started = time.perf_counter()
+    rate = learning_rate(training, step)
+    for group in engine.optimizer.param_groups:
+        group["lr"] = rate
+    if model.reads_counts_ahead and inputs.accumulation > 1:
+        model.begin_step(context for context, _ in inputs.of_step(step))
+
+    means: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=engine.device))
+    for context, targets_BL in inputs.of_step(step):
+        output = engine(context, targets_BL)
+        engine.backward(output.loss)
+        engine.step()
+        values = {"loss": output.loss, "cross_entropy": output.cross_entropy_BL.mean()}
+        values |= {f"balance/{label}": value for label, value in output.balance.items()}
+        for name, value in values.items():
+            means[name] += value.detach() / inputs.accumulation
+        if probe.is_due(step + 1):
+            probe.add(output.layers, context)
+    model.finish_step()
+
+    others = {"learning_rate": rate, "tokens_per_second": inputs.tokens_per_step / (time.perf_counter() - started)}
+    # DeepSpeed does not have it with ZeRO 0.
+    if (norm := engine.get_global_grad_norm()) is not None:
+        others["gradient_norm"] = float(norm)
+    return StepValues(dict(means), others)
+
+
+def learning_rate(training: TrainingConfig, step: int) -> float:
+    """Returns the rate of the update that follows ``step`` completed ones: linear warm-up, then cosine to
+    ``final_learning_rate_ratio``.
+
+    It is a function of the step alone, so that nothing of it has to be saved.
+    """
+    if step < training.warmup_steps:
+        return training.learning_rate * (step + 1) / training.warmup_steps
+    progress = (step - training.warmup_steps) / max(training.steps - training.warmup_steps - 1, 1)
+    cosine = 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
+    ratio = training.final_learning_rate_ratio
+    return training.learning_rate * (ratio + (1 - ratio) * cosine)
