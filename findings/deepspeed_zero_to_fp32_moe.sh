@@ -10,7 +10,7 @@
 # Status       0 this is still so; 1 it has changed; 2 it could not be tried
 set -euo pipefail
 folder=$(mktemp -d) && trap 'rm -rf "$folder"' EXIT && cd "$folder"
-"${PYTHON:-python3}" -m venv venv && venv/bin/pip install --quiet setuptools==84.2.1 wheel==0.48.0 torch==2.13.0 numpy==2.2.6 || exit 2
+"${PYTHON:-python3}" -m venv venv && venv/bin/pip install --quiet setuptools==84.2.1 wheel==0.48.0 torch==2.13.0 numpy==2.2.6 huggingface-hub==2.4.0 || exit 2
 DS_BUILD_OPS=0 venv/bin/pip install --quiet --no-build-isolation deepspeed==0.19.8 || exit 2
 
 cat > try.py <<'PY'
