@@ -1,0 +1,29 @@
+"""docs/run_folder.md lists the files that launcher/run/folder.py knows, and no others."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from moe_testbed.launcher.run.folder import RunFolder
+
+ROOT = Path(__file__).parents[2]
+TEXT = (ROOT / "docs" / "run_folder.md").read_text(encoding="utf-8")
+
+
+def first_table_below(heading: str) -> list[str]:
+    """Returns the names in the first column of the first table below a heading."""
+    lines = TEXT.partition(f"\n## {heading}\n")[2].splitlines()
+    first = next(number for number, line in enumerate(lines) if line.startswith("|"))
+    names = []
+    for line in lines[first + 2 :]:
+        if not line.startswith("|"):
+            break
+        names += re.findall(r"`([^`]+)`", line.split("|")[1])
+    return names
+
+
+def test_the_page_lists_the_files_of_a_run_and_no_others() -> None:
+    path = Path("run")
+    known = {value.name for value in vars(RunFolder(path)).values() if isinstance(value, Path) and value != path}
+    assert {name.rstrip("/") for name in first_table_below("A run")} == known
