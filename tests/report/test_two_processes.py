@@ -59,5 +59,26 @@ def test_what_a_second_process_fails_at_the_first_does(
     assert len(two) == 1
 
 
+# What a caller may be: without a guard around it, and with a thread.
+SCRIPT = """
+import threading
+threading.Thread(target=threading.Event().wait, daemon=True).start()
+print("starts", flush=True)
+from moe_testbed.launcher.report import two_processes
+two_processes.WORTHWHILE, two_processes.usable_cores = 2, lambda: 2
+ask, answers = two_processes._ask, []
+two_processes._ask = lambda question: answers.append(ask(question)) or answers[-1]
+print(two_processes.in_two(list, [1, 2, 3, 4, 5]), [len(answer) > 0 for answer in answers])
+"""
+
+
+@pytest.mark.parametrize("in_a_file", [True, False])
+def test_the_caller_is_not_run_anew_and_needs_no_guard(tmp_path: Path, in_a_file: bool) -> None:
+    (tmp_path / "script.py").write_text(SCRIPT)
+    arguments = ["script.py"] if in_a_file else ["-c", SCRIPT]
+    done = subprocess.run([sys.executable, *arguments], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == ["starts", "[1, 2, 3, 4, 5] [True]"]
+
+
 def doubled(numbers: list[int]) -> list[int]:
     return [2 * number for number in numbers]
