@@ -1,4 +1,8 @@
-"""The hosts of a cluster, as deepspeed reads them: lines ``HOST slots=GPUS``."""
+"""The hosts of a cluster, as deepspeed reads them: lines ``HOST slots=GPUS``.
+
+The lines are read here and not by `deepspeed.launcher.runner.fetch_hostfile`, which names no line, prints the whole file,
+takes a missing file for no hosts, and needs 1.5 s to be imported.
+"""
 
 from __future__ import annotations
 
@@ -9,15 +13,16 @@ from pathlib import Path
 from moe_testbed.launcher.cluster.config import ClusterConfig
 from moe_testbed.launcher.errors import ConfigError
 
-# pdsh would read brackets and commas in a name as several hosts, ssh a leading dash as an option.
+# deepspeed ignores what follows. pdsh would read brackets and commas in a name as several hosts, ssh a leading dash as an
+# option.
 _LINE = re.compile(r"([\w.][\w.@-]*)\s+slots=(\d+)")
 
 
 def meeting_place(cluster: ClusterConfig, hosts: Sequence[str]) -> str:
-    """Address of the first host, by which its processes and those of the others meet.
+    """Returns the address of the first host, where its processes and those of the others meet.
 
     Args:
-        hosts: of the hostfile; empty for this machine alone.
+        hosts: those of the hostfile; none for this machine alone.
     """
     if not hosts:
         return "127.0.0.1"
@@ -26,10 +31,10 @@ def meeting_place(cluster: ClusterConfig, hosts: Sequence[str]) -> str:
 
 
 def read_hosts(cluster: ClusterConfig) -> list[str]:
-    """Names of the hosts, in the order of their ranks; empty where there is no hostfile.
+    """Returns the names of the hosts in the order of their ranks; none where there is no hostfile.
 
     Raises:
-        ConfigError: the file is missing, has a line that is none, names a host twice, or does not fit the cluster.
+        ConfigError: the file is missing, has a line of another form, names a host twice, or does not fit the cluster.
     """
     if cluster.hostfile is None:
         return []
@@ -45,7 +50,7 @@ def read_hosts(cluster: ClusterConfig) -> list[str]:
         if not line.strip() or line.lstrip().startswith("#"):
             continue
         where = f"{cluster.hostfile}, line {number}"
-        found = _LINE.fullmatch(line.strip())
+        found = _LINE.match(line.strip())
         if found is None:
             raise ConfigError(
                 f"{where}: '{line.strip()}' is no host; write `HOST slots=N`, such as "

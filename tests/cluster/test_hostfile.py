@@ -31,9 +31,17 @@ def test_hosts_come_in_the_order_of_the_file(tmp_path: Path) -> None:
     assert read_hosts(cluster(file)) == ["b.example.org", "a"]
 
 
-def test_deepspeed_reads_the_same(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "text",
+    [
+        "# comment\nb-1.example.org slots=4\n\nroot@10.0.0.7\tslots=4\n",
+        "a slots=4 max_slots=4\nb slots=4 max_slots=8\n",
+        "a slots=4 # rack 3\n  # rack 4\nb slots=4;rack=4\n",
+    ],
+)
+def test_deepspeed_reads_the_same(tmp_path: Path, text: str) -> None:
     file = tmp_path / "hosts"
-    file.write_text("# comment\nb-1.example.org slots=4\n\nroot@10.0.0.7\tslots=4\n")
+    file.write_text(text)
     runner = pytest.importorskip("deepspeed.launcher.runner")
     assert list(runner.fetch_hostfile(str(file))) == read_hosts(cluster(file))
 
