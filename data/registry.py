@@ -10,14 +10,18 @@ Model = TypeVar("Model", bound=BaseModel)
 
 
 class Registry(Generic[Model]):
-    """Classes by name, which YAML mappings give as `kind`; the registry's own `kind` says in messages what they are."""
+    """Holds classes by the name that YAML mappings give as `kind`; its own `kind` says in messages what they are.
+
+    pydantic's discriminated unions choose by `kind` too, but name neither the nearest nor, in words, the allowed ones,
+    and know no short form without a mapping.
+    """
 
     def __init__(self, kind: str) -> None:
         self.kind = kind
         self._classes: dict[str, type[Model]] = {}
 
     def register(self, name: str) -> Callable[[type[Model]], type[Model]]:
-        """Class decorator that makes a class known as `name`. Raises ValueError if the name is taken."""
+        """Returns a class decorator that makes a class known as `name`. Raises ValueError if the name is taken."""
 
         def add(cls: type[Model]) -> type[Model]:
             if name in self._classes:
@@ -28,11 +32,11 @@ class Registry(Generic[Model]):
         return add
 
     def names(self) -> list[str]:
-        """All names, sorted."""
+        """Returns all names, sorted."""
         return sorted(self._classes)
 
     def get(self, name: str) -> type[Model]:
-        """The class known as `name`. Raises ValueError with the nearest name and all names if there is no such one."""
+        """Returns the class known as `name`. Raises ValueError, with the nearest name and all names, if unknown."""
         if name in self._classes:
             return self._classes[name]
         near = difflib.get_close_matches(str(name), self._classes, n=1)
@@ -40,9 +44,9 @@ class Registry(Generic[Model]):
         raise ValueError(f"Unknown {self.kind} '{name}'.{hint} Available: {', '.join(self.names())}")
 
     def parse(self, value: Any) -> Any:
-        """Validator for a field: a mapping with `kind` (or just the kind, as a string) becomes an instance.
+        """Validates a field: a mapping with `kind` (or just the kind, as a string) becomes an instance.
 
-        Anything else is handed on for pydantic to judge. Errors inside the mapping keep their place in the YAML.
+        Anything else is left to pydantic. Errors inside the mapping keep their place in the YAML.
         """
         if isinstance(value, str):
             value = {"kind": value}

@@ -1,4 +1,4 @@
-"""Readers: each turns the bytes of one file into the texts of documents. One clean-up, one file.
+"""Readers: each turns the bytes of one file into the texts of documents.
 
 A new reader is one file here and one import line below.
 """
@@ -8,12 +8,7 @@ from moe_testbed.data.readers.annotated_text import AnnotatedText
 from moe_testbed.data.readers.base import Reader, reader_kinds
 from moe_testbed.data.readers.fasta import Fasta
 from moe_testbed.data.readers.html_text import HtmlText
-from moe_testbed.data.readers.json_field import JsonField
-from moe_testbed.data.readers.json_key import JsonKey
-from moe_testbed.data.readers.json_leaves import JsonLeaves
-from moe_testbed.data.readers.json_list import JsonList
-from moe_testbed.data.readers.jsonl import JsonLines
-from moe_testbed.data.readers.law_tree import LawTree
+from moe_testbed.data.readers.json_texts import JsonField, JsonKey, JsonLeaves, JsonLines, JsonList, LawTree
 from moe_testbed.data.readers.license_text import LicenseText
 from moe_testbed.data.readers.line_groups import LineGroups
 from moe_testbed.data.readers.plain_text import PlainText

@@ -1,7 +1,7 @@
 """The hosts of a cluster, as deepspeed reads them: lines ``HOST slots=GPUS``.
 
-The lines are read here and not by `deepspeed.launcher.runner.fetch_hostfile`, which names no line, prints the whole file,
-takes a missing file for no hosts, and needs 1.5 s to be imported.
+deepspeed's own reader, `fetch_hostfile`, names no line, prints the whole file, goes on without a file, and takes 1.5 s
+to import.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from pathlib import Path
 from moe_testbed.launcher.cluster.config import ClusterConfig
 from moe_testbed.launcher.errors import ConfigError
 
-# deepspeed ignores what follows. pdsh would read brackets and commas in a name as several hosts, ssh a leading dash as an
-# option.
+# deepspeed ignores what follows. pdsh would read brackets and commas in a name as several hosts, ssh a leading dash as
+# an option.
 _LINE = re.compile(r"([\w.][\w.@-]*)\s+slots=(\d+)")
 
 
