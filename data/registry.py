@@ -1,12 +1,18 @@
 """Names that a YAML file may use, and the pydantic classes they stand for."""
 
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Generic, TypeVar
 
 from pydantic import BaseModel
 
 Model = TypeVar("Model", bound=BaseModel)
+
+
+def did_you_mean(name: object, known: Iterable[str]) -> str:
+    """Returns the end of a message about a name that is not known: the nearest one that is, if any is near."""
+    near = difflib.get_close_matches(str(name), list(known), n=1)
+    return f" Did you mean '{near[0]}'?" if near else ""
 
 
 class Registry(Generic[Model]):
@@ -39,8 +45,7 @@ class Registry(Generic[Model]):
         """Returns the class known as `name`. Raises ValueError, with the nearest name and all names, if unknown."""
         if name in self._classes:
             return self._classes[name]
-        near = difflib.get_close_matches(str(name), self._classes, n=1)
-        hint = f" Did you mean '{near[0]}'?" if near else ""
+        hint = did_you_mean(name, self._classes)
         raise ValueError(f"Unknown {self.kind} '{name}'.{hint} Available: {', '.join(self.names())}")
 
     def parse(self, value: Any) -> Any:

@@ -11,7 +11,7 @@ from pydantic import BaseModel, Field, field_validator, model_validator
 
 from moe_testbed.launcher.config.experiment import NAME_PATTERN
 from moe_testbed.launcher.config.messages import validate
-from moe_testbed.launcher.config.yaml_tree import Rules, find_file, load_file, merge, parse_overrides
+from moe_testbed.launcher.config.yaml_tree import Rules, find_file, read_layers
 
 TIME_PATTERN = r"^(\d+-)?\d{1,2}:\d{2}:\d{2}$"
 
@@ -110,10 +110,8 @@ def load_cluster(path: str | Path, overrides: Iterable[str] = ()) -> ClusterConf
     Raises:
         ConfigError: one line that says what is wrong, where, what is allowed and how to mend it.
     """
-    rules = Rules()
-    file = find_file(str(path), Path.cwd(), "command line")
-    tree = merge(load_file(file, rules), parse_overrides(overrides, rules), rules)
-    cluster = validate(ClusterConfig, tree, {})
+    cluster = validate(ClusterConfig, read_layers(path, overrides, Rules()), {})
     if cluster.hostfile is not None:
-        cluster = cluster.model_copy(update={"hostfile": str(file.parent / cluster.hostfile)})
+        folder = find_file(str(path), Path.cwd(), "command line").parent
+        cluster = cluster.model_copy(update={"hostfile": str(folder / cluster.hostfile)})
     return cluster

@@ -24,12 +24,10 @@ from moe_testbed.launcher.config.yaml_tree import (
     Keys,
     Node,
     Rules,
-    find_file,
     is_block,
-    load_file,
     lookup,
-    merge,
     parse_overrides,
+    read_layers,
     to_plain,
     to_yaml,
 )
@@ -280,9 +278,8 @@ def load_experiment(path: str | Path, overrides: Iterable[str] = ()) -> Experime
 
 
 def experiment_tree(path: str | Path, overrides: Iterable[str] = ()) -> Node:
-    """The layers of `load_experiment`, merged but not yet checked."""
-    tree = load_file(find_file(str(path), Path.cwd(), "command line"), RULES)
-    return merge(tree, parse_overrides(overrides, RULES), RULES)
+    """Returns the layers of `load_experiment`, merged but not yet checked."""
+    return read_layers(path, overrides, RULES)
 
 
 def check_experiment(tree: Node) -> ExperimentConfig:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import re
 import types
@@ -12,6 +11,7 @@ from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from moe_testbed.data.registry import did_you_mean
 from moe_testbed.launcher.config.yaml_tree import Node, lookup, to_plain
 from moe_testbed.launcher.errors import ConfigError
 
@@ -64,19 +64,18 @@ def _message(details: ErrorDetails, model: type[BaseModel], tree: Node, variants
 
 
 def _near(value: Any, details: ErrorDetails) -> str:
-    """The nearest of a few allowed texts."""
+    """Returns the nearest of a few allowed texts, as the end of a message."""
     allowed = re.findall(r"'([^']*)'", str(details.get("ctx", {}).get("expected", "")))
-    near = difflib.get_close_matches(str(value), allowed, n=1)
-    return f". Did you mean '{near[0]}'?" if near else ""
+    hint = did_you_mean(value, allowed)
+    return f".{hint}" if hint else ""
 
 
 def _unknown_key(location: Location, model: type[BaseModel], tree: Node, variants: Variants) -> str:
     *parents, key = location
     owner = _model_at(tuple(parents), model, tree, variants)
     allowed = sorted(owner.model_fields) if owner else []
-    near = difflib.get_close_matches(str(key), allowed, n=1)
-    hint = f" Did you mean '{near[0]}'?" if near else ""
     place = f"in {'.'.join(map(str, parents))}" if parents else "here"
+    hint = did_you_mean(key, allowed)
     return f"unknown key '{'.'.join(map(str, location))}'.{hint} Allowed {place}: {', '.join(allowed)}"
 
 

@@ -9,7 +9,7 @@ from moe_testbed.data.config import MixConfig
 from moe_testbed.data.readers import Reader, reader_kinds
 from moe_testbed.data.sources import Source, source_kinds
 from moe_testbed.launcher.config.messages import Variants, validate
-from moe_testbed.launcher.config.yaml_tree import Rules, find_file, load_file, merge, parse_overrides
+from moe_testbed.launcher.config.yaml_tree import Rules, read_layers
 
 VARIANTS: Variants = {
     Source: lambda options, _: source_kinds.get(options["kind"]),
@@ -19,6 +19,4 @@ VARIANTS: Variants = {
 
 def load_mix(path: str | Path, overrides: Iterable[str] = ()) -> MixConfig:
     """The mix in a YAML file, under overrides like ``vocab_size=4096``; torch is not needed. Raises ConfigError."""
-    rules = Rules()
-    tree = load_file(find_file(str(path), Path.cwd(), "command line"), rules)
-    return validate(MixConfig, merge(tree, parse_overrides(overrides, rules), rules), VARIANTS)
+    return validate(MixConfig, read_layers(path, overrides, Rules()), VARIANTS)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from typing import Any
 
 from pydantic import BaseModel, Field, model_validator
 
+from moe_testbed.data.registry import did_you_mean
 from moe_testbed.launcher.config.experiment import (
     NAME_PATTERN,
     RULES,
@@ -26,10 +26,10 @@ from moe_testbed.launcher.config.yaml_tree import (
     Node,
     Rules,
     find_file,
-    load_file,
     lookup,
     merge,
     parse_overrides,
+    read_layers,
     shown,
     split_dotted,
     to_plain,
@@ -75,8 +75,7 @@ class SuiteConfig(BaseModel, extra="forbid", frozen=True):
         for field, labels in (("reference", self.reference), ("control", (self.control,) if self.control else ())):
             for label in labels:
                 if label not in self.runs:
-                    near = difflib.get_close_matches(label, self.runs, n=1)
-                    hint = f" Did you mean '{near[0]}'?" if near else ""
+                    hint = did_you_mean(label, self.runs)
                     raise ValueError(f"{field} names '{label}', which is no run.{hint} Runs: {', '.join(self.runs)}")
         if len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
             raise ValueError(f"seeds is {list(self.seeds)}: each must be there once and be at least 0")
@@ -124,10 +123,7 @@ def load_suite(path: str | Path, overrides: Iterable[str] = ()) -> Suite:
         if "=" in text and new_keys((first,))[0] not in {**SuiteConfig.model_fields, **ExperimentConfig.model_fields}:
             raise ConfigError(_unknown_override(first))
         (own if first in SuiteConfig.model_fields else others).append(text)
-    tree = merge(
-        load_file(find_file(str(path), Path.cwd(), "command line"), Rules()), parse_overrides(own, Rules()), Rules()
-    )
-    tree = expand_grid(tree)
+    tree = expand_grid(read_layers(path, own, Rules()))
     config = validate(SuiteConfig, tree, {})
     experiment = lookup(tree, ("experiment",))
     assert experiment is not None
@@ -171,8 +167,7 @@ def _with_overrides(runs: dict[str, SuiteRunConfig], texts: list[str]) -> dict[s
 
 def _unknown_override(key: str) -> str:
     keys = sorted({*SuiteConfig.model_fields, *ExperimentConfig.model_fields})
-    near = difflib.get_close_matches(key, keys, n=1)
-    hint = f" Did you mean '{near[0]}'?" if near else ""
+    hint = did_you_mean(key, keys)
     return f"command line: '{key}' is a key of neither a suite nor an experiment.{hint} Allowed here: {', '.join(keys)}"
 
 

@@ -104,6 +104,20 @@ for _class, _tags in ((_Loader, _SCALARS), (_Dumper, ("float",))):
         _class.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), _first)
 
 
+def read_layers(path: str | Path, overrides: Iterable[str], rules: Rules) -> Node:
+    """Returns the tree of a YAML file under the overrides of the command line.
+
+    Args:
+        path: the file's; one that is not there is looked for among the embedded configs.
+        overrides: texts like ``training.steps=100``.
+
+    Raises:
+        ConfigError: see `find_file`, `load_file` and `parse_overrides`.
+    """
+    tree = load_file(find_file(str(path), Path.cwd(), "command line"), rules)
+    return merge(tree, parse_overrides(overrides, rules), rules)
+
+
 def load_file(path: Path, rules: Rules, at: Keys = (), opened: tuple[Path, ...] = ()) -> Node:
     """The tree of a YAML file, with what it includes and refers to.
 

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from moe_testbed.launcher.config.renamed import with_new_names
 from moe_testbed.launcher.run.files import read_json, read_yaml, value_at
 from moe_testbed.launcher.tracking.state import flatten
 
@@ -98,7 +99,7 @@ def run_content(run_dir: Path, suite_dir: Path | None = None, more_tags: Mapping
         tags |= {"suite": suite_dir.name, "role": str(run.get("role", "")), DESCRIPTION: _run_description(run, report)}
         results = _numbers(run, _RUN_RESULTS)
         files |= _figures_of(label, suite_dir)
-    return Content(_told(tags), flatten(config), results, _dataset(config, run_dir), files)
+    return Content(_told(tags), flatten(with_new_names(config)), results, _dataset(config, run_dir), files)
 
 
 def suite_content(suite_dir: Path) -> Content:

@@ -39,6 +39,16 @@ def test_tags_of_a_run(suite: Path) -> None:
     assert alone == {"label": "top_k_hash", "seed": "1", "router": "hash", "commit": "c0ffee"}
 
 
+def test_parameters_of_old_runs_have_the_names_of_today(tmp_path: Path) -> None:
+    old = make_run(tmp_path / "old", statistics={"points": 4}, routing={"pool": "first_m", "router": {"pool": "token"}})
+    parameters = run_content(old).parameters
+    assert {key: parameters[key] for key in parameters if "po" in key} == {
+        "probe.points": "4",
+        "routing.pooling": "first_m",
+        "routing.router.pool": "token",
+    }
+
+
 def test_a_dense_model_has_no_router(tmp_path: Path) -> None:
     model, routing = {"dense_baseline": True}, {"router": {"name": "top_k"}}
     assert run_content(make_run(tmp_path / "dense", model=model, routing=routing)).tags["router"] == "dense"
