@@ -19,6 +19,7 @@ import tempfile
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import psutil
 from suite_tables import loss, recovered, routing, text
@@ -42,6 +43,7 @@ SHOWN = {
     "hash": "a table by token id",
     "random": "fresh random experts for every token",
 }
+FORCED = ("top_k_global", "top_k_sequence", "reference_hash")
 FIRST = {
     "reference_hash": "the reference: it is told the domain",
     "top_k_global": "learned, its load even over the whole batch",
@@ -65,8 +67,8 @@ def memory_of_tree(pid: int) -> int:
     return total
 
 
-def tables(suite: Path) -> dict[str, list[list[str]]]:
-    """Returns the table of docs/results.md, and the four rows of it that README begins with."""
+def said_of(suite: Path) -> dict[str, Any]:
+    """Returns the table of docs/results.md, the four rows of it that README begins with, and what forcing costs."""
     runs = {run["label"]: run for run in ranked(read_results(suite))}
     columns = [("domain_information", 2), ("purity", 2), ("normalised_effective_experts", 2)]
     head = ["run", "router and balance", "validation loss", "recovered", "domain information", "purity"]
@@ -78,7 +80,8 @@ def tables(suite: Path) -> dict[str, list[list[str]]]:
     for label, shown in FIRST.items():
         share, information = runs[label]["recovered"]["value"], routing("domain_information")(runs[label])
         first.append([shown, "–" if share is None else f"{100 * share:.0f} %", text(information, 2)])
-    return {"demo": rows, "first": first}
+    forced = {f"forced_{label}": f"{runs[label]['causes']['forced_elsewhere']['mean']:.2f}" for label in FORCED}
+    return {"figures": forced, "tables": {"demo": rows, "first": first}}
 
 
 def main() -> int:
@@ -117,7 +120,8 @@ def main() -> int:
         for name in PICTURES:
             shutil.copy(suite / "figures" / f"{name}.png", arguments.pictures)
     if status == 0:
-        print(json.dumps({"figures": {"demo": said}, "tables": tables(suite)}, ensure_ascii=False))
+        found = said_of(suite)
+        print(json.dumps({**found, "figures": {"demo": said, **found["figures"]}}, ensure_ascii=False))
     shutil.rmtree(scratch, ignore_errors=True)
     return status
 

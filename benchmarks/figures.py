@@ -6,8 +6,8 @@
 Each benchmark prints lines for people, and as its last line one JSON object with what the pages say:
 `{"figures": {name: text}, "tables": {name: [head, row, ...]}}`. It goes into docs/figures.json with the command, the
 commit, the hardware and the date. In a page, what stands between `<!-- figure: NAME -->` or `<!-- table: NAME -->` and
-`<!-- end -->` is filled from there; the table `figures` has one row for each figure. A benchmark that fails leaves
-what was there.
+`<!-- end -->` is filled from there, and `stamp` with the commit and hardware of a benchmark; the table `figures` has
+one row for each figure. A benchmark that fails leaves what was there.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ PAGES = tuple(
         "docs/results.md",
     )
 )
-_PLACE = re.compile(r"(<!-- (figure|table): (\w+) -->).*?(<!-- end -->)", re.DOTALL)
+_PLACE = re.compile(r"(<!-- (figure|table|stamp): (\w+) -->).*?(<!-- end -->)", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,13 @@ BENCHMARKS = (
         "demo",
         "demo",
         "benchmarks/demo.py --pictures docs/images",
-        {"demo": "What does `make demo` take in an empty clone, with an empty home?"},
+        {
+            "demo": "What does `make demo` take in an empty clone, with an empty home?",
+            **{
+                f"forced_{run}": f"By how many nats does the loss of `{run}` rise with other domains' experts only?"
+                for run in ("top_k_global", "top_k_sequence", "reference_hash")
+            },
+        },
     ),
     Benchmark("seeds", "seeds", "benchmarks/seeds.py", {"seeds": "What do three seeds say of the reference's lead?"}),
     Benchmark("study", "study", "benchmarks/study.py --pictures docs/images", {}),
@@ -214,13 +220,15 @@ def filled(page: str, results: dict[str, Any]) -> str:
     figures = {name: text for result in results.values() for name, text in result["figures"].items()}
     tables = {name: rows for result in results.values() for name, rows in result["tables"].items()}
     tables["figures"] = table_of_figures(results)
+    stamps = {name: f"commit {result['commit']}, {result['hardware']}" for name, result in results.items()}
+    texts = {"figure": figures, "stamp": stamps, "table": {n: f"\n{markdown(rows)}\n" for n, rows in tables.items()}}
 
     def fill(place: re.Match[str]) -> str:
         begin, kind, name, end = place.groups()
-        known = figures if kind == "figure" else tables
+        known = texts[kind]
         if name not in known:
             raise ValueError(f"no benchmark tells of the {kind} {name}; known are {', '.join(sorted(known))}")
-        return begin + (figures[name] if kind == "figure" else f"\n{markdown(tables[name])}\n") + end
+        return begin + known[name] + end
 
     return _PLACE.sub(fill, page)
 

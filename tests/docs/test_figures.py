@@ -16,6 +16,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 BENCHMARKS = ROOT / "benchmarks"
 # What measures no figure: the runner, what several share, a tool for work on speed, the writer of docs/metrics.md.
+STAMP = {"commit": "c", "hardware": "h"}
 OTHERS = {"figures.py", "suite_tables.py", "earlier_commit.py", "metric_tables.py"}
 
 
@@ -62,10 +63,13 @@ def test_every_table_has_a_place() -> None:
 
 
 def test_a_place_is_filled_and_the_rest_of_the_page_stays() -> None:
-    results = {"toy": {"figures": {"speed": "7 MB/s"}, "tables": {"two": ["a | b", "1 | 2"]}}}
-    page = "It takes <!-- figure: speed -->5 MB/s<!-- end -->.\n\n<!-- table: two -->\n<!-- end -->\nEnd."
+    results = {"toy": {"figures": {"speed": "7 MB/s"}, "tables": {"two": ["a | b", "1 | 2"]}, **STAMP}}
+    page = (
+        "<!-- stamp: toy -->x<!-- end --> It takes <!-- figure: speed -->5 MB/s<!-- end -->.\n\n"
+        "<!-- table: two -->\n<!-- end -->\nEnd."
+    )
     expected = (
-        "It takes <!-- figure: speed -->7 MB/s<!-- end -->.\n\n"
+        "<!-- stamp: toy -->commit c, h<!-- end --> It takes <!-- figure: speed -->7 MB/s<!-- end -->.\n\n"
         "<!-- table: two -->\n| a | b |\n| --- | --- |\n| 1 | 2 |\n<!-- end -->\nEnd."
     )
     assert figures.filled(page, results) == expected
@@ -79,7 +83,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], 
     """A repository of one page and one benchmark; the fixture's function runs figures.py on a script."""
     page, results, script = (tmp_path / name for name in ("page.md", "figures.json", "toy.py"))
     page.write_text("<!-- figure: speed -->old<!-- end -->")
-    results.write_text(json.dumps({"toy": {"figures": {"speed": "old"}, "tables": {}, "commit": "c", "hardware": "h"}}))
+    results.write_text(json.dumps({"toy": {"figures": {"speed": "old"}, "tables": {}, **STAMP}}))
     monkeypatch.setattr(figures, "ROOT", tmp_path)
     monkeypatch.setattr(figures, "PAGES", (page,))
     monkeypatch.setattr(figures, "RESULTS", results)
