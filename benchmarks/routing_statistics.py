@@ -40,12 +40,12 @@ def timed(owner, name):
         started = time.perf_counter()
         result = original(*arguments)
         spent[-1] += time.perf_counter() - started
-        if name == "write_statistics":
+        if name == "write_probe":
             spent.append(0.0)
         return result
     setattr(owner, name, replacement)
 
-for owner, name in ((Probe, "add"), (Probe, "run"), (RunFolder, "write_statistics")):
+for owner, name in ((Probe, "add"), (Probe, "run"), (RunFolder, "write_probe")):
     timed(owner, name)
 train(load_experiment(sys.argv[2], sys.argv[3:]), Path(sys.argv[1]))
 print(json.dumps(spent))

@@ -147,7 +147,8 @@ def _write(folder: RunFolder, result: Result) -> None:
     folder.write_config_tree(result.config)
     folder.write_summary(result.summary)
     folder.write_manifest(result.manifest)
-    folder.write_evaluation(result.step, result.evaluation)
-    if result.analysis:
-        folder.write_analysis(result.analysis)
-    folder.write_status(Status("finished", result.step, result.step))
+    folder.write_evaluation(result.evaluation)
+    if result.ablation:
+        folder.write_ablation(result.ablation)
+    step = result.evaluation.step
+    folder.write_status(Status("finished", step, step))

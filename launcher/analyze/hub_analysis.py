@@ -59,13 +59,13 @@ class HubAnalysis:
         if dense:
             log(f"{name}: dense and left out: block {', '.join(map(str, dense))}")
         try:
-            arrays = recorder.run()
+            evaluation = recorder.run()
         except torch.OutOfMemoryError as error:
             raise CheckpointError(
                 f"{name} ran out of memory on {request.device}; lower --batch-size or --sequence-length, or try "
                 "--dtype bfloat16 or --device cpu"
             ) from error
-        tokens = int(arrays["tokens_D"].sum())
+        tokens = evaluation.tokens
         log(
             f"{name}: {tokens:,} tokens of {len(passages.texts):,} passages; padding and special tokens are not counted"
         )
@@ -77,11 +77,10 @@ class HubAnalysis:
                 "--sequence-length reads more of them"
             )
         return Result(
-            step=0,
             description=(
                 f"{model_type}, {len(routers)} MoE layers of {recorder.num_experts} experts, top-{recorder.top_k}"
             ),
-            evaluation=arrays,
+            evaluation=evaluation,
             config={
                 "analysed": name,
                 "routing": {"router": {"name": model_type}},

@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from moe_testbed.launcher.analyze.families import Family, RouterModule, find_routers, read_output
 from moe_testbed.launcher.analyze.passages import Passages, TokenBatch, Tokens
 from moe_testbed.launcher.errors import CheckpointError
+from moe_testbed.launcher.run.arrays import Evaluation
 from moe_testbed.routing.recording import RoutingTables, tracked_ids
 
 
@@ -77,12 +78,12 @@ class Recorder:
             self.tables.add_vectors(y, router.vectors_EX)
 
     @torch.no_grad()
-    def run(self) -> dict[str, npt.NDArray[Any]]:
+    def run(self) -> Evaluation:
         """Reads all passages.
 
         Returns:
-            The arrays of an evaluation file; losses in nats per token of the model's own tokenizer. Passages differ in
-            length: the plain mean of ``sequence_loss_N`` over a domain is its loss per token all the same.
+            Losses in nats per token of the model's own tokenizer, and no steps. Passages differ in length: the plain
+            mean of ``sequence_loss_N`` over a domain is its loss per token all the same.
 
         Raises:
             CheckpointError: a router was not called or returned something else, or a domain has no token that counts.
@@ -114,18 +115,20 @@ class Recorder:
                 "its characters; give another one with --tokenizer, or a mix without this domain"
             )
         loss_sum_D = torch.zeros(D, dtype=torch.float64, device=self.device).index_add_(0, domain_N, loss_sum_N)
-        arrays = {
+        sums = {
             "tokens_D": tokens_D,
             "loss_sum_D": loss_sum_D,
             "sequence_loss_N": _linearised(loss_sum_N, tokens_N, domain_N, loss_sum_D / tokens_D),
         }
-        return {name: array.cpu().numpy() for name, array in arrays.items()} | {
+        return Evaluation(
+            step=0,
+            domains=tuple(passages.domains),
+            sequence_domain_N=passages.domain_N,
+            sequence_cluster_N=passages.cluster_N,
+            cluster_domain_C=passages.cluster_domain_C,
+            **{name: tensor.cpu().numpy() for name, tensor in sums.items()},
             **self.tables.arrays(),
-            "domains": np.array(passages.domains),
-            "sequence_domain_N": passages.domain_N,
-            "sequence_cluster_N": passages.cluster_N,
-            "cluster_domain_C": passages.cluster_domain_C,
-        }
+        )
 
     def cut_shares(self) -> dict[str, float]:
         """Of each domain the share of passages that had more tokens than are read, once they were read."""

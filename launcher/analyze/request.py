@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy.typing as npt
 import torch
 
 from moe_testbed.data.config import MixConfig
 from moe_testbed.launcher.run import environment
+from moe_testbed.launcher.run.arrays import Ablation, Evaluation
 
 Split = Literal["validation", "tuning", "train", "all"]
 Dtype = Literal["auto", "float32", "bfloat16"]
@@ -49,19 +48,18 @@ class Result:
     """What is written of one checkpoint.
 
     Attributes:
-        step: optimizer steps behind it, 0 where they are not known.
         description: one line for the report.
-        evaluation, analysis: arrays of an evaluation file and of analysis.npz; the latter empty where it was not made.
+        evaluation: of its routing; its step is 0 where the steps of the training are not known.
+        ablation: of its experts; None where it was not made.
         config, summary, manifest: content of the run folder's files.
     """
 
-    step: int
     description: str
-    evaluation: Mapping[str, npt.NDArray[Any]]
+    evaluation: Evaluation
     config: dict[str, Any]
     summary: dict[str, Any]
     manifest: dict[str, Any]
-    analysis: Mapping[str, npt.NDArray[Any]] = field(default_factory=dict)
+    ablation: Ablation | None = None
 
 
 def log(text: str) -> None:

@@ -47,27 +47,26 @@ class RunAnalysis:
         held_out = EvaluationSet.of(store, split, config.data.sequence_length, config.evaluation.sequences_per_domain)
         dtype = None if self.request.dtype == "auto" else getattr(torch, self.request.dtype)
         model = load_model(run, dtype, self.ranks)
-        arrays = Evaluator(config, held_out, self.ranks).run(model, run.step)
-        analysis = {}
+        evaluation = Evaluator(config, held_out, self.ranks).run(model, run.step)
+        ablation = None
         if config.ablation.sequences_per_domain:
             sample = held_out.first(config.ablation.sequences_per_domain)
-            analysis = ablate_model(
+            ablation = ablate_model(
                 model,
                 sample,
-                arrays["counts_top_k_YDE"],
+                evaluation.counts_top_k_YDE,
                 config.training.micro_batch_size,
                 run.step,
                 self.ranks,
             )
-        tokens = int(arrays["tokens_D"].sum())
+        tokens = evaluation.tokens
         log(f"{name}: step {run.step}, {tokens:,} tokens of {len(held_out):,} sequences")
         size = model_size(config.model, run.store.vocab_size, config.data.sequence_length, model.router_parameters())
         written = config.model_dump(mode="json")
         written["evaluation"] |= {"split": text_split, "mix": self.request.mix.name}
         return Result(
-            step=run.step,
             description=f"router {config.routing.router.name}, after {run.step} steps of training",
-            evaluation=arrays,
+            evaluation=evaluation,
             config={"analysed": str(run.checkpoint), **written},
             summary=size.model_dump()
             | {
@@ -79,7 +78,7 @@ class RunAnalysis:
                 "versions": environment.versions(),
             },
             manifest=manifest,
-            analysis=analysis,
+            ablation=ablation,
         )
 
     def _text(self, run: OwnRun) -> tuple[Store, str, str, dict[str, Any]]:

@@ -6,26 +6,23 @@ empty, since others may look while a training writes, or after it has died.
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import numpy.typing as npt
 from filelock import FileLock, Timeout
 
 from moe_testbed.launcher.config.yaml_tree import to_yaml
 from moe_testbed.launcher.errors import ConfigError
+from moe_testbed.launcher.run.array_file import ArrayFile
+from moe_testbed.launcher.run.arrays import Ablation, Evaluation, RoutingProbe
 from moe_testbed.launcher.run.files import read_json, read_json_lines, read_yaml, write_bytes_atomically
 from moe_testbed.launcher.run.records import MetricsLine, Progress, Status
 
 if TYPE_CHECKING:
     from moe_testbed.launcher.config.experiment import ExperimentConfig
-
-Arrays = Mapping[str, npt.NDArray[Any]]
 
 # What decides a run's result. The rest (where it runs and on how many ranks, how often it saves) may change between two
 # starts.
@@ -50,8 +47,8 @@ class RunFolder:
         self.metrics_file = path / "metrics.jsonl"
         self.summary_file = path / "summary.json"
         self.evaluations = path / "evaluations"
-        self.statistics = path / "statistics"
-        self.analysis_file = path / "analysis.npz"
+        self.probes = path / "statistics"
+        self.ablation_file = path / "analysis.npz"
         self.checkpoints = path / "checkpoints"
         self._lock_file = path / ".lock"
         self._lock: FileLock | None = None
@@ -97,7 +94,7 @@ class RunFolder:
 
     def create(self) -> None:
         """Makes the folder, if it is not there."""
-        for series in (self.evaluations, self.statistics):
+        for series in (self.evaluations, self.probes):
             series.mkdir(parents=True, exist_ok=True)
 
     def prepare(self, config: ExperimentConfig) -> None:
@@ -211,25 +208,41 @@ class RunFolder:
         """
         kept = [line for line in self.read_metrics() if line.step <= step]
         self._write(self.metrics_file, "".join(json.dumps(line.content()) + "\n" for line in kept).encode())
-        for path in (path for series in (self.evaluations, self.statistics) for path in steps_in(series)):
+        for path in (path for series in (self.evaluations, self.probes) for path in _steps_in(series)):
             if step_of(path) > step:
                 self._remove(path)
-        self._remove(self.analysis_file)
+        self._remove(self.ablation_file)
         return max((line.seconds for line in kept if line.seconds is not None), default=0.0)
 
     # What was found.
 
-    def write_evaluation(self, step: int, arrays: Arrays) -> None:
-        """Writes what was evaluated after ``step`` optimizer steps."""
-        self._write_arrays(self.evaluations / f"step_{step:08d}.npz", {"step": np.array(step), **arrays})
+    def write_evaluation(self, evaluation: Evaluation) -> None:
+        """Writes an evaluation beside those of other steps."""
+        self._write_arrays(self.evaluations / f"{step_name(evaluation.step)}.npz", evaluation)
 
-    def write_statistics(self, step: int, arrays: Arrays) -> None:
-        """Writes what was seen of the routing after ``step`` optimizer steps."""
-        self._write_arrays(self.statistics / f"step_{step:08d}.npz", {"step": np.array(step), **arrays})
+    def read_evaluation(self) -> tuple[Evaluation, list[str]]:
+        """Returns the last evaluation, and a line for each of its arrays that does not fit. Raises one of `DAMAGED`."""
+        files = _steps_in(self.evaluations)
+        if not files:
+            raise ValueError("there is none")
+        return Evaluation.read(files[-1])
 
-    def write_analysis(self, arrays: Arrays) -> None:
-        """Writes what was found after the last step."""
-        self._write_arrays(self.analysis_file, arrays)
+    def write_probe(self, probe: RoutingProbe) -> None:
+        """Writes a probe of the routing beside those of other steps."""
+        self._write_arrays(self.probes / f"{step_name(probe.step)}.npz", probe)
+
+    def probe_files(self) -> list[Path]:
+        """Returns what `read_probe` reads, in the order of the steps."""
+        return _steps_in(self.probes)
+
+    def write_ablation(self, ablation: Ablation) -> None:
+        """Writes the ablation of the experts after the last step."""
+        self._write_arrays(self.ablation_file, ablation)
+
+    def read_ablation(self) -> tuple[Ablation, list[str]]:
+        """Returns the ablation of the experts, and a line for each of its arrays that does not fit. Raises one of
+        `DAMAGED`."""
+        return Ablation.read(self.ablation_file)
 
     def read_summary(self) -> dict[str, Any]:
         """Returns what was told of the training after its end."""
@@ -244,10 +257,8 @@ class RunFolder:
     def _write_json(self, path: Path, content: Mapping[str, Any]) -> None:
         self._write(path, (json.dumps(dict(content), indent=1) + "\n").encode())
 
-    def _write_arrays(self, path: Path, arrays: Arrays) -> None:
-        content = io.BytesIO()
-        np.savez_compressed(content, **arrays)  # type: ignore[arg-type]
-        self._write(path, content.getvalue())
+    def _write_arrays(self, path: Path, record: ArrayFile) -> None:
+        self._write(path, record.to_bytes())
 
     def _write(self, path: Path, content: bytes) -> None:
         write_bytes_atomically(path, content)
@@ -276,13 +287,26 @@ class SilentRunFolder(RunFolder):
         pass
 
 
-def steps_in(series: Path) -> list[Path]:
+def read_probe(path: Path) -> RoutingProbe:
+    """Returns a probe of the routing, whole. Raises one of `DAMAGED`."""
+    found, left_out = RoutingProbe.read(path)
+    if left_out:
+        raise ValueError(left_out[0])
+    return found
+
+
+def _steps_in(series: Path) -> list[Path]:
     """Returns the files of a folder that has one for each step that was looked at, in the order of their steps."""
     return [path for path in sorted(series.glob("step_*.npz")) if path.stem.removeprefix("step_").isdigit()]
 
 
+def step_name(step: int) -> str:
+    """Returns the name of what was written after so many optimizer steps."""
+    return f"step_{step:08d}"
+
+
 def step_of(path: Path) -> int:
-    """Returns the step that is in the name of a file or of a checkpoint's folder."""
+    """Returns the step that `step_name` has put into a name."""
     return int(path.stem.removeprefix("step_"))
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +17,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from moe_testbed.launcher.ranks.ranks import Ranks
+from moe_testbed.launcher.run.arrays import Ablation
 from moe_testbed.launcher.train.ablation import MOST_COMPARED, MOST_NEURONS, Float, ablate
 from moe_testbed.launcher.train.evaluation_set import EvaluationSet, Share
 from moe_testbed.model.deepspeed_moe import MoEOutput, RoutedMoE
@@ -36,7 +36,7 @@ def ablate_model(
     micro_batch_size: int,
     step: int,
     ranks: Ranks,
-) -> dict[str, npt.NDArray[Any]]:
+) -> Ablation:
     """Ablates the experts of a model one by one, on all ranks, and leaves the model as it was.
 
     No token is dropped, also where the model was trained with capacity dispatch: an expert that is barred would
@@ -50,16 +50,16 @@ def ablate_model(
         step: optimizer steps completed.
 
     Returns:
-        The arrays of an analysis file, the same on every rank.
+        The same on every rank.
     """
     training = model.training
     with ExitStack() as stack:
         for moe in model.moe_layers():
             stack.enter_context(moe.without_drops())
         subject = AblatedModel(model.eval(), sample, micro_batch_size, step, ranks)
-        arrays = ablate(subject, counts_YDE, sample.domain_N, progress=ranks.rank == 0)
+        found = ablate(subject, sample.domains, counts_YDE, sample.domain_N, progress=ranks.rank == 0)
     model.train(training)
-    return {"domains": np.array(sample.domains), **arrays}
+    return found
 
 
 class AblatedModel:

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
+from moe_testbed.launcher.run.arrays import Ablation
 from moe_testbed.routing import metrics
 
 Float = npt.NDArray[np.floating[Any]]
@@ -52,37 +53,46 @@ class Subject(Protocol):
 
 
 def ablate(
-    subject: Subject, counts_YDE: npt.NDArray[np.int64], domain_N: npt.NDArray[np.int64], progress: bool = False
-) -> dict[str, npt.NDArray[Any]]:
+    subject: Subject,
+    domains: tuple[str, ...],
+    counts_YDE: npt.NDArray[np.int64],
+    domain_N: npt.NDArray[np.int64],
+    progress: bool = False,
+) -> Ablation:
     """Bars and replaces the experts one by one, forces the tokens to each domain's experts, and compares the experts.
 
     Args:
+        domains: their names.
         counts_YDE: top-k assignments of the whole evaluation set; they say which domain owns an expert.
         domain_N: domain of each sequence of the sample.
         progress: whether to show progress on stderr.
 
     Returns:
-        The arrays of an analysis file, but for the domains' names. Experts that were not ablated have rows of nan,
-        and so has a domain that is left without any expert in a layer.
+        Losses in which experts that were not ablated have rows of nan, and so has a domain that is left without any
+        expert in a layer.
     """
-    Y, D, E = counts_YDE.shape
-    arrays: dict[str, npt.NDArray[Any]] = {
-        "sequence_domain_N": domain_N,
-        "baseline_loss_N": np.asarray(subject.losses(), dtype=np.float64),
-        "owner_YE": np.stack([metrics.owners(counts_DE)[0] for counts_DE in counts_YDE]),
-        "group_YE": np.stack([metrics.matched_groups(counts_DE) for counts_DE in counts_YDE]),
-        "ablation_loss_YEN": np.full((Y, E, len(domain_N)), np.nan, dtype=np.float32),
-        "mean_loss_YEN": np.full((Y, E, len(domain_N)), np.nan, dtype=np.float32),
-        "forced_loss_DN": np.full((D, len(domain_N)), np.nan, dtype=np.float32),
-    }
+    (Y, D, E), N = counts_YDE.shape, len(domain_N)
+    baseline_loss_N = np.asarray(subject.losses(), dtype=np.float64)
+    group_YE = np.stack([metrics.matched_groups(counts_DE) for counts_DE in counts_YDE])
+    ablation_loss_YEN, mean_loss_YEN, forced_loss_DN = (np.full((*of, N), np.nan) for of in ((Y, E), (Y, E), (D,)))
     for y, e in tqdm(ablated_experts(Y, E), desc="ablating", unit="expert", disable=not progress, mininterval=1.0):
-        arrays["ablation_loss_YEN"][y, e] = subject.losses_without(y, e)
-        arrays["mean_loss_YEN"][y, e] = subject.losses_with_mean(y, e)
+        ablation_loss_YEN[y, e] = subject.losses_without(y, e)
+        mean_loss_YEN[y, e] = subject.losses_with_mean(y, e)
     for domain in range(D):
-        allowed_YE = arrays["group_YE"] == domain
+        allowed_YE = group_YE == domain
         if allowed_YE.any(axis=1).all():
-            arrays["forced_loss_DN"][domain] = subject.losses_with_experts_of(domain, allowed_YE)
-    return arrays | _redundancy(subject, Y)
+            forced_loss_DN[domain] = subject.losses_with_experts_of(domain, allowed_YE)
+    return Ablation(
+        domains=domains,
+        baseline_loss_N=baseline_loss_N,
+        sequence_domain_N=domain_N,
+        owner_YE=np.stack([metrics.owners(counts_DE)[0] for counts_DE in counts_YDE]),
+        group_YE=group_YE,
+        ablation_loss_YEN=ablation_loss_YEN,
+        mean_loss_YEN=mean_loss_YEN,
+        forced_loss_DN=forced_loss_DN,
+        **_redundancy(subject, Y),
+    )
 
 
 def ablated_experts(num_layers: int, num_experts: int) -> list[tuple[int, int]]:
@@ -92,20 +102,20 @@ def ablated_experts(num_layers: int, num_experts: int) -> list[tuple[int, int]]:
     return [divmod(int(number), num_experts) for number in numbers]
 
 
-def _redundancy(subject: Subject, num_layers: int) -> dict[str, npt.NDArray[Any]]:
-    """Returns how alike the experts of each layer are, by their outputs and their weights."""
+def _redundancy(subject: Subject, num_layers: int) -> dict[str, Any]:
+    """Returns what an `Ablation` says of how alike the experts of each layer are, by their outputs and their weights."""
     of_layers: dict[str, list[Any]] = {}
     tokens = 0
     for y in range(num_layers):
         outputs_ETM, neurons_EFX = subject.outputs(y), subject.neurons(y)
         tokens = outputs_ETM.shape[1]
         found: dict[str, Any] = {
-            "expert_cosine_YEE": metrics.expert_cosine(outputs_ETM).astype(np.float32),
-            "expert_cka_YEE": metrics.cka_matrix(outputs_ETM).astype(np.float32),
+            "expert_cosine_YEE": metrics.expert_cosine(outputs_ETM),
+            "expert_cka_YEE": metrics.cka_matrix(outputs_ETM),
             "effective_rank_Y": metrics.effective_rank(outputs_ETM),
         }
         if neurons_EFX is not None:
-            found["weight_cosine_YEE"] = metrics.weight_cosine_matrix(neurons_EFX).astype(np.float32)
+            found["weight_cosine_YEE"] = metrics.weight_cosine_matrix(neurons_EFX)
         for name, value in found.items():
             of_layers.setdefault(name, []).append(value)
-    return {name: np.stack(values) for name, values in of_layers.items()} | {"redundancy_tokens": np.array(tokens)}
+    return {name: np.stack(values) for name, values in of_layers.items()} | {"redundancy_tokens": tokens}

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from moe_testbed.launcher.config.experiment import ExperimentConfig
 from moe_testbed.launcher.ranks.ranks import Ranks
+from moe_testbed.launcher.run.arrays import Evaluation
 from moe_testbed.launcher.train.evaluation_set import EvaluationSet, Share
 from moe_testbed.model.language_model import LayerRouting, ModelOutput
 from moe_testbed.routing import metrics
@@ -50,12 +51,8 @@ class Evaluator:
         self.shuffled_NL = sequences.domain_NL[np.random.default_rng(0).permutation(len(sequences))]
 
     @torch.no_grad()
-    def run(self, engine: Any, step: int) -> dict[str, npt.NDArray[Any]]:
-        """Evaluates on all ranks.
-
-        Returns:
-            The arrays of an evaluation file, the same on every rank.
-        """
+    def run(self, engine: Any, step: int) -> Evaluation:
+        """Evaluates on all ranks, after ``step`` optimizer steps; returns the same on every rank."""
         sequences, device = self.sequences, self.ranks.device
         Y, D, N = self.num_layers, len(sequences.domains), len(sequences)
         sums = {
@@ -78,13 +75,15 @@ class Evaluator:
             if self.ranks.group is not None:
                 dist.all_reduce(table, group=self.ranks.group)
         tables.all_reduce(self.ranks.group)
-        return {name: table.cpu().numpy() for name, table in sums.items()} | {
+        return Evaluation(
+            step=step,
+            domains=sequences.domains,
+            sequence_domain_N=sequences.domain_N,
+            sequence_cluster_N=sequences.cluster_N,
+            cluster_domain_C=sequences.cluster_domain_C,
+            **{name: table.cpu().numpy() for name, table in sums.items()},
             **tables.arrays(),
-            "domains": np.array(sequences.domains),
-            "sequence_domain_N": sequences.domain_N,
-            "sequence_cluster_N": sequences.cluster_N,
-            "cluster_domain_C": sequences.cluster_domain_C,
-        }
+        )
 
     def _of_share(self, values_N: npt.NDArray[Any], share: Share) -> Tensor:
         """What is known of each sequence or token, for those of the share that count; one value a token, [T]."""
@@ -133,19 +132,19 @@ class Evaluator:
                 violation_sum_SY[s, y] += (sizes_G * violation_G).sum()
 
 
-def evaluation_values(arrays: dict[str, npt.NDArray[Any]]) -> dict[str, float]:
+def evaluation_values(evaluation: Evaluation) -> dict[str, float]:
     """Returns what the metrics say of an evaluation: nats per token of every domain and their mean, and how the experts
     were used."""
-    losses = arrays["loss_sum_D"] / np.maximum(arrays["tokens_D"], 1)
+    losses = evaluation.loss_sum_D / np.maximum(evaluation.tokens_D, 1)
     values = {"cross_entropy": float(losses.mean())}
-    values |= {f"cross_entropy/{domain}": float(loss) for domain, loss in zip(arrays["domains"], losses, strict=True)}
-    counts_YDE = arrays["counts_top_k_YDE"]
-    if len(counts_YDE):
+    values |= {f"cross_entropy/{domain}": float(loss) for domain, loss in zip(evaluation.domains, losses, strict=True)}
+    counts_YDE = evaluation.counts_top_k_YDE
+    if len(counts_YDE) and evaluation.violation_sum_SY is not None:
         # Means over the layers; the report has each layer and every other metric.
         for name, metric in _TOLD.items():
             values[name] = float(np.mean([metric(counts_DE) for counts_DE in counts_YDE]))
         # Within a sequence or document: mean over tokens of the violation of the set that they belong to.
-        violation_SY = arrays["violation_sum_SY"] / max(int(arrays["tokens_D"].sum()), 1)
+        violation_SY = evaluation.violation_sum_SY / max(evaluation.tokens, 1)
         values |= {
             f"max_violation/{scope.value}": float(v_Y.mean()) for scope, v_Y in zip(_SCOPES, violation_SY, strict=True)
         }

@@ -65,10 +65,10 @@ def run_loop(config: ExperimentConfig, store: Store, folder: RunFolder, session:
             bar.set_postfix_str(f"loss {line['loss']:.3f}, {line['tokens_per_second']:,.0f} tokens/s", refresh=False)
 
             if probe.is_due(done):
-                folder.write_statistics(done, probe.run(engine, done))
+                folder.write_probe(probe.run(engine, done))
             if _is_time(done, steps, config.evaluation.every):
                 evaluated = evaluator.run(engine, done)
-                folder.write_evaluation(done, evaluated)
+                folder.write_evaluation(evaluated)
                 seconds = time.perf_counter() - started
                 folder.append_metrics(MetricsLine("evaluation", done, seconds, evaluation_values(evaluated)))
             if session.asked_to_stop or _is_time(done, steps, saving.every):
@@ -79,9 +79,9 @@ def run_loop(config: ExperimentConfig, store: Store, folder: RunFolder, session:
     seconds = time.perf_counter() - started
     if config.model.num_moe_layers and config.ablation.sequences_per_domain:
         # What was evaluated last is gone if the last process stopped after the last step.
-        counts_YDE = (evaluated or evaluator.run(engine, steps))["counts_top_k_YDE"]
+        counts_YDE = (evaluated or evaluator.run(engine, steps)).counts_top_k_YDE
         sample = held_out.first(config.ablation.sequences_per_domain)
-        folder.write_analysis(ablate_model(model, sample, counts_YDE, training.micro_batch_size, steps, ranks))
+        folder.write_ablation(ablate_model(model, sample, counts_YDE, training.micro_batch_size, steps, ranks))
     folder.write_summary(summary(config, size, ranks, seconds))
 
 

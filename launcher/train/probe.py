@@ -9,8 +9,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -18,6 +16,7 @@ from torch.nn import functional as F
 
 from moe_testbed.launcher.config.experiment import ExperimentConfig
 from moe_testbed.launcher.ranks.ranks import Ranks
+from moe_testbed.launcher.run.arrays import RoutingProbe
 from moe_testbed.launcher.train.evaluation_set import EvaluationSet, Share
 from moe_testbed.model.language_model import LayerRouting
 from moe_testbed.routing.records import NO_EXPERT, RoutingContext
@@ -57,12 +56,12 @@ class Probe:
             self.counts_YDE[y] += sets.count(layer.decision.expert_ids_TK[labelled_T], E)
 
     @torch.no_grad()
-    def run(self, engine: Any, step: int) -> dict[str, npt.NDArray[Any]]:
+    def run(self, engine: Any, step: int) -> RoutingProbe:
         """Routes the probe's tokens, on all ranks.
 
         Returns:
-            The arrays of a statistics file, the same on every rank: the probe's experts, first choice first, and the
-            assignments of all micro-batches added since it ran last.
+            The same on every rank: the probe's experts, first choice first, and the assignments of all micro-batches
+            added since it ran last.
         """
         engine.eval()
         shares = [
@@ -73,12 +72,13 @@ class Probe:
         counts_YDE, self.counts_YDE = self.counts_YDE, torch.zeros_like(self.counts_YDE)
         if self.ranks.group is not None:
             dist.all_reduce(counts_YDE, group=self.ranks.group)
-        return {
-            "domains": np.array(self.sequences.domains),
-            "domain_T": self.sequences.domain_NL.reshape(-1).astype(np.int16),
-            "expert_ids_YTW": self._gathered(shares).cpu().numpy().astype(np.int16),
-            "counts_top_k_YDE": counts_YDE.cpu().numpy(),
-        }
+        return RoutingProbe(
+            step=step,
+            domains=self.sequences.domains,
+            domain_T=self.sequences.domain_NL.reshape(-1),
+            expert_ids_YTW=self._gathered(shares).cpu().numpy(),
+            counts_top_k_YDE=counts_YDE.cpu().numpy(),
+        )
 
     def _ids(self, share: Share, layers: list[LayerRouting]) -> Tensor:
         """Returns the experts of the tokens that count, [Y, t, W]."""

@@ -32,7 +32,9 @@ def embeddings(unit_of: Any) -> torch.Tensor:
 def counts(embedding_VM: torch.Tensor, router_EM: torch.Tensor, top_k: int, **text: Any) -> dict[str, Any]:
     model = models.make_routed_model(embedding_VM, router_EM, top_k)
     passages = cut_passages(text.get("documents") or models.make_documents(6, 60), LENGTH, per_domain=8)
-    return Recorder(model, FAMILIES["mixtral"], passages, Tokens(models.make_tokenizer(), LENGTH), 8, CPU).run()
+    return (
+        Recorder(model, FAMILIES["mixtral"], passages, Tokens(models.make_tokenizer(), LENGTH), 8, CPU).run().arrays()
+    )
 
 
 def test_each_domain_to_its_own_experts() -> None:

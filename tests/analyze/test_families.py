@@ -29,7 +29,7 @@ def passages() -> Passages:
 
 def record(model: Any, passages: Passages, family: str, tokenizer: Any = None, length: int = LENGTH) -> dict[str, Any]:
     tokens = Tokens(tokenizer or models.make_tokenizer(), length)
-    return Recorder(model, FAMILIES[family], passages, tokens, 5, CPU).run()
+    return Recorder(model, FAMILIES[family], passages, tokens, 5, CPU).run().arrays()
 
 
 def input_of(text: str) -> list[int]:
@@ -123,8 +123,10 @@ def test_records_what_the_family_says(name: str, passages: Passages) -> None:
 
 def test_batches_and_padding_change_nothing(passages: Passages) -> None:
     model = models.make_model("mixtral")
-    one = Recorder(model, FAMILIES["mixtral"], passages, Tokens(models.make_tokenizer(), LENGTH), 1, CPU).run()
-    many = Recorder(model, FAMILIES["mixtral"], passages, Tokens(models.make_tokenizer(), LENGTH), 16, CPU).run()
+    one = Recorder(model, FAMILIES["mixtral"], passages, Tokens(models.make_tokenizer(), LENGTH), 1, CPU).run().arrays()
+    many = (
+        Recorder(model, FAMILIES["mixtral"], passages, Tokens(models.make_tokenizer(), LENGTH), 16, CPU).run().arrays()
+    )
     for name, expected in one.items():
         if expected.dtype.kind == "f":
             np.testing.assert_allclose(many[name], expected, rtol=1e-4, atol=1e-6, err_msg=name)
@@ -140,7 +142,7 @@ def test_the_experts_are_those_that_the_model_used(passages: Passages) -> None:
     calls: list[torch.Tensor] = []
     experts.register_forward_pre_hook(lambda module, inputs: calls.append(inputs[1].clone()))
     tokens = Tokens(models.make_tokenizer(adds_bos=False), LENGTH)
-    arrays = Recorder(model, FAMILIES["deepseek_v3"], passages, tokens, 5, CPU).run()
+    arrays = Recorder(model, FAMILIES["deepseek_v3"], passages, tokens, 5, CPU).run().arrays()
     for ids, batch in zip(calls, tokens.batches(passages, 5, CPU), strict=True):
         used += np.bincount(ids[batch.counted_BL.reshape(-1)].reshape(-1).numpy(), minlength=models.EXPERTS)
     assert arrays["counts_top_k_YDE"].sum((0, 1)).tolist() == used.tolist()

@@ -37,7 +37,7 @@ def recorded(model: Any, per_domain: int) -> tuple[dict[str, Any], list[int], in
     recorder = Recorder(model, FAMILIES["mixtral"], passages, Tokens(models.make_tokenizer(), 16), 64, CPU)
     seen: list[int] = []
     handle = model.model.register_forward_pre_hook(lambda module, inputs: seen.append(tensor_bytes()))
-    arrays = recorder.run()
+    arrays = recorder.run().arrays()
     handle.remove()
     return arrays, seen, int(arrays["tokens_D"].sum())
 

@@ -65,14 +65,14 @@ def test_its_own_mix_gives_the_counts_of_its_last_evaluation(
     folder = runs(kind)
     result = RunAnalysis(request(own_mix))(str(folder))
     expected = last(folder)
-    assert result.step == int(expected.pop("step")) == 6
-    assert set(result.evaluation) == set(expected)
+    assert result.evaluation.step == int(expected["step"]) == 6
+    assert set(result.evaluation.arrays()) == set(expected)
     for name, values in expected.items():
-        np.testing.assert_array_equal(result.evaluation[name], values, err_msg=name)
+        np.testing.assert_array_equal(result.evaluation.arrays()[name], values, err_msg=name)
     with np.load(folder / "analysis.npz") as arrays:
-        assert set(result.analysis) == set(arrays.files)
+        assert set(result.ablation.arrays()) == set(arrays.files)
         for name in arrays.files:
-            np.testing.assert_array_equal(result.analysis[name], arrays[name], err_msg=name)
+            np.testing.assert_array_equal(result.ablation.arrays()[name], arrays[name], err_msg=name)
     assert result.manifest == json.loads((folder / "manifest.json").read_text())
 
 
@@ -83,18 +83,18 @@ def test_experts_of_several_ranks_are_joined(train_run: Callable[..., Path], own
     )
     assert len(list((folder / "checkpoints").glob("*/layer_*_expert_*"))) == 2 * 8
     result, expected = RunAnalysis(request(own_mix))(str(folder)), last(folder)
-    np.testing.assert_array_equal(result.evaluation["counts_top_k_YDE"], expected["counts_top_k_YDE"])
-    np.testing.assert_allclose(result.evaluation["sequence_loss_N"], expected["sequence_loss_N"], rtol=1e-6)
+    np.testing.assert_array_equal(result.evaluation.counts_top_k_YDE, expected["counts_top_k_YDE"])
+    np.testing.assert_allclose(result.evaluation.sequence_loss_N, expected["sequence_loss_N"], rtol=1e-6)
 
 
 def test_another_mix_is_read_in_the_runs_own_tokens(runs: Callable[[str], Path], alphabets_mix: Path) -> None:
     folder = runs("top_k")
     result = RunAnalysis(request(alphabets_mix, sequences_per_domain=3, examined_sequences=0))(str(folder))
-    arrays = result.evaluation
+    arrays = result.evaluation.arrays()
     assert arrays["domains"].tolist() == ["latin", "greek", "digits", "hebrew"]
     assert arrays["tokens_D"].tolist() == [3 * 16] * 4
     assert arrays["counts_top_k_YDE"].sum(2).tolist() == [[3 * 16 * 2] * 4] * 2
-    assert not result.analysis
+    assert result.ablation is None
     assert result.manifest["domains"]["hebrew"]["splits"]["all"]["documents"] == 6
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from moe_testbed.data.build import build_store
 from moe_testbed.data.tokens.sampler import evaluation_batches
 from moe_testbed.launcher.config.experiment import ExperimentConfig
 from moe_testbed.launcher.ranks.ranks import Ranks
+from moe_testbed.launcher.run.arrays import Evaluation
 from moe_testbed.launcher.run.records import MetricsLine
 from moe_testbed.launcher.train.engine import build_model
 from moe_testbed.launcher.train.evaluation import Evaluator, evaluation_values
@@ -37,7 +39,7 @@ def evaluate(config: dict[str, Any]) -> dict[str, Any]:
     sequences = EvaluationSet.of(
         store, evaluation.split, experiment.data.sequence_length, evaluation.sequences_per_domain
     )
-    return Evaluator(experiment, sequences, ranks).run(build_model(experiment, store, ranks), step=0)
+    return Evaluator(experiment, sequences, ranks).run(build_model(experiment, store, ranks), step=0).arrays()
 
 
 def evaluate_naively(config: dict[str, Any]) -> dict[str, Any]:
@@ -181,16 +183,23 @@ def test_a_dense_baseline_has_losses_and_no_counts(
 
 
 def test_the_line_is_the_mean_over_domains_of_equal_weight() -> None:
-    arrays = {
-        "domains": np.array(["a", "b"]),
-        "tokens_D": np.array([10, 30]),
-        "loss_sum_D": np.array([20.0, 30.0]),
-        # Two layers: every domain has an expert of its own; both use both alike.
-        "counts_top_k_YDE": np.array([[[10, 0], [0, 30]], [[5, 5], [15, 15]]]),
+    # Two layers: every domain has an expert of its own; both use both alike.
+    counts_YDE = np.array([[[10, 0], [0, 30]], [[5, 5], [15, 15]]])
+    evaluation = Evaluation(
+        step=7,
+        domains=("a", "b"),
+        tokens_D=np.array([10, 30]),
+        loss_sum_D=np.array([20.0, 30.0]),
+        sequence_loss_N=np.array([2.0, 1.0]),
+        sequence_domain_N=np.array([0, 1]),
+        counts_top_1_YDE=counts_YDE,
+        counts_top_k_YDE=counts_YDE,
+        dropped_YDE=np.zeros_like(counts_YDE),
+        shuffled_counts_top_k_YDE=counts_YDE,
         # Sequences and documents, by layer: summed over the 40 tokens.
-        "violation_sum_SY": np.array([[40.0, 0.0], [20.0, 60.0]]),
-    }
-    line = MetricsLine("evaluation", 7, 1.5, evaluation_values(arrays)).content()
+        violation_sum_SY=np.array([[40.0, 0.0], [20.0, 60.0]]),
+    )
+    line = MetricsLine("evaluation", 7, 1.5, evaluation_values(evaluation)).content()
     assert line.pop("kind") == "evaluation"
     assert line == pytest.approx(
         {
@@ -207,5 +216,5 @@ def test_the_line_is_the_mean_over_domains_of_equal_weight() -> None:
             "max_violation/document": 1.0,
         }
     )
-    without_experts = evaluation_values(arrays | {"counts_top_k_YDE": np.zeros((0, 2, 2))})
+    without_experts = evaluation_values(replace(evaluation, counts_top_k_YDE=np.zeros((0, 2, 2), dtype=np.int64)))
     assert "domain_information" not in without_experts and without_experts["cross_entropy"] == 1.5

@@ -54,8 +54,8 @@ def prepare(config: dict[str, Any]) -> tuple[LanguageModel, EvaluationSet, Exper
 
 def examine(config: dict[str, Any]) -> dict[str, Any]:
     model, held_out, experiment, ranks = prepare(config)
-    counts_YDE = Evaluator(experiment, held_out, ranks).run(model, 0)["counts_top_k_YDE"]
-    return ablate_model(model, held_out.first(PER_DOMAIN), counts_YDE, 2, 0, ranks)
+    counts_YDE = Evaluator(experiment, held_out, ranks).run(model, 0).counts_top_k_YDE
+    return ablate_model(model, held_out.first(PER_DOMAIN), counts_YDE, 2, 0, ranks).arrays()
 
 
 def expert_output(model: LanguageModel, layer: int, expert: int, x_M: Tensor) -> Tensor:

@@ -104,11 +104,11 @@ def test_redundancy_is_a_mean_over_pairs(runs: dict[str, Any]) -> None:
 
 def test_cka_has_a_level_of_chance_where_the_width_is_known(make_suite: MakeSuite) -> None:
     (training,) = read_suite(make_suite(labels=("reference",), num_layers=1)).trainings
-    assert training.analysis is not None
-    found = redundancy([training.analysis], [128])
+    assert training.ablation is not None
+    found = redundancy([training.ablation], [128])
     assert found is not None and found["cka_chance"]["mean"] == pytest.approx(128 / (512 + 128))
     for widths in ([None], ["wide"], []):
-        unknown = redundancy([training.analysis], widths)
+        unknown = redundancy([training.ablation], widths)
         assert unknown is not None and unknown["cka_chance"] is None
 
 

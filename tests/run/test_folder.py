@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from moe_testbed.launcher.run.arrays import Ablation, Evaluation, RoutingProbe
 from moe_testbed.launcher.run.folder import RunFolder, SilentRunFolder
 from moe_testbed.launcher.run.records import MetricsLine, Progress, Status
 
@@ -16,15 +17,32 @@ def written(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+def evaluation(step: int) -> Evaluation:
+    """An evaluation of one domain, one layer and two experts."""
+    counts_YDE = np.array([[[3, 1]]])
+    return Evaluation(
+        step=step,
+        domains=("a",),
+        counts_top_k_YDE=counts_YDE,
+        sequence_loss_N=np.ones(1),
+        tokens_D=np.array([4]),
+        loss_sum_D=np.array([4.0]),
+        sequence_domain_N=np.array([0]),
+        counts_top_1_YDE=counts_YDE,
+        dropped_YDE=np.zeros_like(counts_YDE),
+        shuffled_counts_top_k_YDE=counts_YDE,
+    )
+
+
 def write_all(folder: RunFolder) -> None:
     """Calls everything that a training calls."""
     folder.create()
     folder.write_manifest({"domains": {}})
     folder.write_status(Status("running", 1, 2))
     folder.append_metrics(MetricsLine("train", 1, 0.5, {"loss": 3.0}))
-    folder.write_evaluation(1, {"loss_sum_D": np.ones(2)})
-    folder.write_statistics(1, {"expert_ids_YTW": np.ones((1, 1, 1))})
-    folder.write_analysis({"baseline_loss_N": np.ones(2)})
+    folder.write_evaluation(evaluation(1))
+    folder.write_probe(RoutingProbe(step=1, expert_ids_YTW=np.zeros((1, 1, 1), dtype=np.int64)))
+    folder.write_ablation(Ablation(("a",), np.ones(1), np.zeros(1, dtype=np.int64)))
     folder.write_summary({"tokens": 7})
     folder.note_end("failed", "the reason")
 
@@ -72,7 +90,7 @@ def test_going_back_forgets_what_came_later(tmp_path: Path) -> None:
     write_all(folder)
     for step in (2, 3):
         folder.append_metrics(MetricsLine("train", step, float(step), {"loss": 1.0}))
-        folder.write_evaluation(step, {"loss_sum_D": np.ones(2)})
+        folder.write_evaluation(evaluation(step))
     (tmp_path / "evaluations" / "notes.txt").touch()
     assert folder.rewind(2) == 2.0
     assert [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()] == [1, 2]

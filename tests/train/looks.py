@@ -30,7 +30,7 @@ def probe_at_the_start(config: dict[str, Any]) -> dict[str, Any]:
     size = dist.get_world_size()
     ranks = Ranks(dist.get_rank(), size, torch.device("cpu"), dist.group.WORLD if size > 1 else None)
     held_out = EvaluationSet.of(store, "validation", experiment.data.sequence_length, 5)
-    return Probe(experiment, held_out, ranks).run(build_model(experiment, store, ranks), 0)
+    return Probe(experiment, held_out, ranks).run(build_model(experiment, store, ranks), 0).arrays()
 
 
 def probe_naively(config: dict[str, Any]) -> list[list[list[int]]]:

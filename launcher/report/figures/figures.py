@@ -16,9 +16,9 @@ from moe_testbed.launcher.report.figures.heatmaps import draw_causes, draw_loss_
 from moe_testbed.launcher.report.figures.lines import draw_panels, layer_panels, loss_panel, training_panels
 from moe_testbed.launcher.report.figures.scatter import Point, draw_scatter
 from moe_testbed.launcher.report.numbers.results import ranked
-from moe_testbed.launcher.report.read.arrays import Evaluation
 from moe_testbed.launcher.report.read.records import Suite
 from moe_testbed.launcher.report.two_processes import in_two
+from moe_testbed.launcher.run.arrays import Evaluation
 from moe_testbed.launcher.run.files import write_bytes_atomically
 
 __all__ = ["COLOURS", "Picture", "draw_all", "save"]

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moe_testbed.launcher.report.numbers.values import Results, by_layer, layered, over_layers, stat
-from moe_testbed.launcher.report.read.arrays import Analysis
+from moe_testbed.launcher.run.arrays import Ablation
 from moe_testbed.routing import metrics
 from moe_testbed.routing.metrics import Interval
 from moe_testbed.routing.metrics.bootstrap import draws, percentile_interval
@@ -29,7 +29,7 @@ RESAMPLES = 100
 """Of the measures whose every resample costs a table of damage."""
 
 
-def causes(analyses: Sequence[Analysis], domains: Sequence[str]) -> Results | None:
+def causes(analyses: Sequence[Ablation], domains: Sequence[str]) -> Results | None:
     """What barring, replacing and forcing do to the loss. None without any of it."""
     found: Results = {
         **_ablation(
@@ -50,14 +50,14 @@ def causes(analyses: Sequence[Analysis], domains: Sequence[str]) -> Results | No
     }
 
 
-def redundancy(analyses: Sequence[Analysis], widths: Sequence[object] = ()) -> Results | None:
+def redundancy(analyses: Sequence[Ablation], widths: Sequence[object] = ()) -> Results | None:
     """How alike experts are: means over the pairs of each layer, and the rank of their stacked outputs.
 
     widths: model.hidden_size of each training analysed, for `cka_chance`, which is None where one is not known.
     """
 
     def pairs(name: str, mean: Callable[[Floats], float]) -> Results | None:
-        def of_layers(analysis: Analysis) -> list[float] | None:
+        def of_layers(analysis: Ablation) -> list[float] | None:
             tables_YEE = getattr(analysis, name)
             return None if tables_YEE is None else [mean(table_EE) for table_EE in tables_YEE]
 
@@ -85,7 +85,7 @@ def _cka_chance(tokens: Sequence[int], widths: Sequence[object]) -> Results | No
     return stat([width / (num_tokens + width) for width, num_tokens in zip(known, tokens, strict=True)])
 
 
-def _ablation(analyses: Sequence[Analysis], losses: str, measures: dict[str, Measure]) -> Results:
+def _ablation(analyses: Sequence[Ablation], losses: str, measures: dict[str, Measure]) -> Results:
     """Measures of the damage that losing experts does, from the losses of this name."""
     present = [a for a in analyses if getattr(a, losses) is not None and a.owner_YE is not None]
     if not present:
@@ -101,7 +101,7 @@ def _ablation(analyses: Sequence[Analysis], losses: str, measures: dict[str, Mea
     return found
 
 
-def _damage(analysis: Analysis, losses_YEN: Floats) -> Floats:
+def _damage(analysis: Ablation, losses_YEN: Floats) -> Floats:
     """[Y, E, D]."""
     return np.stack(
         [
@@ -111,7 +111,7 @@ def _damage(analysis: Analysis, losses_YEN: Floats) -> Floats:
     )
 
 
-def _resampled_damage(analysis: Analysis, losses_YEN: Floats) -> Iterator[Floats]:
+def _resampled_damage(analysis: Ablation, losses_YEN: Floats) -> Iterator[Floats]:
     """The damage [Y, E, D] in each resample: sequences are drawn with replacement within their domain."""
     rng = np.random.default_rng(0)
     change_YEN = losses_YEN - analysis.baseline_loss_N
@@ -123,7 +123,7 @@ def _resampled_damage(analysis: Analysis, losses_YEN: Floats) -> Iterator[Floats
     return (change_YEN @ weights_ND for weights_ND in weights_ZND)
 
 
-def _by_layer(measure: Measure, damage_YED: Floats, analysis: Analysis) -> list[float]:
+def _by_layer(measure: Measure, damage_YED: Floats, analysis: Ablation) -> list[float]:
     assert analysis.owner_YE is not None
     return [measure(damage_ED, owner_E) for damage_ED, owner_E in zip(damage_YED, analysis.owner_YE, strict=True)]
 
@@ -135,7 +135,7 @@ def _own_damage(damage_ED: Floats, owner_E: Integers) -> float:
     return float(own_E[known_E].mean()) if known_E.any() else math.nan
 
 
-def _ablation_matrix(analyses: Sequence[Analysis], num_domains: int) -> list[list[float]] | None:
+def _ablation_matrix(analyses: Sequence[Ablation], num_domains: int) -> list[list[float]] | None:
     """Domains x owner domain: mean over seeds, layers and the owner's experts of the damage; nan where it owns none."""
     by_owner: list[list[Floats]] = [[] for _ in range(num_domains)]
     for analysis in analyses:
@@ -152,7 +152,7 @@ def _ablation_matrix(analyses: Sequence[Analysis], num_domains: int) -> list[lis
     return whole
 
 
-def _forced(analyses: Sequence[Analysis], domains: Sequence[str]) -> Results:
+def _forced(analyses: Sequence[Ablation], domains: Sequence[str]) -> Results:
     """The price of keeping to one's own group, that of another's, and the whole matrix."""
     present = [analysis for analysis in analyses if analysis.forced_loss_DN is not None]
     if not present:
@@ -169,7 +169,7 @@ def _forced(analyses: Sequence[Analysis], domains: Sequence[str]) -> Results:
     return found
 
 
-def _change(analyses: Sequence[Analysis], forced: Callable[[Floats, Integers], Floats]) -> Results:
+def _change(analyses: Sequence[Ablation], forced: Callable[[Floats, Integers], Floats]) -> Results:
     """The loss under the intervention less the sample's own, mean over domains of equal weight."""
     changes = []
     for analysis in analyses:
@@ -179,7 +179,7 @@ def _change(analyses: Sequence[Analysis], forced: Callable[[Floats, Integers], F
     return stat(values, _over_seeds(values) or changes[0])
 
 
-def _forced_losses(analysis: Analysis) -> Floats:
+def _forced_losses(analysis: Ablation) -> Floats:
     assert analysis.forced_loss_DN is not None
     return analysis.forced_loss_DN
 

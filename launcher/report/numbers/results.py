@@ -85,7 +85,7 @@ def measure(runs: Sequence[tuple[Sequence[Training], Sequence[str]]]) -> list[tu
 
 def _measure(trainings: Sequence[Training], domains: Sequence[str]) -> tuple[Results, list[str]]:
     evaluations = [training.evaluation for training in trainings if training.evaluation is not None]
-    analyses = [training.analysis for training in trainings if training.analysis is not None]
+    analyses = [training.ablation for training in trainings if training.ablation is not None]
     course, notes = over_training(trainings)
     notes += _empty_layers(trainings)
 
@@ -107,7 +107,7 @@ def _measure(trainings: Sequence[Training], domains: Sequence[str]) -> tuple[Res
         "redundancy": lenient(
             "redundancy",
             lambda: causal.redundancy(
-                analyses, [t.setting("model", "hidden_size") for t in trainings if t.analysis is not None]
+                analyses, [t.setting("model", "hidden_size") for t in trainings if t.ablation is not None]
             ),
         ),
         "causes": lenient("causes", lambda: causal.causes(analyses, domains)),

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moe_testbed.launcher.report.numbers.values import Results, by_layer, layered, over_layers
-from moe_testbed.launcher.report.read.arrays import Evaluation
+from moe_testbed.launcher.run.arrays import Evaluation
 from moe_testbed.routing import metrics
 from moe_testbed.routing.metrics import Interval
 

@@ -16,8 +16,10 @@ from pathlib import Path
 import numpy as np
 
 from moe_testbed.launcher.report.numbers.values import Results, layered, over_layers, stat
-from moe_testbed.launcher.report.read.arrays import DAMAGED, Statistics, read_statistics
 from moe_testbed.launcher.report.read.records import Training
+from moe_testbed.launcher.run.array_file import DAMAGED
+from moe_testbed.launcher.run.arrays import RoutingProbe
+from moe_testbed.launcher.run.folder import read_probe
 from moe_testbed.routing import metrics
 
 COUNTED = {
@@ -40,7 +42,7 @@ def over_training(trainings: Sequence[Training]) -> tuple[Results | None, list[s
     """The curves of a run, with the range of its seeds, on the steps that they share; and what was left out."""
     courses, notes = [], []
     for training in trainings:
-        course, problem = _course(training.statistics_paths)
+        course, problem = _course(training.probe_files)
         if problem is not None:
             notes.append(f"{training.label}, seed {training.seed}: {problem}")
         if course is not None:
@@ -72,7 +74,7 @@ def _course(paths: list[Path]) -> tuple[Course | None, str | None]:
         return None, None
     curves: dict[int, dict[str, float]] = {}
     saturations: list[list[float]] = []
-    before: Statistics | None = None
+    before: RoutingProbe | None = None
     for path in paths:
         now = _read(path, left_out)
         if now is None:
@@ -97,16 +99,16 @@ def _course(paths: list[Path]) -> tuple[Course | None, str | None]:
     return Course(curves, [math.nan if step is None else float(step) for step in settled]), problem
 
 
-def _counted(statistics: Statistics) -> dict[str, float]:
-    counts_YDE = statistics.counts_top_k_YDE
+def _counted(probe: RoutingProbe) -> dict[str, float]:
+    counts_YDE = probe.counts_top_k_YDE
     if counts_YDE is None:
         return dict.fromkeys(COUNTED, math.nan)
     return {name: over_layers([metric(counts_DE) for counts_DE in counts_YDE]) for name, metric in COUNTED.items()}
 
 
-def _read(path: Path, left_out: list[str]) -> Statistics | None:
+def _read(path: Path, left_out: list[str]) -> RoutingProbe | None:
     try:
-        return read_statistics(path)
+        return read_probe(path)
     except DAMAGED as error:
         left_out.append(f"{path.name} cannot be read ({' '.join(str(error).split())})")
         return None

@@ -12,8 +12,12 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
-from moe_testbed.launcher.report.read.arrays import DAMAGED, Analysis, Evaluation, read_analysis, read_evaluation
-from moe_testbed.launcher.run.files import read_json, read_json_lines, read_yaml, value_at
+from moe_testbed.launcher.report.read.arrays import read_ablation, read_evaluation
+from moe_testbed.launcher.run.array_file import DAMAGED
+from moe_testbed.launcher.run.arrays import Ablation, Evaluation
+from moe_testbed.launcher.run.files import value_at
+from moe_testbed.launcher.run.folder import RunFolder, step_of
+from moe_testbed.launcher.run.records import MISSING, MetricsLine
 
 
 @dataclass(frozen=True)
@@ -25,7 +29,7 @@ class Training:
 
     label: str
     seed: int
-    folder: Path
+    folder: RunFolder
     state: str
     reason: str | None
     step: int
@@ -34,7 +38,7 @@ class Training:
     summary: dict[str, Any]
     manifest: dict[str, Any]
     evaluation: Evaluation | None
-    analysis: Analysis | None = None
+    ablation: Ablation | None = None
     notes: tuple[str, ...] = ()
 
     @property
@@ -45,26 +49,22 @@ class Training:
         return str(self.setting("routing", "router", "name") or "unknown")
 
     def curve(self, kind: str, key: str) -> NDArray[np.float64]:
-        """The (step, value) pairs [n, 2] of one value in metrics.jsonl, the last one where a step was written twice."""
+        """Returns the (step, value) pairs [n, 2] of one of the metrics, the last one where a step was written twice."""
         pairs = {
-            line["step"]: float(line[key])
+            line.step: float(value)
             for line in self._lines
-            if line.get("kind") == kind and isinstance(line.get(key), int | float) and isinstance(line.get("step"), int)
+            if line.kind == kind and isinstance(value := line.values.get(key), int | float)
         }
         return np.array(sorted(pairs.items()), dtype=np.float64).reshape(-1, 2)
 
     @cached_property
-    def _lines(self) -> list[dict[str, Any]]:
-        return read_json_lines(self.folder / "metrics.jsonl")
+    def _lines(self) -> list[MetricsLine]:
+        return self.folder.read_metrics()
 
     @property
-    def statistics_paths(self) -> list[Path]:
-        """The statistics files in the order of their steps, up to the step of the status."""
-        return [
-            path
-            for path in sorted((self.folder / "statistics").glob("step_*.npz"))
-            if path.stem.removeprefix("step_").isdigit() and int(path.stem.removeprefix("step_")) <= self.step
-        ]
+    def probe_files(self) -> list[Path]:
+        """The files of the routing probes in the order of their steps, up to the step of the status."""
+        return [path for path in self.folder.probe_files() if step_of(path) <= self.step]
 
     @property
     def split(self) -> str:
@@ -161,42 +161,41 @@ def _check(path: Path, content: dict[str, Any]) -> None:
 
 def read_training(suite_dir: Path, label: str, seed: int) -> Training:
     """Read one run folder. The state is finished, or failed, stopped, running or missing with a reason."""
-    folder = suite_dir / f"{label}-seed{seed}"
-    status = read_json(folder / "status.json")
-    step, steps = (value if isinstance(value := status.get(key), int) else 0 for key in ("step", "steps"))
-    state, reason = str(status.get("state", "missing")), status.get("reason")
-    evaluation, analysis, notes = None, None, []
+    folder = RunFolder(suite_dir / f"{label}-seed{seed}")
+    status = folder.read_status()
+    state, reason = status.state, status.reason
+    evaluation, ablation, notes = None, None, []
     if state == "finished":
         try:
-            evaluation, left_out = read_evaluation(folder, step)
+            evaluation, left_out = read_evaluation(folder, status.step)
             notes += [f"left out of its evaluation: {line}" for line in left_out]
         except DAMAGED as error:
             state, reason = "failed", f"its evaluation cannot be used: {_words(error)}"
-    elif state == "missing":
+    elif state == MISSING:
         reason = "not started"
     elif reason is None:
-        reason = f"cut off at step {step} of {steps}" if state == "running" else "no reason recorded"
+        reason = f"cut off at step {status.step} of {status.steps}" if state == "running" else "no reason recorded"
     if evaluation is not None:
         try:
-            analysis, left_out = read_analysis(folder, evaluation.domains)
-            notes += [f"left out of analysis.npz: {line}" for line in left_out]
+            ablation, left_out = read_ablation(folder, evaluation.domains)
+            notes += [f"left out of {folder.ablation_file.name}: {line}" for line in left_out]
         except FileNotFoundError:
-            pass  # a run that was not analysed
+            pass  # a run whose experts were not ablated
         except DAMAGED as error:
-            notes.append(f"analysis.npz cannot be used: {_words(error)}")
+            notes.append(f"{folder.ablation_file.name} cannot be used: {_words(error)}")
     return Training(
         label=label,
         seed=seed,
         folder=folder,
         state=state,
         reason=reason,
-        step=step,
-        steps=steps,
-        config=read_yaml(folder / "config.yaml"),
-        summary=read_json(folder / "summary.json"),
-        manifest=read_json(folder / "manifest.json"),
+        step=status.step,
+        steps=status.steps,
+        config=folder.read_config_tree(),
+        summary=folder.read_summary(),
+        manifest=folder.read_manifest(),
         evaluation=evaluation,
-        analysis=analysis,
+        ablation=ablation,
         notes=tuple(notes),
     )
 
@@ -222,7 +221,7 @@ def _comparable(trainings: list[Training]) -> Iterator[Training]:
         if reason is None:
             yield training
         else:
-            yield replace(training, state="failed", reason=reason, evaluation=None, analysis=None, notes=())
+            yield replace(training, state="failed", reason=reason, evaluation=None, ablation=None, notes=())
 
 
 def _sizes(shape: tuple[int, ...]) -> str:

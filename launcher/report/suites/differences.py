@@ -15,8 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moe_testbed.launcher.report.numbers.values import Results, over_layers
-from moe_testbed.launcher.report.read.arrays import Evaluation, paired_losses
+from moe_testbed.launcher.report.read.arrays import paired_losses
 from moe_testbed.launcher.report.read.records import Suite
+from moe_testbed.launcher.run.arrays import Evaluation
 from moe_testbed.routing import metrics
 from moe_testbed.routing.metrics.bootstrap import Interval, percentile_interval, seeds_interval
 from moe_testbed.routing.metrics.gap import resampled_losses

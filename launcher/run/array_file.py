@@ -1,0 +1,157 @@
+"""How a record becomes an .npz file and how a file becomes a record: a field says what its array must be like.
+
+Reading trusts nothing. An array that must be there and does not fit makes the file unusable; one that may be missing
+costs only itself.
+"""
+
+from __future__ import annotations
+
+import io
+import zipfile
+import zlib
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, field, fields
+from enum import Enum
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+DAMAGED = (OSError, ValueError, TypeError, KeyError, EOFError, NotImplementedError, zipfile.BadZipFile, zlib.error)
+"""What reading a file raises that was cut off or overwritten, or never was an .npz file."""
+
+LETTERS = {
+    "layer": "Y",
+    "domain": "D",
+    "expert": "E",
+    "sequence": "N",
+    "cluster": "C",
+    "token id": "V",
+    "probe token": "T",
+    "choice": "W",
+    "scope": "S",
+}
+"""Axis -> its letter in names of arrays and in messages."""
+
+
+class Values(Enum):
+    """What an array holds."""
+
+    NAMES = "names"
+    COUNTS = "finite numbers of at least 0"
+    DOMAINS = "numbers of domains, -1 for none"
+    WHOLE = "whole numbers"
+    REAL = "real numbers"
+
+
+@dataclass(frozen=True)
+class ArrayField:
+    """What is known of one array.
+
+    Attributes:
+        axes: keys of `LETTERS`; empty for a single number.
+        values: what it holds.
+        stored_as: dtype in the file; None: that of its values. In memory, numbers are int64 or float64.
+    """
+
+    axes: tuple[str, ...]
+    values: Values
+    stored_as: str | None
+
+    @property
+    def dtype(self) -> type[np.generic]:
+        """The dtype in memory of an array that was read."""
+        return {Values.NAMES: np.str_, Values.REAL: np.float64}.get(self.values, np.int64)
+
+    def misfit(self, name: str, array: NDArray[Any], sizes: Mapping[str, int]) -> str | None:
+        """Returns what is wrong with an array that was read, in one line; None if it fits.
+
+        Args:
+            sizes: of the axes that are known.
+        """
+        expected = [sizes.get(axis) for axis in self.axes]
+        if array.ndim != len(self.axes) or any(
+            size not in (None, found) for size, found in zip(expected, array.shape, strict=True)
+        ):
+            letters = [LETTERS[axis] for axis in self.axes]
+            wanted = " x ".join(
+                letter if size is None else f"{size} {letter}" for letter, size in zip(letters, expected, strict=True)
+            )
+            return f"{name} has shape {tuple(array.shape)} instead of {wanted}"
+        if array.dtype.kind not in "biuf":
+            return f"{name} has values of type {array.dtype} instead of numbers"
+        if self.values is Values.COUNTS and not np.all((array >= 0) & np.isfinite(array)):
+            return f"{name} has counts that are negative or not finite"
+        if self.values is Values.DOMAINS and not np.all((array >= -1) & (array < sizes["domain"])):
+            return f"{name} has values from {array.min()} to {array.max()} instead of -1 to {sizes['domain'] - 1}"
+        return None
+
+
+def array(*axes: str, values: Values = Values.REAL, stored_as: str | None = None, optional: bool = False) -> Any:
+    """Returns the dataclass field of an array, see `ArrayField`.
+
+    Args:
+        optional: None if it is not there.
+    """
+    metadata = {"array": ArrayField(axes, values, stored_as)}
+    return field(default=None, metadata=metadata) if optional else field(metadata=metadata)
+
+
+Record = TypeVar("Record", bound="ArrayFile")
+
+
+class ArrayFile:
+    """Base of the frozen dataclasses that are an .npz file. The first array with an axis decides the axis's size, but
+    for the domains, of which there are as many as names."""
+
+    @classmethod
+    def fields(cls) -> dict[str, ArrayField]:
+        """Returns what is known of each array, by name."""
+        return {one.name: one.metadata["array"] for one in fields(cls)}  # type: ignore[arg-type]
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """Returns the arrays that are there, as they are stored."""
+        there = {name: known for name, known in self.fields().items() if getattr(self, name) is not None}
+        return {
+            name: np.asarray(getattr(self, name), dtype=known.stored_as or (known.dtype if known.axes else None))
+            for name, known in there.items()
+        }
+
+    def to_bytes(self) -> bytes:
+        """Returns the content of the file."""
+        content = io.BytesIO()
+        np.savez_compressed(content, **self.arrays())  # type: ignore[arg-type]
+        return content.getvalue()
+
+    @classmethod
+    def read(cls: type[Record], path: Path) -> tuple[Record, list[str]]:
+        """Returns the record and, for each array that was left out since it does not fit, a line. Arrays that the
+        record does not know are passed over.
+
+        Raises:
+            One of `DAMAGED`: the file cannot be read, or an array that must be there is missing or does not fit.
+        """
+        known = cls.fields()
+        required = {one.name for one in fields(cls) if one.default is MISSING}  # type: ignore[arg-type]
+        with np.load(path) as stored:
+            content = {name: stored[name] for name in known if name in stored.files}
+        sizes = {"domain": len(content["domains"])} if "domains" in content else {}
+        values: dict[str, Any] = {}
+        left_out = []
+        for name, form in known.items():
+            if name not in content and name not in required:
+                continue
+            found = content[name]
+            if form.values is Values.NAMES:
+                values[name] = tuple(map(str, found))
+            elif not form.axes:
+                values[name] = int(found)
+            elif (problem := form.misfit(name, found, sizes)) is None:
+                sizes.update(zip(form.axes, found.shape, strict=True))
+                values[name] = found.astype(form.dtype)
+            elif name in required:
+                raise ValueError(problem)
+            else:
+                left_out.append(problem)
+        return cls(**values), left_out
