@@ -1,8 +1,8 @@
 """What a training keeps as arrays: its evaluations, the probes of its routing, and the ablation of its experts.
 
-The letters behind a name's last underscore are its axes, as in `array_file.LETTERS`. Shape legend: Y MoE layers (0 for a
-dense model), D domains, E experts, N evaluated sequences, C clusters of sequences that share a document, V token ids, T
-tokens of the probe, W places for choices, S scopes.
+The letters behind a name's last underscore are its axes, as in `array_file.LETTERS`. Shape legend: Y MoE layers (0 for
+a dense model), D domains, E experts, N evaluated sequences, C clusters of sequences that share a document, V token ids,
+T tokens of the probe, W places for choices, S scopes.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What a report takes from a run's arrays: what does not fit costs itself, not the report.
 
-Shape legend: O runs, I seeds, N evaluated sequences.
+Shape legend: O runs, I seeds, N evaluated sequences, C clusters of sequences that share a document.
 """
 
 from __future__ import annotations

@@ -1,0 +1,119 @@
+"""Records that are .npz files: what is written, and that axes said as data are those that the names say."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from moe_testbed.launcher.run.array_file import LETTERS, ArrayFile, Values
+from moe_testbed.launcher.run.arrays import Ablation, Evaluation, RoutingProbe
+
+RECORDS = (Evaluation, RoutingProbe, Ablation)
+
+ON_DISK = {
+    Evaluation: {
+        "step": "int64",
+        "tokens_D": "int64",
+        "loss_sum_D": "float64",
+        "sequence_loss_N": "float64",
+        "violation_sum_SY": "float64",
+        "counts_top_1_YDE": "int64",
+        "counts_top_k_YDE": "int64",
+        "dropped_YDE": "int64",
+        "cluster_counts_YCE": "int64",
+        "coactivation_YEE": "int64",
+        "vocabulary_counts_YVE": "int64",
+        "shuffled_counts_top_k_YDE": "int64",
+        "weight_YDE": "float64",
+        "entropy_sum_YD": "float64",
+        "probability_sum_YDE": "float64",
+        "margin_sum_YD": "float64",
+        "vocabulary_ids_V": "int64",
+        "router_cosine_YEE": "float32",
+        "domains": "<U4",
+        "sequence_domain_N": "int64",
+        "sequence_cluster_N": "int64",
+        "cluster_domain_C": "int64",
+    },
+    RoutingProbe: {
+        "step": "int64",
+        "domains": "<U4",
+        "domain_T": "int16",
+        "expert_ids_YTW": "int16",
+        "counts_top_k_YDE": "int64",
+    },
+    Ablation: {
+        "domains": "<U4",
+        "sequence_domain_N": "int64",
+        "baseline_loss_N": "float64",
+        "owner_YE": "int64",
+        "group_YE": "int64",
+        "ablation_loss_YEN": "float32",
+        "mean_loss_YEN": "float32",
+        "forced_loss_DN": "float32",
+        "expert_cosine_YEE": "float32",
+        "expert_cka_YEE": "float32",
+        "effective_rank_Y": "float64",
+        "weight_cosine_YEE": "float32",
+        "redundancy_tokens": "int64",
+    },
+}
+"""Names and types of all arrays that a training of commit 9340c6c wrote."""
+
+SIZES = {"layer": 2, "domain": 3, "expert": 4, "sequence": 6, "cluster": 5, "token id": 7, "probe token": 8}
+
+
+def filled(kind: type[ArrayFile]) -> ArrayFile:
+    """A record with every array, no two axes of equal size by chance."""
+    rng = np.random.default_rng(0)
+    values: dict[str, object] = {}
+    for name, known in kind.fields().items():
+        shape = [SIZES.get(axis, 9) for axis in known.axes]
+        if known.values is Values.NAMES:
+            values[name] = ("one", "two", "four")
+        elif known.values is Values.REAL:
+            values[name] = rng.standard_normal(shape)
+        else:
+            values[name] = rng.integers(0, 3, shape) if shape else 7
+    return kind(**values)
+
+
+@pytest.mark.parametrize("kind", RECORDS)
+def test_the_axes_of_a_field_are_the_letters_of_its_name(kind: type[ArrayFile]) -> None:
+    for name, known in kind.fields().items():
+        letters = "".join(LETTERS[axis] for axis in known.axes)
+        assert name == "domains" if known.values is Values.NAMES else name.endswith(f"_{letters}" if letters else name)
+
+
+@pytest.mark.parametrize("kind", RECORDS)
+def test_names_and_types_on_disk_are_those_of_old(kind: type[ArrayFile]) -> None:
+    with np.load(io.BytesIO(filled(kind).to_bytes())) as stored:
+        assert {name: str(stored[name].dtype) for name in stored.files} == ON_DISK[kind]
+
+
+@pytest.mark.parametrize("kind", RECORDS)
+def test_what_is_written_is_read(kind: type[ArrayFile], tmp_path: Path) -> None:
+    written = filled(kind)
+    (tmp_path / "a.npz").write_bytes(written.to_bytes())
+    read, left_out = kind.read(tmp_path / "a.npz")
+    assert left_out == []
+    assert read.arrays().keys() == written.arrays().keys()
+    for name, array in written.arrays().items():
+        np.testing.assert_array_equal(read.arrays()[name], array, err_msg=name)
+    assert read.domains == ("one", "two", "four")  # type: ignore[attr-defined]
+    for name, known in kind.fields().items():
+        if known.axes and known.values is not Values.NAMES:
+            assert getattr(read, name).dtype == (np.float64 if known.values is Values.REAL else np.int64), name
+
+
+def test_arrays_that_nobody_knows_are_passed_over(tmp_path: Path) -> None:
+    arrays = {name: array for name, array in filled(Ablation).arrays().items() if name != "group_YE"}
+    np.savez(tmp_path / "a.npz", **arrays, of_a_later_version_XYZ=np.ones(2))
+    read, left_out = Ablation.read(tmp_path / "a.npz")
+    assert (read.group_YE, left_out) == (None, [])
+    np.savez(tmp_path / "a.npz", domains=arrays["domains"])
+    with pytest.raises(KeyError, match="baseline_loss_N"):
+        Ablation.read(tmp_path / "a.npz")
