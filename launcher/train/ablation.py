@@ -103,7 +103,7 @@ def ablated_experts(num_layers: int, num_experts: int) -> list[tuple[int, int]]:
 
 
 def _redundancy(subject: Subject, num_layers: int) -> dict[str, Any]:
-    """Returns what an `Ablation` says of how alike the experts of each layer are, by their outputs and their weights."""
+    """Returns how alike the experts of each layer are, by their outputs and their weights: part of an `Ablation`."""
     of_layers: dict[str, list[Any]] = {}
     tokens = 0
     for y in range(num_layers):
