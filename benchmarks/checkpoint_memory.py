@@ -1,4 +1,4 @@
-"""Peak memory of `moe-testbed analyze` for n and 4 n tokens of a tiny random Mixtral, each in a process of its own.
+"""How much memory does `moe-testbed analyze` take for n and 4 n tokens of a tiny random Mixtral?
 
     python benchmarks/checkpoint_memory.py [N]
 
@@ -21,7 +21,7 @@ LENGTH = 512
 
 
 def write_checkpoint(folder: Path) -> None:
-    """A Mixtral of 2 layers with 32 experts, and a tokenizer of single letters."""
+    """Writes a Mixtral of 2 layers with 32 experts, and a tokenizer of single letters."""
     import torch
     from tokenizers import Regex, Tokenizer, models, pre_tokenizers
     from transformers import MixtralConfig, MixtralForCausalLM, PreTrainedTokenizerFast
@@ -43,7 +43,7 @@ def write_checkpoint(folder: Path) -> None:
 
 
 def write_mix(folder: Path, passages: int) -> Path:
-    """Random letters for so many passages a domain, the same text whatever part of it is read."""
+    """Writes random letters for so many passages a domain, the same text whatever part is read; returns the mix."""
     generator = random.Random(1)
     domains = {}
     for number in range(DOMAINS):
@@ -56,7 +56,7 @@ def write_mix(folder: Path, passages: int) -> Path:
 
 
 def measure(folder: Path, mix: Path, passages: int) -> dict[str, int]:
-    """Tokens, and the largest resident size of the process in bytes."""
+    """Returns the tokens, and the largest resident size of the process in bytes."""
     out = folder / f"report{passages}"
     command = [sys.executable, "-m", "moe_testbed.launcher", "analyze", "--checkpoint", str(folder / "model")]
     command += ["--mix", str(mix), "--out", str(out), "--sequences-per-domain", str(passages), "--device", "cpu"]

@@ -1,4 +1,4 @@
-"""Time, memory and downloads of `make demo` as a new user meets it: an empty folder, an empty home, a new environment.
+"""What time, memory and downloads does `make demo` take in an empty folder, with an empty home and a new environment?
 
     python benchmarks/demo.py [--keep FOLDER] [--pictures docs/images]
 
@@ -53,7 +53,7 @@ FIRST = {
 
 
 def memory_of_tree(pid: int) -> int:
-    """Bytes that a process and its descendants hold for themselves."""
+    """Returns the bytes that a process and its descendants hold for themselves."""
     total = 0
     try:
         processes = [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]

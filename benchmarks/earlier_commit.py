@@ -1,4 +1,4 @@
-"""Time of a training step of one process, now and at an earlier commit.
+"""How long does a training step of one process take now, and how long at an earlier commit?
 
     python benchmarks/earlier_commit.py COMMIT [EXPERIMENT] [OVERRIDE ...] [--rounds N]
 
@@ -36,7 +36,7 @@ def lay_out(files: Path, path: Path) -> Path:
 
 
 def unpack(commit: str, folder: Path) -> Path:
-    """Writes the files of a commit."""
+    """Writes the files of a commit into ``folder``, which it returns."""
     archive = subprocess.run(["git", "archive", commit], cwd=_ROOT, check=True, capture_output=True).stdout
     with tarfile.open(fileobj=io.BytesIO(archive)) as files:
         files.extractall(folder)
@@ -44,7 +44,7 @@ def unpack(commit: str, folder: Path) -> Path:
 
 
 def seconds_per_step(path: Path, core: int, experiment: str, overrides: list[str]) -> float:
-    """Median over the steps of one short training on one core by the version at ``path``."""
+    """Returns the median over the steps of one short training on one core by the version at ``path``."""
     short = ["training.steps=60", "training.warmup_steps=1", "evaluation.every=0", "evaluation.sequences_per_domain=1"]
     # The names that earlier commits know; this one reads them too.
     short += ["statistics.points=0", "examination.sequences_per_domain=0", "tracking.mlflow=false", "runtime.threads=1"]

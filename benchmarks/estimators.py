@@ -1,4 +1,4 @@
-"""Error of the estimators of the global batch's load against the exact counts, in the gradient of the balancing loss.
+"""How far is the balancing loss's gradient with an estimator of the global batch's load from that with exact counts?
 
     python benchmarks/estimators.py [EXPERIMENT] [OVERRIDE ...] [--micro-batches 4] [--steps 40]
 
@@ -25,19 +25,20 @@ from moe_testbed.launcher.config.experiment import load_experiment
 from moe_testbed.launcher.ranks.rendezvous import choose_device, join
 
 _WARM = 10
+_EXACT = "`global_batch`, `exact`"
 SCOPES = {
-    "global_batch, exact": {"scope": "global_batch", "estimator": "exact"},
-    "global_batch, online": {"scope": "global_batch", "estimator": "online"},
-    "global_batch, previous": {"scope": "global_batch", "estimator": "previous"},
-    "window of 4 steps": {"scope": "window", "window_steps": 4},
-    "window of 16 steps": {"scope": "window", "window_steps": 16},
-    "micro_batch": {"scope": "micro_batch"},
-    "sequence": {"scope": "sequence"},
+    _EXACT: {"scope": "global_batch", "estimator": "exact"},
+    "`global_batch`, `online`": {"scope": "global_batch", "estimator": "online"},
+    "`global_batch`, `previous`": {"scope": "global_batch", "estimator": "previous"},
+    "`window` of 4 steps": {"scope": "window", "window_steps": 4},
+    "`window` of 16 steps": {"scope": "window", "window_steps": 16},
+    "`micro_batch`": {"scope": "micro_batch"},
+    "`sequence`": {"scope": "sequence"},
 }
 
 
 def gradients(experiment: str, overrides: list[str], micro_batches: int, steps: int) -> dict[str, Tensor]:
-    """Gradient of each scope's loss at every step but the first ones, [steps, numbers in the routers' weights]."""
+    """Returns the gradient of each scope's loss at every step but the first ones, [steps, routers' weights]."""
     config = load_experiment(experiment, ["tracking.mlflow=false", *overrides])
     torch.set_num_threads(1)
     ranks = join(choose_device("cpu"), timeout_seconds=600.0)
@@ -95,21 +96,21 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=40)
     arguments = parser.parse_args()
     found = gradients(arguments.experiment, arguments.overrides, arguments.micro_batches, arguments.steps)
-    exact = found["global_batch, exact"]
+    exact = found[_EXACT]
     scale = exact.mean(0).norm()
     print(f"{arguments.steps - _WARM} steps, {arguments.micro_batches} micro-batches\n")
-    print(f"{'estimator':<24}{'bias':>8}{'deviation':>11}{'cosine':>8}")
-    rows = [["", "bias", "deviation from step to step", "cosine"]]
+    print(f"{'estimator':<28}{'bias':>8}{'deviation':>11}{'cosine':>8}")
+    rows = [["estimator", "bias", "deviation from step to step", "cosine"]]
     deviations = []
     for name, values in found.items():
         difference = values - exact
         bias = difference.mean(0).norm() / scale
         deviation = (difference - difference.mean(0)).square().sum(1).mean().sqrt() / scale
         cosine = torch.cosine_similarity(values, exact, dim=1).mean()
-        print(f"{name:<24}{bias:>8.3f}{deviation:>11.3f}{cosine:>8.3f}")
+        print(f"{name:<28}{bias:>8.3f}{deviation:>11.3f}{cosine:>8.3f}")
         if values is not exact:
-            rows.append([f"`{name}`".replace(", ", "`, `"), f"{bias:.2f}", f"{deviation:.2f}", f"{cosine:.2f}"])
-            deviations.append(f"`{name}` {deviation:.2f}")
+            rows.append([name, f"{bias:.2f}", f"{deviation:.2f}", f"{cosine:.2f}"])
+            deviations.append(f"{name} {deviation:.2f}")
     print(json.dumps({"figures": {"estimators": ", ".join(deviations)}, "tables": {"estimators": rows}}))
 
 

@@ -45,7 +45,7 @@ _PLACE = re.compile(r"(<!-- (figure|table|stamp): (\w+) -->).*?(<!-- end -->)", 
 
 @dataclass(frozen=True)
 class Benchmark:
-    """One command of benchmarks/, and the question that each of its figures answers."""
+    """A benchmark is one command of benchmarks/, and the question that each of its figures answers."""
 
     name: str
     group: str
@@ -144,7 +144,7 @@ BENCHMARKS = (
 
 
 def chosen(names: list[str]) -> list[Benchmark]:
-    """The benchmarks of these groups and names, in their own order. Raises ValueError for a name that is neither."""
+    """Returns the benchmarks of these groups and names, in order. Raises ValueError for a name that is neither."""
     known = {name for benchmark in BENCHMARKS for name in (benchmark.name, benchmark.group)}
     if unknown := set(names) - known:
         raise ValueError(f"unknown: {', '.join(sorted(unknown))}; known are {', '.join(sorted(known))}")
@@ -175,7 +175,7 @@ def measure(command: str) -> dict[str, Any]:
 
 
 def commit() -> str:
-    """The commit that is checked out, and whether more than the pages differs from it."""
+    """Returns the commit that is checked out, and whether more than the pages differs from it."""
     named = subprocess.run(["git", "rev-parse", "--short=7", "HEAD"], cwd=ROOT, capture_output=True, text=True)
     pages = [f":!{page.relative_to(ROOT)}" for page in (*PAGES, RESULTS)]
     status = ["git", "status", "--porcelain", "--", ".", ":!docs/images", *pages]
@@ -184,7 +184,7 @@ def commit() -> str:
 
 
 def hardware() -> str:
-    """Cores that this process may use, their model, and the memory."""
+    """Returns how many cores this process may use, their model, and the memory."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     cpuinfo = Path("/proc/cpuinfo")
     found = re.search(r"^model name\s*: (.+)$", cpuinfo.read_text() if cpuinfo.exists() else "", re.MULTILINE)
@@ -212,7 +212,7 @@ def table_of_figures(results: dict[str, Any]) -> list[str]:
 
 
 def filled(page: str, results: dict[str, Any]) -> str:
-    """The text of a page with every place filled.
+    """Returns the text of a page with every place filled.
 
     Raises:
         ValueError: a place has a name that no benchmark tells of.

@@ -1,4 +1,4 @@
-"""Time of the metrics of counts, of the vocabulary's level of chance and of intervals; and what the intervals hold.
+"""How long do metrics of counts, the vocabulary's level of chance and intervals take, and how often do intervals hold?
 
     python benchmarks/metrics.py [--layers 64] [--experts 256] [--domains 64] [--rounds 3]
 
@@ -42,7 +42,7 @@ TRIALS = 200
 
 
 def best_seconds(work: Callable[[int], object], rounds: int) -> float:
-    """The shortest of the rounds; each has its number, so that none finds what another computed."""
+    """Returns the shortest of the rounds; each has its number, so that none finds what another computed."""
     seconds = []
     for number in range(rounds):
         started = time.perf_counter()
@@ -52,7 +52,7 @@ def best_seconds(work: Callable[[int], object], rounds: int) -> float:
 
 
 def count_metrics(layers: int, domains: int, experts: int, rounds: int) -> float:
-    """Seconds for all metrics of all layers, on specialised and uneven routing."""
+    """Returns the seconds for all metrics of all layers, on specialised and uneven routing."""
     rng = np.random.default_rng(0)
     routing_YDE = rng.dirichlet(np.full(experts, 0.2), (rounds, layers, domains))
     counts = rng.poisson(4096 * routing_YDE)
@@ -66,7 +66,7 @@ def count_metrics(layers: int, domains: int, experts: int, rounds: int) -> float
 
 
 def chance(experts: int, occurrences: int, rounds: int) -> float:
-    """Seconds for the level of chance of 2,048 token ids as frequent as words, in one layer."""
+    """Returns the seconds for the level of chance of 2,048 token ids as frequent as words, in one layer."""
     rng = np.random.default_rng(0)
     words = 1 / np.arange(1, 2049)
     totals = 10 + rng.multinomial(occurrences, words / words.sum())
@@ -76,14 +76,14 @@ def chance(experts: int, occurrences: int, rounds: int) -> float:
 
 
 def evaluation(seed: int, routing_DE: np.ndarray, documents: int) -> tuple[np.ndarray, np.ndarray]:
-    """Counts [C, E] and domains [C] of documents whose routing differs around that of their domain."""
+    """Returns counts [C, E] and domains [C] of documents whose routing differs around that of their domain."""
     rng = np.random.default_rng(seed)
     counts = [rng.multinomial(512, rng.dirichlet(30 * p_E + 1e-9)) for p_E in routing_DE for _ in range(documents)]
     return np.stack(counts), np.repeat(np.arange(len(routing_DE)), documents)
 
 
 def coverage() -> tuple[int, int]:
-    """How many of the simulated evaluations' intervals, and of their percentile intervals, hold the true value."""
+    """Returns how many of the simulated evaluations' intervals, and of their percentile ones, hold the true value."""
     routing_DE = np.random.default_rng(12345).dirichlet(np.full(32, 0.3), 8)
     truth, own, percentile = metrics.domain_information(routing_DE), 0, 0
     for trial in range(TRIALS):

@@ -1,4 +1,4 @@
-"""Time of an MoE layer, forward and backward, relative to a dense feed-forward layer of equal active FLOPs.
+"""How long does an MoE layer take, forward and backward, beside a dense feed-forward layer of equal active FLOPs?
 
     python benchmarks/moe_layer.py [--tokens 4096] [--experts 64] [--top-k 2] [--hidden-size 128]
                                    [--expert-hidden-size 64] [--rounds 15]

@@ -1,4 +1,4 @@
-"""Time of a plan of 512 GPUs, and the planned layouts of the embedded experiments.
+"""How long does a plan of 512 GPUs take, and what are the planned layouts of the embedded experiments?
 
     python benchmarks/plan.py [--rounds 5] [--table]
 
@@ -45,7 +45,7 @@ HEADS = (
 
 
 def planned(name: str, gpus: int, *overrides: str) -> Plan:
-    """The plan of an embedded experiment on nodes of eight H100."""
+    """Returns the plan of an embedded experiment on nodes of eight H100."""
     config = load_experiment(
         f"configs/experiments/{name}.yaml", [f"training.global_batch_size={BATCH[gpus]}", *overrides]
     )
@@ -53,7 +53,7 @@ def planned(name: str, gpus: int, *overrides: str) -> Plan:
 
 
 def table_row(plan: Plan) -> tuple[str, ...]:
-    """A plan as a row under `HEADS`."""
+    """Returns a plan as a row under `HEADS`."""
     layout, config, traffic = plan.layout, plan.config, plan.traffic
     micro = micro_batch_size(config, layout.world_size)
     exchange = [t.within + t.between for t in traffic if t.collective == "all-to-all"]
@@ -82,7 +82,7 @@ def print_table() -> None:
 
 
 def seconds_of(function: Callable[[], Any]) -> float:
-    """Duration of a call."""
+    """Returns the duration of a call."""
     started = time.perf_counter()
     function()
     return time.perf_counter() - started

@@ -1,4 +1,4 @@
-"""Seconds and megabytes of the report of 50 runs: 2 MoE layers, 8 domains, 32 experts, one seed.
+"""How long does the report of 50 runs take, and how large is it? (2 MoE layers, 8 domains, 32 experts, one seed)
 
     python benchmarks/report.py [--runs 50] [--keep FOLDER]
 
@@ -25,7 +25,7 @@ SEQUENCES, LOOKS, PROBE, VOCABULARY = 32, 32, 256, 2048
 
 
 def write_suite(folder: Path, num_runs: int) -> None:
-    """A suite with a reference, a control and learned routers that specialise more and more."""
+    """Writes a suite with a reference, a control and learned routers that specialise more and more."""
     labels = ["reference", "permuted_reference", *(f"top_k_{n:02d}" for n in range(num_runs - 2))]
     suite = {
         "name": folder.name,
@@ -42,7 +42,7 @@ def write_suite(folder: Path, num_runs: int) -> None:
 
 
 def write_run(folder: Path, router: str, focus: float, rng: np.random.Generator) -> None:
-    """A finished run; `focus` is the share of a domain's assignments that stays with its own experts."""
+    """Writes a finished run; `focus` is the share of a domain's assignments that stays with its own experts."""
     for kind in ("evaluations", "statistics"):
         (folder / kind).mkdir(parents=True)
     D, E = len(DOMAINS), EXPERTS
@@ -132,7 +132,7 @@ def write_run(folder: Path, router: str, focus: float, rng: np.random.Generator)
 
 
 def save(path: Path, **arrays: Any) -> None:
-    """Write arrays as training does."""
+    """Writes arrays as training does."""
     np.savez_compressed(path, **{name: np.asarray(array) for name, array in arrays.items()})
 
 

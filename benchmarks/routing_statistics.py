@@ -1,4 +1,4 @@
-"""Cost of looking at the routing over a training.
+"""What does looking at the routing add to a training?
 
     python benchmarks/routing_statistics.py [EXPERIMENT] [OVERRIDE ...]
 
@@ -53,7 +53,7 @@ print(json.dumps(spent))
 
 
 def seconds_per_look_and_step(experiment: str, overrides: list[str]) -> tuple[float, float]:
-    """Medians over one training."""
+    """Returns the medians over one training."""
     short = [
         f"training.steps={_STEPS}",
         "training.warmup_steps=1",

@@ -1,4 +1,4 @@
-"""Time of a training step with each balancing scope, against the scope `micro_batch` in the same run.
+"""How long does a training step take with each balancing scope, against the scope `micro_batch` in the same run?
 
     python benchmarks/scopes.py [EXPERIMENT] [OVERRIDE ...] [--ranks 1] [--rounds 5] [--steps 24]
 

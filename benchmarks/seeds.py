@@ -1,4 +1,4 @@
-"""The demo under three seeds: the table of docs/results.md, and by how much the reference leads.
+"""What do three seeds of the demo say? The table of docs/results.md, and by how much the reference leads.
 
     python benchmarks/seeds.py [--runs runs]
 

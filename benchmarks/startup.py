@@ -1,4 +1,4 @@
-"""Time from the start of a command to its first sign of life.
+"""How long does a command take from its start to its first sign of life?
 
     python benchmarks/startup.py [--rounds 3]
 
@@ -23,14 +23,14 @@ _EXPERIMENT = "configs/experiments/tiny.yaml"
 
 
 def seconds_of(command: list[str]) -> float:
-    """Duration of a command."""
+    """Returns the duration of a command."""
     started = time.perf_counter()
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     return time.perf_counter() - started
 
 
 def seconds_to_first_step() -> float:
-    """Duration from the start of a training to its first optimizer step's line."""
+    """Returns the duration from the start of a training to its first optimizer step's line."""
     short = [
         "training.steps=2",
         "training.warmup_steps=1",

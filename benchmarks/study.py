@@ -1,4 +1,4 @@
-"""The tables and pictures of the study in docs/results.md: seven suites, some hours on two cores.
+"""What does the study find? The tables and pictures of docs/results.md: seven suites, some hours on two cores.
 
     python benchmarks/study.py [--runs runs] [--pictures docs/images]
 
@@ -30,12 +30,12 @@ Table = list[list[str]]
 
 
 def read(folder: Path) -> Runs:
-    """Label -> results of a suite's runs."""
+    """Returns the results of a suite's runs by label."""
     return {run["label"]: run for run in read_results(folder)["runs"]}
 
 
 def scopes(runs: Runs, balancer: str) -> Table:
-    """One balancer in every scope, below it the reference and its control."""
+    """Returns one balancer in every scope, and below it the reference and its control."""
     labels = {f"{balancer}-{scope}": f"`{scope}`" for scope in SCOPES} | {
         label: f"{label.replace('_', ' ')}, no balancer" for label in ("reference_hash", "permuted_reference")
     }
@@ -52,7 +52,7 @@ def _columns(run: dict[str, Any]) -> list[str]:
 
 
 def sweep(runs: Runs) -> Table:
-    """Loss on the tuning split by coefficient and scope; the lowest of each scope in bold."""
+    """Returns the loss on the tuning split by coefficient and scope, the lowest of each scope in bold."""
     coefficients = list(dict.fromkeys(label.split("-")[0] for label in runs))
     rows = []
     for scope in SCOPES:
@@ -65,7 +65,7 @@ def sweep(runs: Runs) -> Table:
 
 
 def routers(runs: Runs) -> Table:
-    """All routers by rising loss."""
+    """Returns all routers by rising loss."""
     rows = [
         [
             f"`{run['label']}`",
@@ -80,7 +80,7 @@ def routers(runs: Runs) -> Table:
 
 
 def choices(runs: Runs, of: Callable[[dict[str, Any]], Stat], digits: int) -> Table:
-    """Unit x k x depth, one column for each router."""
+    """Returns unit x k x depth, with one column for each router."""
     rows = []
     for unit in ("token", "sequence"):
         for k in ("top1", "top2"):
@@ -91,7 +91,7 @@ def choices(runs: Runs, of: Callable[[dict[str, Any]], Stat], digits: int) -> Ta
 
 
 def capacity(runs: Runs) -> Table:
-    """Capacity factor x scope: loss, dropped assignments, domain information before and after dropping."""
+    """Returns capacity factor x scope: loss, dropped assignments, domain information before and after dropping."""
     rows = []
     for factor in ("f1.0", "f1.25", "f2.0"):
         for scope in ("sequence", "micro_batch", "global_batch"):
@@ -104,7 +104,7 @@ def capacity(runs: Runs) -> Table:
 
 
 def bars(path: Path, labels: list[str], series: dict[str, list[Stat]], title: str) -> None:
-    """Horizontal points with the spread over seeds as a line."""
+    """Draws horizontal points with the spread over seeds as a line."""
     figure, axes = plt.subplots(figsize=(7.0, 0.34 * len(labels) + 1.2), layout="constrained")
     for number, (name, stats) in enumerate(series.items()):
         places = [row + 0.18 * (number - (len(series) - 1) / 2) for row in range(len(labels))]
@@ -122,7 +122,7 @@ def bars(path: Path, labels: list[str], series: dict[str, list[Stat]], title: st
 
 
 def pictures(runs_dir: Path, images: Path) -> None:
-    """The pictures of the four tables."""
+    """Draws the pictures of the four tables."""
     balancers = {"load-balancing loss": "loss", "loss-free bias": "bias"}
     runs = read(runs_dir / "study_scopes")
     shown = [scope for scope in SCOPES if f"loss-{scope}" in runs]

@@ -1,4 +1,4 @@
-"""How long the tests take: targets of the Makefile one after the other, which nothing else should run beside.
+"""How long do the tests take? Targets of the Makefile run one after the other; nothing else should run beside them.
 
     python benchmarks/tests.py [TARGET ...]      # without targets: test, test-all and test-cluster
 

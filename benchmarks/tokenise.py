@@ -1,7 +1,7 @@
-"""Megabytes of text tokenised a second, over all text of a mix: `python benchmarks/tokenise.py [MIX] [CACHE_DIR]`.
+"""How fast is all text of a mix tokenised? `python benchmarks/tokenise.py [MIX] [CACHE_DIR]`.
 
-Takes the path that `moe-testbed data build` takes, hashing and writing of its cache included; the store is built first
-if it is not there. Prints one line a repeat and the median.
+The benchmark takes the path that `moe-testbed data build` takes, hashing and writing of its cache included; it builds
+the store first if that is not there, and prints one line for each repeat and the median.
 """
 
 import json

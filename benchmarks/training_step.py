@@ -1,4 +1,4 @@
-"""Time of a training step with and without the memory that the C library is told to keep.
+"""How long does a training step take with and without the memory that the C library is told to keep?
 
     python benchmarks/training_step.py [EXPERIMENT] [OVERRIDE ...]
 
@@ -32,7 +32,7 @@ train(load_experiment(sys.argv[3], sys.argv[4:]), Path(sys.argv[2]))
 
 
 def seconds_per_step(variant: str, experiment: str, overrides: list[str]) -> float:
-    """Median over the steps of one short training."""
+    """Returns the median over the steps of one short training."""
     short = [
         f"training.steps={_STEPS}",
         "training.warmup_steps=1",

@@ -1,19 +1,23 @@
-"""docs/run_folder.md lists the files that launcher/run/folder.py knows, and no others."""
+"""docs/run_folder.md lists the files that launcher/run/folder.py knows and the arrays in them, and no others."""
 
 from __future__ import annotations
 
 import re
+from dataclasses import fields
 from pathlib import Path
 
+import pytest
+
+from moe_testbed.launcher.run.arrays import Ablation, Evaluation, RoutingProbe
 from moe_testbed.launcher.run.folder import RunFolder
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "docs" / "run_folder.md").read_text(encoding="utf-8")
 
 
-def first_table_below(heading: str) -> list[str]:
-    """Returns the names in the first column of the first table below a heading."""
-    lines = TEXT.partition(f"\n## {heading}\n")[2].splitlines()
+def first_table_below(line: str) -> list[str]:
+    """Returns the names in the first column of the first table below the line that begins so."""
+    lines = TEXT.partition(f"\n{line}")[2].splitlines()
     first = next(number for number, line in enumerate(lines) if line.startswith("|"))
     names = []
     for line in lines[first + 2 :]:
@@ -26,4 +30,13 @@ def first_table_below(heading: str) -> list[str]:
 def test_the_page_lists_the_files_of_a_run_and_no_others() -> None:
     path = Path("run")
     known = {value.name for value in vars(RunFolder(path)).values() if isinstance(value, Path) and value != path}
-    assert {name.rstrip("/") for name in first_table_below("A run")} == known
+    assert {name.rstrip("/") for name in first_table_below("## A run")} == known
+
+
+@pytest.mark.parametrize(
+    "file, record", [("evaluations", Evaluation), ("statistics", RoutingProbe), ("analysis.npz", Ablation)]
+)
+def test_the_page_lists_the_arrays_of_a_file_and_no_others(file: str, record: type) -> None:
+    names = first_table_below(f"`{file}")
+    assert len(names) == len(set(names))
+    assert set(names) == {field.name for field in fields(record)}
