@@ -18,7 +18,7 @@ from moe_testbed.data.tokens.tokenizer import train_tokenizer
 
 
 def store_path(mix: MixConfig, cache_dir: Path) -> Path:
-    """The folder of the mix's store: its name carries the hash of all that decides the content.
+    """Returns the folder of the mix's store. Its name has the hash of all that decides the content.
 
     Weights are left out: they steer the sampler, not the store.
     """

@@ -9,7 +9,7 @@ from moe_testbed.data.sources import Source, source_kinds
 
 
 class DomainConfig(BaseModel, extra="forbid", frozen=True):
-    """One domain of the mix."""
+    """Says what one domain of the mix is."""
 
     weight: float = Field(
         default=1.0, ge=0, allow_inf_nan=False, description="share of the training sequences, relative"
@@ -31,7 +31,7 @@ class DomainConfig(BaseModel, extra="forbid", frozen=True):
 
 
 class MixConfig(BaseModel, extra="forbid", frozen=True):
-    """A mix of domains. Sizes are bytes of UTF-8."""
+    """Says what a mix of domains is. Sizes are bytes of UTF-8."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9_.-]+$")
     domains: dict[str, DomainConfig] = Field(min_length=1)
@@ -69,5 +69,5 @@ class MixConfig(BaseModel, extra="forbid", frozen=True):
         return self
 
     def domain_weights(self) -> dict[str, float]:
-        """The weights by domain, as the sampler takes them."""
+        """Returns the weights by domain, as the sampler takes them."""
         return {name: domain.weight for name, domain in self.domains.items()}

@@ -20,7 +20,7 @@ class Document:
     separator: str = "\n\n"
 
     def paragraphs(self) -> list[str]:
-        """The paragraphs; joined by `separator` they give the text, but for the length of blank runs."""
+        """Returns the paragraphs; joined by `separator` they give the text, but for the length of blank runs."""
         return BLANK_LINES.split(self.text) if self.separator == "\n\n" else self.text.split(self.separator)
 
 

@@ -18,7 +18,7 @@ MOST_CONFUSED = 5
 
 
 def describe_store(store: Store, sample_characters: int = 200) -> str:
-    """A table of domains (documents, size, tokens, licence), what was dropped, and a sample of each domain."""
+    """Returns a table of domains (documents, size, tokens, licence), what was dropped, and a sample of each domain."""
     manifest = store.manifest
     rows = [("domain", "family", "documents", "MB", *(f"{split} tokens" for split in SPLITS), "licence")]
     for name, domain in manifest["domains"].items():
@@ -35,7 +35,7 @@ def describe_store(store: Store, sample_characters: int = 200) -> str:
 
 
 def describe_documents(texts: MixTexts, sample_characters: int = 200) -> str:
-    """The like of `describe_store` for texts that no store is made of, such as an evaluation-only mix."""
+    """Returns what `describe_store` does for texts that no store is made of, such as an evaluation-only mix."""
     described = describe_texts(texts)
     rows: list[tuple[str, ...]] = [("domain", "family", "documents", "kB", "licence")]
     for name, domain in described["domains"].items():
@@ -71,7 +71,7 @@ class DomainCheck:
     confusion_DD: npt.NDArray[np.int64]
 
     def most_confused(self, pairs: int = MOST_CONFUSED) -> list[tuple[str, str, float]]:
-        """(domain, taken for, share of the domain's chunks), the largest shares first, none that is zero."""
+        """Returns (domain, taken for, share of the domain's chunks), largest shares first, without those of zero."""
         shares_DD = self.confusion_DD / np.maximum(self.confusion_DD.sum(axis=1, keepdims=True), 1)
         np.fill_diagonal(shares_DD, 0.0)
         largest = np.argsort(-shares_DD, axis=None, kind="stable")[:pairs]
@@ -108,7 +108,7 @@ def check_domains(store: Store, bytes_per_domain: int = 500_000, seed: int = 0) 
 
 
 def decoded_documents(store: Store, split: str, domain: str) -> Iterator[str]:
-    """The texts of one (split, domain), decoded from the store."""
+    """Yields the texts of one (split, domain), decoded from the store."""
     tokenizer = load_tokenizer(store.tokenizer_path)
     region = store.region(split, domain)
     for document in range(region.first_document, region.end_document):

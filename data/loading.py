@@ -27,7 +27,7 @@ DOCUMENTS_PER_BATCH = 100
 
 
 def fingerprint(*parts: Any) -> str:
-    """A short name for JSON values (and the store's format): equal values have equal names."""
+    """Returns a short name of JSON values and of the store's format; equal values have equal names."""
     text = json.dumps([FORMAT, *parts], sort_keys=True, ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -56,20 +56,20 @@ def load_documents(domain: DomainConfig, cache_dir: Path, max_bytes: int) -> "Da
 
 
 def generate_rows(descriptions: str, cache_dir: str, max_bytes: int) -> Iterator[dict[str, str]]:
-    """The rows of `load_documents`; arguments are plain values, because `datasets` pickles them."""
+    """Yields the rows of `load_documents`; arguments are plain values, because `datasets` pickles them."""
     for description in json.loads(descriptions):
         for document in source_kinds.parse(description).documents(Path(cache_dir), max_bytes):
             yield {"text": document.text, "origin": document.origin, "separator": document.separator}
 
 
 def documents_of(rows: "Dataset") -> Iterator[Document]:
-    """The rows of `load_documents` as records."""
+    """Yields the rows of `load_documents` as records."""
     for batch in rows.iter(batch_size=DOCUMENTS_PER_BATCH):
         yield from map(Document, batch["text"], batch["origin"], batch["separator"])
 
 
 def tokenise(texts: Sequence[str], tokenizer_path: Path, cache_dir: Path) -> list[npt.NDArray[np.uint32]]:
-    """The tokens of every text, each closed by the end-of-document piece; in as many processes as cores are usable."""
+    """Returns the tokens of every text, each closed by the end-of-document piece. Every usable core has a process."""
     from datasets import Dataset, Features, List, Value
 
     processes = max(1, min(usable_cores(), sum(map(len, texts)) // BYTES_PER_PROCESS))
@@ -100,7 +100,7 @@ def tokenise(texts: Sequence[str], tokenizer_path: Path, cache_dir: Path) -> lis
 
 
 def arrow_rows(encoded: "Dataset") -> Iterator[npt.NDArray[np.uint32]]:
-    """The rows of the column `tokens`, without going through Python integers."""
+    """Yields the rows of the column `tokens`, without going through Python integers."""
     for chunk in encoded.data.column("tokens").chunks:
         values = chunk.values.to_numpy(zero_copy_only=True)
         offsets = chunk.offsets.to_numpy()
@@ -110,7 +110,7 @@ def arrow_rows(encoded: "Dataset") -> Iterator[npt.NDArray[np.uint32]]:
 
 @contextmanager
 def quiet_datasets() -> Iterator[None]:
-    """Without progress bars and notes of `datasets`; puts back what was set before."""
+    """Silences progress bars and notes of `datasets`; puts back what was set before."""
     import datasets
 
     bars, level = datasets.are_progress_bars_disabled(), datasets.logging.get_verbosity()

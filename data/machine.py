@@ -12,7 +12,7 @@ def usable_cores() -> int:
 
 
 def control_group(name: str) -> str:
-    """A value of the container's control group, such as `memory.max`; empty where there is none."""
+    """Returns a value of the container's control group, such as `memory.max`; empty where there is none."""
     try:
         return (Path("/sys/fs/cgroup") / name).read_text().strip()
     except OSError:

@@ -12,7 +12,7 @@ from moe_testbed.data.tokens.store import FORMAT, DomainTokens
 
 
 def mix_settings(mix: MixConfig) -> dict[str, Any]:
-    """What a mix says besides its domains and decides the content of a store, as JSON values."""
+    """Returns what a mix says besides its domains and decides the content of a store, as JSON values."""
     return mix.model_dump(mode="json", exclude={"domains", "evaluation_only"})
 
 
@@ -43,7 +43,7 @@ def describe_texts(texts: MixTexts) -> dict[str, Any]:
 
 
 def build_manifest(mix: MixConfig, texts: MixTexts, tokens: Sequence[DomainTokens]) -> dict[str, Any]:
-    """The manifest of a store: `describe_texts` with the tokens of every split, the mix and the tokenizer."""
+    """Returns the manifest of a store: `describe_texts` with the tokens of every split, the mix and the tokenizer."""
     described = describe_texts(texts)
     for domain in tokens:
         for split in SPLITS:

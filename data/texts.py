@@ -19,7 +19,7 @@ DOWNLOADS_AT_ONCE = 4
 
 @dataclass(frozen=True)
 class DomainText:
-    """One domain: split -> documents. An evaluation-only mix has one split, `ALL`."""
+    """Holds the documents of one domain by split. An evaluation-only mix has one split, `ALL`."""
 
     name: str
     config: DomainConfig
@@ -29,7 +29,7 @@ class DomainText:
 
 @dataclass(frozen=True)
 class MixTexts:
-    """The domains that could be read, and why others could not: dropped domain -> reason."""
+    """Holds the domains that could be read, and why others could not: dropped domain -> reason."""
 
     domains: list[DomainText]
     dropped: dict[str, str]
@@ -69,7 +69,7 @@ def read_texts(mix: MixConfig, cache_dir: Path, log: Log) -> MixTexts:
 
 
 def labelled_documents(texts: MixTexts, split: str) -> dict[str, list[Document]]:
-    """Domain -> documents of one split, or of all of them (`ALL`). Raises DataError if the mix has no such split."""
+    """Returns domain -> documents of one split, or of all (`ALL`). Raises DataError if the mix has no such split."""
     found = {}
     for domain in texts.domains:
         if split == ALL:
@@ -92,7 +92,7 @@ def refuse_training(mix: MixConfig) -> None:
 
 
 def _whole(documents: Iterable[Document], figures: Figures) -> list[Document]:
-    """All documents that have text, cleaned; adds to `figures`."""
+    """Returns all documents that have text, cleaned; adds to `figures`."""
     kept = []
     for document in documents:
         text = clean_text(document.text)

@@ -10,7 +10,7 @@ ANNOTATION = re.compile(r"\{[^{}]*?=>([^{}]*?):::[^{}]*\}")
 
 @reader_kinds.register("annotated_text")
 class AnnotatedText(Reader):
-    """One document a file, as the annotator would have written it."""
+    """Makes one document of a file: the text as the annotator would have written it."""
 
     kind: str = "annotated_text"
 

@@ -9,7 +9,7 @@ from moe_testbed.data.readers.base import Reader, reader_kinds
 
 @reader_kinds.register("fasta")
 class Fasta(Reader):
-    """Documents of so many records each; a record is a paragraph.
+    """Makes documents of so many records each; a record is a paragraph.
 
     The header lines are dropped: they number the records, and two records of the same sequence must look the same to
     the de-duplication.

@@ -13,7 +13,7 @@ BLOCKS = frozenset({"blockquote", "dd", "div", "dt", "h1", "h2", "h3", "h4", "h5
 
 @reader_kinds.register("html_text")
 class HtmlText(Reader):
-    """What a browser would show, a block (heading, paragraph, list item) a paragraph.
+    """Reads what a browser would show; a block (heading, paragraph, list item) is a paragraph.
 
     With `document_tags` every outermost element of these kinds is a document and the rest of the page is left out;
     without, the page is one document. UTF-8 only.

@@ -9,7 +9,7 @@ from moe_testbed.data.readers.base import Reader, reader_kinds
 
 @reader_kinds.register("line_groups")
 class LineGroups(Reader):
-    """Documents of so many lines each; a line is a paragraph."""
+    """Makes documents of so many lines each; a line is a paragraph."""
 
     kind: str = "line_groups"
     lines_per_document: int = Field(default=200, ge=1)

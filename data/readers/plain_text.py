@@ -7,7 +7,7 @@ from moe_testbed.data.readers.base import Reader, reader_kinds
 
 @reader_kinds.register("plain_text")
 class PlainText(Reader):
-    """UTF-8; with `fallback_encoding` (for example latin-1) for files that are not."""
+    """Reads UTF-8, and files that are not by `fallback_encoding` (for example latin-1)."""
 
     kind: str = "plain_text"
     fallback_encoding: str | None = None

@@ -15,7 +15,7 @@ from moe_testbed.data.readers.base import Reader, reader_kinds
 
 @reader_kinds.register("sqlite_rows")
 class SqliteRows(Reader):
-    """Rows of one table that share `group_by` are one document (a law), a row (an article) a paragraph."""
+    """Makes one document (a law) of the rows of one table that share `group_by`; a row (an article) is a paragraph."""
 
     kind: str = "sqlite_rows"
     table: str

@@ -11,7 +11,7 @@ from moe_testbed.data.errors import DataError
 
 
 def glob_pattern(glob: str) -> re.Pattern[str]:
-    """A glob over whole paths: `*` and `?` stay inside a folder, `**/` spans any number of them, `[sS]` is a set."""
+    """Returns the pattern of a glob over paths: `*` and `?` stay in a folder, `**/` spans folders, `[sS]` is a set."""
     pieces = re.split(r"(\*\*/|\*\*|\*|\?|\[[^\]]+\])", glob)
     translations = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
     return re.compile("".join(translations.get(p) or (p if p.startswith("[") else re.escape(p)) for p in pieces))

@@ -26,7 +26,7 @@ class Source(BaseModel, ABC, extra="forbid", frozen=True):
         """Yields the documents in a fixed order; an endless source stops after max_bytes of UTF-8. Raises DataError."""
 
     def identity(self) -> dict[str, Any]:
-        """What decides the documents, as JSON: two sources of equal identity yield the same."""
+        """Returns what decides the documents, as JSON: two sources of equal identity yield the same."""
         return self.model_dump(mode="json")
 
 
@@ -34,7 +34,7 @@ source_kinds: Registry[Source] = Registry("source kind")
 
 
 def read_file(reader: Reader, content: bytes, origin: str) -> Iterator[Document]:
-    """The documents of one file. Raises DataError, naming the file, if it is not what the reader expects."""
+    """Yields the documents of one file. Raises DataError, naming the file, if it is not what the reader expects."""
     try:
         for text in reader.texts(content):
             yield Document(text=text, origin=origin, separator=reader.paragraph_separator)

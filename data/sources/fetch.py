@@ -18,7 +18,7 @@ from moe_testbed.data.errors import DataError
 
 @dataclass(frozen=True)
 class Pin:
-    """One archive: index "pypi" or "npm", package, version and the SHA-256 (hexadecimal) of the archive."""
+    """Names one archive: index "pypi" or "npm", package, version and the SHA-256 (hexadecimal) of the archive."""
 
     index: str
     package: str
@@ -85,7 +85,7 @@ SUFFIXES: Mapping[str, str] = {"pypi": ".whl", "npm": ".tgz"}
 
 
 def file_sha256(path: Path) -> str:
-    """SHA-256 of a file in hexadecimal digits."""
+    """Returns the SHA-256 of a file in hexadecimal digits."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         for block in iter(lambda: file.read(1 << 20), b""):

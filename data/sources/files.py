@@ -15,7 +15,7 @@ from moe_testbed.data.sources.base import Source, read_file, source_kinds
 
 @source_kinds.register("files")
 class FilesSource(Source):
-    """Files by glob, read by any reader: `plain_text` (a file is a document), `jsonl` (a line is one), ..."""
+    """Reads files by glob with any reader: `plain_text` (a file is a document), `jsonl` (a line is one), ..."""
 
     kind: str = "files"
     glob: str = Field(description="relative to the working directory; `**` spans folders, `~` is your home")
@@ -30,7 +30,7 @@ class FilesSource(Source):
             yield from read_file(self.reader, path.read_bytes(), origin=str(path))
 
     def paths(self) -> list[Path]:
-        """The files that match, sorted by path."""
+        """Returns the files that match, sorted by path."""
         pattern = str(Path(self.glob).expanduser())
         return sorted(path for path in map(Path, glob.glob(pattern, recursive=True)) if path.is_file())
 

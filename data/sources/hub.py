@@ -15,7 +15,7 @@ from moe_testbed.data.sources.base import Source, source_kinds
 
 @source_kinds.register("hub")
 class HubSource(Source):
-    """A column of one split of a data set; reading stops at `limit` documents or the mix's bytes per domain."""
+    """Reads a column of one split of a data set; it stops at `limit` documents or the mix's bytes per domain."""
 
     kind: str = "hub"
     path: str = Field(description="repository of the data set, for example allenai/c4")

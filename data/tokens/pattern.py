@@ -23,14 +23,14 @@ class Pattern:
     counts_D: npt.NDArray[np.int64]
 
     def draw(self, number: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        """Draw number n -> (its domain, how many earlier draws were from that domain); any shape, O(1)."""
+        """Returns of draw number n (its domain, how many earlier draws were from that domain); any shape, O(1)."""
         period, slot = np.divmod(number, len(self.domains_X))
         domain = self.domains_X[slot]
         return domain, period * self.counts_D[domain] + self.ranks_X[slot]
 
 
 def make_pattern(weights: Sequence[float]) -> Pattern:
-    """The pattern for weights of domains 0, 1, ...; weights are exact decimals ("0.3" is 3/10).
+    """Returns the pattern for weights of domains 0, 1, ...; weights are exact decimals ("0.3" is 3/10).
 
     The period is the shortest that gives every domain exactly its share; where that is longer than LONGEST_PERIOD, it
     is LONGEST_PERIOD with shares by largest remainder. The slots of a domain are spread evenly over the period, so that
@@ -59,7 +59,7 @@ def make_pattern(weights: Sequence[float]) -> Pattern:
 
 
 def largest_remainder(shares: Sequence[Fraction], total: int) -> list[int]:
-    """Whole numbers in the proportions of the shares that add up to total (Hamilton's method; ties to the first)."""
+    """Returns whole numbers that add up to total in the shares' proportions (Hamilton's method; ties to the first)."""
     counts = [int(share * total) for share in shares]
     by_remainder = sorted(range(len(shares)), key=lambda domain: (counts[domain] - shares[domain] * total, domain))
     for domain in by_remainder[: total - sum(counts)]:
@@ -68,7 +68,7 @@ def largest_remainder(shares: Sequence[Fraction], total: int) -> list[int]:
 
 
 def weights_of(domains: Sequence[str], weights: Mapping[str, float] | None, dropped: Mapping[str, str]) -> list[float]:
-    """The weights of a store's domains in order; without weights all are equal.
+    """Returns the weights of a store's domains in order; without weights all are equal.
 
     dropped: domains that the mix has but the store lacks; their weights are passed over.
     Raises DataError if a domain has no weight, a weight has no domain, a weight is negative, or all are zero.

@@ -16,7 +16,7 @@ def mix_bits(x: UInt64) -> UInt64:
 
 
 def key_of(*parts: int | npt.ArrayLike) -> UInt64:
-    """A 64-bit key of non-negative integers, elementwise over arrays; the order of the parts matters."""
+    """Returns a 64-bit key of non-negative integers, elementwise over arrays; the order of the parts matters."""
     key: UInt64 = np.zeros(1, dtype=np.uint64)
     for part in parts:
         number: UInt64 = np.asarray(part).astype(np.uint64)
@@ -25,13 +25,13 @@ def key_of(*parts: int | npt.ArrayLike) -> UInt64:
 
 
 def shuffled(size: int, key: UInt64) -> npt.NDArray[np.int64]:
-    """A permutation of range(size) chosen by one key, O(size log size)."""
+    """Returns a permutation of range(size) chosen by one key, O(size log size)."""
     # mix_bits is a bijection, so that no two of the sorted numbers are equal.
     return np.argsort(mix_bits(key ^ np.arange(size, dtype=np.uint64)), kind="stable").astype(np.int64)
 
 
 def permute(index: npt.NDArray[np.int64], size: npt.NDArray[np.int64], key: UInt64) -> npt.NDArray[np.int64]:
-    """Where `index` goes in the permutation of range(size) that `key` chooses; O(1), elementwise over equal shapes.
+    """Returns where `index` goes in the permutation of range(size) that `key` chooses; O(1), elementwise.
 
     A Feistel network permutes the smallest range of 4**h numbers that holds range(size); whatever it sends outside is
     sent through again until it falls inside, which keeps it a permutation ("cycle walking": Black and Rogaway, CT-RSA

@@ -46,7 +46,7 @@ class Batch:
 
 
 class Sampler:
-    """Training batches of one split of a store.
+    """Draws the training batches of one split of a store.
 
     packing: "single_domain": a sequence is one chunk of one domain; "packed": it is `pieces_per_sequence` chunks, each
     of any domain. domain_weights: domain -> share of the draws, relative; without it all are drawn equally often.
@@ -101,7 +101,7 @@ class Sampler:
 def evaluation_batches(
     store: Store, split: str, sequence_length: int, sequences_per_domain: int, batch_size: int
 ) -> Iterator[Batch]:
-    """The same single-domain sequences for every run, spread evenly over each domain's held-out text.
+    """Yields the same single-domain sequences for every run, spread evenly over each domain's held-out text.
 
     The domains take turns, so that a batch is as mixed as one in training: what a router or an expert's capacity makes
     of a batch depends on its mixture.

@@ -45,7 +45,7 @@ Int64 = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Region:
-    """The documents [first_document, end_document) of one (split, domain), and their tokens."""
+    """Holds the documents [first_document, end_document) of one (split, domain), and their tokens."""
 
     first_document: int
     end_document: int
@@ -97,7 +97,7 @@ class Store:
         return manifest
 
     def region(self, split: str, domain: int | str) -> Region:
-        """domain: number or name. Raises DataError if there is no such split or domain."""
+        """Returns the region of a domain (number or name). Raises DataError if there is no such split or domain."""
         self._check_split(split)
         if isinstance(domain, str):
             if domain not in self.domains:
@@ -106,7 +106,7 @@ class Store:
         return self.regions[split][domain]
 
     def tokens_of(self, split: str, domain: int | str) -> Tokens:
-        """The tokens of one (split, domain), memory-mapped."""
+        """Returns the tokens of one (split, domain), memory-mapped."""
         region = self.region(split, domain)
         return self.tokens[region.first_token : region.end_token]
 
@@ -116,7 +116,7 @@ class Store:
         return np.array(np.load(self.path / TOKEN_COUNTS, mmap_mode="r")[SPLITS.index(split)])
 
     def document_of(self, token: npt.ArrayLike) -> Int64:
-        """Store-wide document number of token positions of any shape."""
+        """Returns the store-wide document number of token positions of any shape."""
         return np.searchsorted(self.document_starts, token, side="right").astype(np.int64) - 1
 
     def _check_split(self, split: str) -> None:
@@ -126,7 +126,7 @@ class Store:
 
 @dataclass(frozen=True)
 class DomainTokens:
-    """What `write_store` takes for one domain: split -> token arrays, one a document."""
+    """Holds what `write_store` takes for one domain: split -> token arrays, one a document."""
 
     name: str
     labelled: bool
@@ -174,7 +174,7 @@ def write_store(
 
 
 def _count(tokens: Tokens, vocab_size: int) -> Int64:
-    """int64[vocab_size]: how often each piece occurs; in parts, because numpy counts a copy of eight bytes a token."""
+    """Counts how often each piece occurs, int64 [vocab_size]; in parts, since numpy copies 8 bytes a token."""
     counts = np.zeros(vocab_size, dtype=np.int64)
     for start in range(0, len(tokens), COUNTED_AT_ONCE):
         counts += np.bincount(tokens[start : start + COUNTED_AT_ONCE], minlength=vocab_size)

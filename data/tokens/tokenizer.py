@@ -61,7 +61,7 @@ def train_tokenizer(
 
 
 def take_bytes(documents: Iterable[str], limit: int) -> Iterator[str]:
-    """The beginnings of the first documents, up to `limit` bytes: no long document fills the sample."""
+    """Yields the beginnings of the first documents, up to `limit` bytes: no long document fills the sample."""
     taken = 0
     for text in documents:
         if taken >= limit:
@@ -72,7 +72,7 @@ def take_bytes(documents: Iterable[str], limit: int) -> Iterator[str]:
 
 
 def rare_characters(documents: Iterable[str], kept: int) -> set[str]:
-    """All but the `kept` most frequent characters (ties to the smaller code point).
+    """Returns all but the `kept` most frequent characters (ties to the smaller code point).
 
     Chinese alone has more characters than a small vocabulary has pieces; the rare ones are spelt in bytes.
     """
@@ -100,7 +100,7 @@ def load_tokenizer(path: Path) -> sentencepiece.SentencePieceProcessor:
 
 
 def encode_batch(batch: Mapping[str, list[str]], tokenizer_path: str) -> dict[str, Any]:
-    """For `datasets.map`: column `text` -> column `tokens`, each document closed by END_OF_DOCUMENT."""
+    """Turns column `text` into column `tokens`, as `datasets.map` asks; END_OF_DOCUMENT closes each document."""
     documents = _cached_tokenizer(tokenizer_path).encode(batch["text"], add_eos=True, num_threads=1)
     return {"tokens": [np.array(document, dtype=np.uint32) for document in documents]}
 

@@ -21,14 +21,14 @@ Line = Annotated[str, Field(pattern=r"^[^\n]+$")]
 
 
 class InterconnectConfig(BaseModel, extra="forbid", frozen=True):
-    """How fast bytes move; the planner's times follow from it, nothing else does."""
+    """Says how fast bytes move; the planner's times follow from it, nothing else does."""
 
     within_node_gb_per_s: float = Field(gt=0, description="of one GPU to the others of its node, one direction, 1e9 B")
     between_nodes_gb_per_s: float = Field(gt=0, description="of one node to all others, one direction, 1e9 B")
 
 
 class SlurmConfig(BaseModel, extra="forbid", frozen=True):
-    """What an sbatch script asks for."""
+    """Says what an sbatch script asks for."""
 
     partition: Word = Field(description="of the jobs; `sinfo` lists them")
     account: Word | None = Field(None, description="who pays; null: the user's default")
@@ -46,7 +46,7 @@ class SlurmConfig(BaseModel, extra="forbid", frozen=True):
 
 
 class ClusterConfig(BaseModel, extra="forbid", frozen=True):
-    """Nodes that are all alike, and how processes are started on them."""
+    """Describes nodes that are all alike, and how processes are started on them."""
 
     name: str = Field(pattern=NAME_PATTERN, description="of the cluster")
     nodes: int = Field(gt=0, description="nodes of a training")
@@ -73,7 +73,7 @@ class ClusterConfig(BaseModel, extra="forbid", frozen=True):
 
     @property
     def num_gpus(self) -> int:
-        """Of all nodes; as many processes train."""
+        """The GPUs of all nodes; as many processes train."""
         return self.nodes * self.gpus_per_node
 
     @model_validator(mode="after")
@@ -103,7 +103,7 @@ class ClusterConfig(BaseModel, extra="forbid", frozen=True):
 
 
 def load_cluster(path: str | Path, overrides: Iterable[str] = ()) -> ClusterConfig:
-    """The cluster in a YAML file, under overrides like ``nodes=8``.
+    """Returns the cluster in a YAML file, under overrides like ``nodes=8``.
 
     A ``hostfile`` is looked for beside the YAML file that names it.
 

@@ -53,7 +53,7 @@ VARIANTS: Variants = {
 
 
 class DataConfig(BaseModel, extra="forbid", frozen=True):
-    """What the model reads."""
+    """Says what the model reads."""
 
     mix: MixConfig = Field(description="the mix, or the path of its YAML file")
     sequence_length: int = Field(256, gt=1, description="tokens (L)")
@@ -77,7 +77,7 @@ class DataConfig(BaseModel, extra="forbid", frozen=True):
 
 
 class TrainingConfig(BaseModel, extra="forbid", frozen=True):
-    """AdamW with linear warm-up and cosine decay."""
+    """Says how the model is trained: by AdamW with linear warm-up and cosine decay."""
 
     steps: int = Field(gt=0, description="optimizer steps")
     global_batch_size: int = Field(gt=0, description="sequences of one optimizer step, over all ranks")
@@ -123,7 +123,7 @@ class TrainingConfig(BaseModel, extra="forbid", frozen=True):
 
 
 class ParallelConfig(BaseModel, extra="forbid", frozen=True):
-    """How a model is spread over ranks."""
+    """Says how a model is spread over ranks."""
 
     expert_parallel_size: int = Field(1, gt=0, description="ranks that share one set of experts")
     expert_parallel_across_nodes: bool = Field(
@@ -141,7 +141,7 @@ class ParallelConfig(BaseModel, extra="forbid", frozen=True):
 
 
 class EvaluationConfig(BaseModel, extra="forbid", frozen=True):
-    """Loss and routing counts on held-out documents."""
+    """Says when loss and routing counts are taken on held-out documents, and on how many."""
 
     every: int = Field(0, ge=0, description="optimizer steps between two evaluations; 0: only at the end")
     sequences_per_domain: int = Field(64, gt=0)
@@ -172,21 +172,21 @@ class AblationConfig(BaseModel, extra="forbid", frozen=True):
 
 
 class CheckpointConfig(BaseModel, extra="forbid", frozen=True):
-    """What a run that is cut off continues from."""
+    """Says when a run writes what it continues from if it is cut off."""
 
     every: int = Field(0, ge=0, description="optimizer steps between two checkpoints; 0: only at the end")
     keep: int = Field(1, gt=0, description="newest checkpoints that stay on disk")
 
 
 class TrackingConfig(BaseModel, extra="forbid", frozen=True):
-    """MLflow; the store is MLFLOW_TRACKING_URI, or mlflow.db in the working directory."""
+    """Says whether MLflow is told; the store is MLFLOW_TRACKING_URI, or mlflow.db in the working directory."""
 
     mlflow: bool = True
     experiment: str = Field("moe-testbed", min_length=1, description="name of the MLflow experiment")
 
 
 class RuntimeConfig(BaseModel, extra="forbid", frozen=True):
-    """Where a run computes."""
+    """Says where a run computes."""
 
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: a GPU if torch sees one")
     threads: int = Field(
@@ -195,7 +195,7 @@ class RuntimeConfig(BaseModel, extra="forbid", frozen=True):
 
 
 class ExperimentConfig(BaseModel, extra="forbid", frozen=True):
-    """One training: data, model, routing and how it is trained."""
+    """Describes one training: data, model, routing and how it is trained."""
 
     name: str = Field(pattern=NAME_PATTERN, description="part of the run folder's name")
     seed: int = Field(
@@ -266,7 +266,7 @@ class ExperimentConfig(BaseModel, extra="forbid", frozen=True):
 
 
 def load_experiment(path: str | Path, overrides: Iterable[str] = ()) -> ExperimentConfig:
-    """The experiment in a YAML file, under overrides like ``training.steps=100``.
+    """Returns the experiment in a YAML file, under overrides like ``training.steps=100``.
 
     Args:
         path: of the file; one that is not there is looked for among the embedded configs.
@@ -283,12 +283,12 @@ def experiment_tree(path: str | Path, overrides: Iterable[str] = ()) -> Node:
 
 
 def check_experiment(tree: Node) -> ExperimentConfig:
-    """The typed experiment of a merged tree. Raises ConfigError."""
+    """Returns the typed experiment of a merged tree. Raises ConfigError."""
     return validate(ExperimentConfig, tree, VARIANTS)
 
 
 def run_name(config: ExperimentConfig, overrides: Iterable[str] = ()) -> str:
-    """Name of the run folder of an experiment that is trained by itself: NAME-seedSEED, and what else was overridden.
+    """Returns the name of the folder of an experiment trained by itself: NAME-seedSEED, and what else was overridden.
 
     The same overrides, in whatever order, give the same name. A digest keeps apart what the readable part does not.
     """
@@ -303,12 +303,12 @@ def run_name(config: ExperimentConfig, overrides: Iterable[str] = ()) -> str:
 
 
 def dump_config(config: BaseModel) -> str:
-    """The whole config as YAML, defaults written out; loads back to an equal object."""
+    """Returns the whole config as YAML, defaults written out; loads back to an equal object."""
     return to_yaml(config.model_dump(mode="json"))
 
 
 def explain_experiment(path: str | Path, overrides: Iterable[str] = ()) -> str:
-    """The whole config as YAML, each value with a comment that says where it comes from. Raises ConfigError."""
+    """Returns the whole config as YAML, each value with a comment that says where it comes from. Raises ConfigError."""
     tree = experiment_tree(path, overrides)
     plain = check_experiment(tree).model_dump(mode="json")
     return to_yaml(plain, {keys: _source(tree, keys) for keys in _leaves(plain, ())})

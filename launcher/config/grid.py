@@ -15,7 +15,7 @@ _RULES = replace(RULES, renamed={})
 
 
 def expand_grid(suite: Node) -> Node:
-    """The suite with its grid turned into runs, before those that it lists itself.
+    """Returns the suite with its grid turned into runs, before those that it lists itself.
 
     ``grid`` maps axis -> label -> overrides. A run's label joins one label of each axis with ``-``; a later axis wins
     where two override the same value. A run listed under ``runs`` with the label of a combination changes that one.
@@ -54,7 +54,7 @@ def _mapping(node: Node, place: str) -> dict[str, Node]:
 
 
 def _mapping_node(node: Node, place: str) -> Node:
-    """A label's overrides; nothing at all (the experiment as it is) may be written as {} or null."""
+    """Returns a label's overrides; nothing at all (the experiment as it is) may be written as {} or null."""
     if node.value is None or node.value == {}:
         return Node({}, node.origin)
     _mapping(node, place)

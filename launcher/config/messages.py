@@ -24,7 +24,7 @@ _DOTTED = re.compile(r"[a-z_]\w*(?:\.\w+)+")
 
 
 def validate(model: type[Model], tree: Node, variants: Variants) -> Model:
-    """The model's object.
+    """Returns the model's object.
 
     Types are strict: a number in quotes is no number.
 
@@ -86,7 +86,7 @@ def _description(location: Location, model: type[BaseModel], tree: Node, variant
 
 
 def _known_part(location: Iterable[str | int], tree: Node, kind: str) -> Location:
-    """The location in the YAML: without the tags that pydantic adds for the members of a union."""
+    """Returns the location in the YAML: without the tags that pydantic adds for the members of a union."""
     found: Location = ()
     location = tuple(location)
     for number, key in enumerate(location):
@@ -97,7 +97,7 @@ def _known_part(location: Iterable[str | int], tree: Node, kind: str) -> Locatio
 
 
 def _origin(tree: Node, location: Iterable[str | int]) -> str:
-    """Where the value was written, or the nearest mapping around it."""
+    """Returns where the value was written, or the nearest mapping around it."""
     location = tuple(location)
     for length in range(len(location), -1, -1):
         node = lookup(tree, location[:length])
@@ -107,7 +107,7 @@ def _origin(tree: Node, location: Iterable[str | int]) -> str:
 
 
 def _model_at(location: Location, model: type[BaseModel], tree: Node, variants: Variants) -> type[BaseModel] | None:
-    """The class that the mapping at a location is checked against."""
+    """Returns the class that the mapping at a location is checked against."""
     annotation: Any = model
     for number, key in enumerate(location):
         members = _members(annotation)
@@ -140,7 +140,7 @@ def _chosen(annotation: Any, location: Location, tree: Node, variants: Variants)
 
 
 def _members(annotation: Any) -> list[Any]:
-    """The types that an annotation allows, without Annotated, Optional and unions around them."""
+    """Returns the types that an annotation allows, without Annotated, Optional and unions around them."""
     origin = get_origin(annotation)
     if origin is Annotated:
         return _members(get_args(annotation)[0])

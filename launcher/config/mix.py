@@ -18,5 +18,5 @@ VARIANTS: Variants = {
 
 
 def load_mix(path: str | Path, overrides: Iterable[str] = ()) -> MixConfig:
-    """The mix in a YAML file, under overrides like ``vocab_size=4096``; torch is not needed. Raises ConfigError."""
+    """Returns the mix in a YAML file, under overrides like ``vocab_size=4096``; needs no torch. Raises ConfigError."""
     return validate(MixConfig, read_layers(path, overrides, Rules()), VARIANTS)

@@ -20,7 +20,7 @@ RENAMED: Mapping[Keys, str] = {
 
 
 def new_keys(keys: Keys) -> Keys:
-    """The place that a place has today."""
+    """Returns where a key that was at this place once is today."""
     found: Keys = ()
     for key in keys:
         found = (*found, RENAMED.get((*found, key), key))
@@ -28,7 +28,7 @@ def new_keys(keys: Keys) -> Keys:
 
 
 def with_new_names(config: Mapping[str, Any], at: Keys = ()) -> dict[str, Any]:
-    """A run's config as plain values, its keys under the names of today.
+    """Returns a run's config as plain values, its keys under the names of today.
 
     It is for files that are read without trust: of an old key beside its new one, the new one is taken.
     """

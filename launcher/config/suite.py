@@ -40,7 +40,7 @@ _INSTEAD = {"name": "the label in runs", "seed": "seeds"}
 
 
 class SuiteRunConfig(BaseModel, extra="forbid", frozen=True):
-    """One run of a suite."""
+    """Describes one run of a suite."""
 
     description: str = Field("", description="what the run is, in the report")
     overrides: dict[str, Any] = Field(
@@ -93,7 +93,7 @@ class SuiteRun:
 
     @property
     def name(self) -> str:
-        """Name of the run's folder."""
+        """Returns the name of the run's folder."""
         return self.run_dir.name
 
 
@@ -106,7 +106,7 @@ class Suite:
 
 
 def load_suite(path: str | Path, overrides: Iterable[str] = ()) -> Suite:
-    """The suite in a YAML file, under overrides.
+    """Returns the suite in a YAML file, under overrides.
 
     An override whose first key is one of the suite's own (``seeds=[1,2]``) changes the suite; any other
     (``training.steps=100``) changes the experiment of every run, above the file's own overrides.
@@ -145,7 +145,7 @@ def load_suite(path: str | Path, overrides: Iterable[str] = ()) -> Suite:
 
 
 def suite_runs(suite: Suite, runs_dir: Path) -> list[SuiteRun]:
-    """The trainings of a suite, seed by seed, in the order of its runs."""
+    """Returns the trainings of a suite, seed by seed, in the order of its runs."""
     folder = runs_dir / suite.config.name
     return [
         SuiteRun(label, seed, suite.experiments[label, seed], folder / f"{label}-seed{seed}")
@@ -155,7 +155,7 @@ def suite_runs(suite: Suite, runs_dir: Path) -> list[SuiteRun]:
 
 
 def _with_overrides(runs: dict[str, SuiteRunConfig], texts: list[str]) -> dict[str, SuiteRunConfig]:
-    """The runs with the command line's values written out among their own."""
+    """Returns the runs with the command line's values written out among their own."""
     added = {}
     for text in texts:
         keys = new_keys(tuple(text.split("=")[0].split(".")))

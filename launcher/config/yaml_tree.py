@@ -1,6 +1,6 @@
 """YAML as a tree that remembers where every value was written: includes, references to files, layers, overrides.
 
-A tree knows nothing of what the values mean; `config_errors` checks it against a pydantic model.
+A tree knows nothing of what the values mean; `messages` checks it against a pydantic model.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ ANY = "*"
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a value was written: a line of a file, or the command line (``file`` is None)."""
+    """Says where a value was written: a line of a file, or the command line (``file`` is None)."""
 
     file: Path | None = None
     line: int = 0
@@ -39,7 +39,7 @@ COMMAND_LINE = Origin()
 
 @dataclass(frozen=True)
 class Node:
-    """A value and where it was written. ``whole``: it replaces a lower layer's mapping instead of merging with it."""
+    """A value with its origin. ``whole``: it replaces a lower layer's mapping instead of merging with it."""
 
     value: Tree
     origin: Origin
@@ -51,7 +51,7 @@ Tree: TypeAlias = dict[str, Node] | list[Node] | str | int | float | bool | None
 
 @dataclass(frozen=True)
 class Rules:
-    """What is special about some places of a tree, as patterns of keys with `ANY` for one key.
+    """Says what is special about some places of a tree, as patterns of keys with `ANY` for one key.
 
     Attributes:
         references: a text here is the path of a YAML file that holds the mapping.
@@ -65,11 +65,11 @@ class Rules:
     renamed: Mapping[Keys, str] = field(default_factory=dict)
 
     def is_reference(self, path: Keys) -> bool:
-        """Whether a text at ``path`` names a file."""
+        """Returns whether a text at ``path`` names a file."""
         return any(_matches(pattern, path) for pattern in self.references)
 
     def choice_key(self, path: Keys) -> str | None:
-        """The key of the mapping at ``path`` that chooses its options, if there is one."""
+        """Returns the key of the mapping at ``path`` that chooses its options, if there is one."""
         return next((key for pattern, key in self.variants if _matches(pattern, path)), None)
 
 
@@ -78,7 +78,7 @@ def _matches(pattern: Keys, path: Keys) -> bool:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.1 without its surprises: 3e-4 is a number, yes/no/on/off and 2024-01-01 are texts."""
+    """Reads YAML 1.1 without its surprises: 3e-4 is a number, yes/no/on/off and 2024-01-01 are texts."""
 
 
 class _Dumper(yaml.SafeDumper):
@@ -119,7 +119,7 @@ def read_layers(path: str | Path, overrides: Iterable[str], rules: Rules) -> Nod
 
 
 def load_file(path: Path, rules: Rules, at: Keys = (), opened: tuple[Path, ...] = ()) -> Node:
-    """The tree of a YAML file, with what it includes and refers to.
+    """Returns the tree of a YAML file, with what it includes and refers to.
 
     Args:
         path: an existing file, see `find_file`.
@@ -146,7 +146,7 @@ def load_file(path: Path, rules: Rules, at: Keys = (), opened: tuple[Path, ...] 
 
 
 def parse_overrides(texts: Iterable[str], rules: Rules) -> Node:
-    """The tree of ``a.b=VALUE`` texts from the command line, VALUE in YAML; a later one wins.
+    """Returns the tree of ``a.b=VALUE`` texts from the command line, VALUE in YAML; a later one wins.
 
     Raises:
         ConfigError: a text of another form, or what `load_file` raises for a file that a value refers to.
@@ -161,7 +161,7 @@ def parse_overrides(texts: Iterable[str], rules: Rules) -> Node:
 
 
 def split_dotted(tree: Node, rules: Rules) -> Node:
-    """The mapping with keys like ``routing.router.name`` opened into nested mappings, and its references read."""
+    """Returns the mapping with keys like ``routing.router.name`` opened into mappings, and its references read."""
     assert isinstance(tree.value, dict)
     result = Node({}, tree.origin)
     for key, node in tree.value.items():
@@ -170,7 +170,7 @@ def split_dotted(tree: Node, rules: Rules) -> Node:
 
 
 def merge(low: Node, high: Node, rules: Rules, at: Keys = ()) -> Node:
-    """``high`` over ``low``: mappings merge key by key, anything else is replaced."""
+    """Lays ``high`` over ``low``: mappings merge key by key, anything else is replaced."""
     if high.whole or not isinstance(low.value, dict) or not isinstance(high.value, dict):
         return high
     choice = rules.choice_key(at)
@@ -185,7 +185,7 @@ def merge(low: Node, high: Node, rules: Rules, at: Keys = ()) -> Node:
 
 
 def lookup(tree: Node, path: Iterable[str | int]) -> Node | None:
-    """The node at a path, None if there is none."""
+    """Returns the node at a path, None if there is none."""
     node: Node | None = tree
     for key in path:
         if node is None:
@@ -200,7 +200,7 @@ def lookup(tree: Node, path: Iterable[str | int]) -> Node | None:
 
 
 def to_plain(node: Node) -> Any:
-    """The value without origins."""
+    """Returns the value without origins."""
     if isinstance(node.value, dict):
         return {key: to_plain(child) for key, child in node.value.items()}
     if isinstance(node.value, list):
@@ -209,7 +209,7 @@ def to_plain(node: Node) -> Any:
 
 
 def find_file(name: str, folder: Path, origin: str) -> Path:
-    """The YAML file that ``name`` means: in ``folder``, else among the embedded configs.
+    """Returns the YAML file that ``name`` means: in ``folder``, else among the embedded configs.
 
     Raises:
         ConfigError: neither has it; the message starts with ``origin`` and names the nearest embedded file.
@@ -230,12 +230,12 @@ def find_file(name: str, folder: Path, origin: str) -> Path:
 
 
 def embedded_configs() -> Path:
-    """The folder of the YAML files that come with the package."""
+    """Returns the folder of the YAML files that come with the package."""
     return Path(str(resources.files("moe_testbed.configs")))
 
 
 def shown(path: Path) -> str:
-    """A path as messages show it: relative where it is below the working directory, embedded files as configs/..."""
+    """Returns a path as messages show it: relative below the working directory, embedded files as configs/..."""
     for base, prefix in ((Path.cwd(), Path()), (embedded_configs().resolve(), Path("configs"))):
         if path.resolve().is_relative_to(base):
             return str(prefix / path.resolve().relative_to(base))
@@ -243,7 +243,7 @@ def shown(path: Path) -> str:
 
 
 def to_yaml(value: Any, origins: dict[Keys, str] | None = None) -> str:
-    """Plain values as YAML that `load_file` reads back; ``origins`` (path -> where from) become comments."""
+    """Returns plain values as YAML that `load_file` reads back; ``origins`` (path -> where from) become comments."""
     lines = list(_lines(value, (), 0))
     if origins is None:
         return "".join(f"{text}\n" for text, _ in lines)
@@ -252,7 +252,7 @@ def to_yaml(value: Any, origins: dict[Keys, str] | None = None) -> str:
 
 
 def _lines(value: Any, path: Keys, indent: int) -> Iterator[tuple[str, Keys]]:
-    """The lines of a mapping or list in block style, each with the path of the value that it ends with."""
+    """Yields the lines of a mapping or list in block style, each with the path of the value that it ends with."""
     margin = " " * indent
     items = value.items() if isinstance(value, dict) else enumerate(value)
     for key, child in items:
@@ -271,7 +271,7 @@ def _lines(value: Any, path: Keys, indent: int) -> Iterator[tuple[str, Keys]]:
 
 
 def is_block(value: Any) -> bool:
-    """The value gets lines of its own; lists of scalars and empty mappings stand on the line of their key."""
+    """Returns whether a value gets lines of its own; lists of scalars and empty mappings stand on their key's line."""
     if isinstance(value, dict):
         return bool(value)
     return isinstance(value, list) and any(isinstance(item, dict | list) for item in value)
@@ -289,7 +289,7 @@ def _nested(keys: Keys, node: Node) -> Node:
 
 
 def _parse(text: str, file: Path | None, override: str = "") -> Node:
-    """The tree of one YAML text as it stands."""
+    """Returns the tree of one YAML text as it stands."""
     where = f"{shown(file)}" if file else "command line"
     try:
         root = yaml.compose(text, Loader=_Loader)
@@ -358,7 +358,7 @@ def _expand(node: Node, rules: Rules, at: Keys, opened: tuple[Path, ...]) -> Nod
 
 
 def _with_new_names(children: dict[str, Node], rules: Rules, at: Keys) -> dict[str, Node]:
-    """The mapping at ``at`` with old keys under their new names. Raises ConfigError where both are given."""
+    """Returns the mapping at ``at`` with old keys under their new names. Raises ConfigError where both are given."""
     result: dict[str, Node] = {}
     for key, child in children.items():
         name = rules.renamed.get((*at, key), key)

@@ -22,11 +22,11 @@ EXPORTED = "launch.env"
 
 @dataclass(frozen=True)
 class Command:
-    """What is started here.
+    """Says what is started here.
 
     Attributes:
-        arguments: of the process.
-        environment: what it has beyond the environment of this one.
+        arguments: those of the process.
+        environment: what the process has beyond the environment of this one.
         exported: the file from which deepspeed reads the variables of processes on other hosts, and its content.
     """
 
@@ -40,7 +40,7 @@ class Command:
             write_privately(*self.exported)
 
     def __str__(self) -> str:
-        """For a shell."""
+        """Returns the command as a shell takes it."""
         variables = [f"{name}={shlex.quote(value)}" for name, value in self.environment.items()]
         return " ".join([*variables, shlex.join(self.arguments)])
 
@@ -48,12 +48,12 @@ class Command:
 def deepspeed_command(
     cluster: ClusterConfig, hosts: Sequence[str], node_rank: int | None, run_dir: Path, variables: Mapping[str, str]
 ) -> Command:
-    """The command, for a run whose folder holds its config.
+    """Returns the command, for a run whose folder holds its config.
 
     Args:
-        hosts: of the hostfile; empty for this machine alone.
+        hosts: those of the hostfile; none for this machine alone.
         node_rank: the host that this one is, whose processes start without ssh; None: ssh starts them on all hosts.
-        variables: of every process, beyond those of the cluster.
+        variables: those of every process, beyond those of the cluster.
 
     Raises:
         ConfigError: a variable cannot be passed on.
@@ -88,7 +88,7 @@ def _defaults(cluster: ClusterConfig) -> dict[str, str]:
 
 
 def _exported(name: str, value: str) -> str:
-    """As deepspeed must be given it: it sets double quotes around a value and escapes nothing, and pdsh reads %."""
+    """Returns the value as deepspeed takes it: it puts double quotes around it, escapes nothing, and pdsh reads %."""
     if "\n" in value:
         raise ConfigError(f"environment.{name} has a line break, which deepspeed cannot pass on to hosts; leave it out")
     for character in '\\"$`':

@@ -96,7 +96,7 @@ def _hosts(cluster: ClusterConfig, node_rank: int | None) -> list[str]:
 
 
 def _outcome(folder: RunFolder, config: ExperimentConfig, status: Status, end: End, node_rank: int | None) -> int:
-    """What the run's folder says; deepspeed may end with 0 after its own death, and with 1 after a checkpoint."""
+    """Returns the exit status by the run's folder; deepspeed's may be 0 after its death, 1 after a checkpoint."""
     state = status.state
     if not end.all_gone:
         print(
@@ -125,7 +125,7 @@ def _outcome(folder: RunFolder, config: ExperimentConfig, status: Status, end: E
 
 
 def _reason(end: End) -> str:
-    """Of a failure of which no rank could say more."""
+    """Returns the reason of a failure of which no rank could say more."""
     if end.first_gone is not None:
         host = socket.getnameinfo((end.first_gone, 0), 0)[0]
         return f"a rank on host {host} ended, and others waited for it until `launch` ended them"

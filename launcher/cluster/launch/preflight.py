@@ -31,10 +31,10 @@ _SECONDS = 120.0
 
 
 def check_this_host(hosts: Sequence[str], cluster: ClusterConfig, run_dir: Path, is_first: bool) -> None:
-    """For processes that start here, without ssh.
+    """Checks this host for processes that start here, without ssh.
 
     Args:
-        hosts: of the hostfile; empty for this machine alone.
+        hosts: those of the hostfile; none for this machine alone.
         is_first: the processes meet here.
 
     Raises:
@@ -46,7 +46,7 @@ def check_this_host(hosts: Sequence[str], cluster: ClusterConfig, run_dir: Path,
 
 
 def check_hosts(hosts: Sequence[str], cluster: ClusterConfig, run_dir: Path) -> None:
-    """For processes that start on other hosts by ssh.
+    """Checks hosts for processes that start on them by ssh.
 
     Raises:
         ConfigError: what is missing where, in one line.

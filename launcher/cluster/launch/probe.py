@@ -11,7 +11,7 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Offer:
-    """What is there on a host.
+    """Says what is there on a host.
 
     Attributes:
         sees_run: the run's folder.
@@ -27,7 +27,7 @@ class Offer:
 
 
 def probe(run_dir: Path, address: str, port: int, accelerator: str) -> Offer:
-    """What this host offers."""
+    """Returns what this host offers."""
     gpus = _num_gpus() if accelerator == "cuda" else None
     return Offer(run_dir.is_dir(), _is_found(address), _is_free(port), gpus)
 

@@ -20,7 +20,7 @@ _CUT_SECONDS = 5.0
 
 @dataclass(frozen=True)
 class End:
-    """How deepspeed came to its end.
+    """Says how deepspeed came to its end.
 
     Attributes:
         code: its exit status; negative for the signal that killed it.
@@ -36,11 +36,11 @@ class End:
 
 
 class Lifelines:
-    """The ends that `launch` holds of the ranks' connections; see launcher/lifeline.py.
+    """Holds the ends of the ranks' connections that are `launch`'s; see launcher/ranks/lifeline.py.
 
     Args:
         everywhere: other hosts may connect, not this one only.
-        num_ranks: that are to connect.
+        num_ranks: how many are to connect.
     """
 
     def __init__(self, everywhere: bool, num_ranks: int) -> None:
