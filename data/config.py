@@ -17,7 +17,7 @@ class DomainConfig(BaseModel, extra="forbid", frozen=True):
     family: str | None = Field(
         default=None, description="natural_language, code, science, ...: groups domains in reports"
     )
-    licence: str = Field(default="unknown", description="of the text, for the manifest")
+    licence: str = Field(default="unknown", description="licence of the text, for the manifest")
     labelled: bool = Field(default=True, description="false: its tokens carry no domain label (-1)")
     sources: tuple[SerializeAsAny[Annotated[Source, BeforeValidator(source_kinds.parse)]], ...]
 
@@ -38,13 +38,15 @@ class MixConfig(BaseModel, extra="forbid", frozen=True):
     vocab_size: int = Field(
         default=2048, ge=512, le=1_000_000, description="pieces of the tokenizer, 256 of them bytes"
     )
-    tokenizer_bytes_per_domain: int = Field(default=500_000, ge=1_000, description="training text that it is fitted to")
+    tokenizer_bytes_per_domain: int = Field(
+        default=500_000, ge=1_000, description="training text that the tokenizer is fitted to"
+    )
     tokenizer_character_share: float = Field(
         default=0.4, gt=0, lt=1, description="share of the pieces open to single characters; rarer ones become bytes"
     )
-    max_bytes_per_domain: int = Field(default=10_000_000, ge=1_000, description="kept after de-duplication")
-    validation_fraction: float = Field(default=0.05, gt=0, lt=1, description="of the bytes; reported")
-    tuning_fraction: float = Field(default=0.025, gt=0, lt=1, description="of the bytes; for choosing settings only")
+    max_bytes_per_domain: int = Field(default=10_000_000, ge=1_000, description="text kept after de-duplication")
+    validation_fraction: float = Field(default=0.05, gt=0, lt=1, description="share of the bytes that is reported on")
+    tuning_fraction: float = Field(default=0.025, gt=0, lt=1, description="share of the bytes for choosing settings")
     minimum_document_characters: int = Field(default=100, ge=1, description="shorter documents are dropped")
     minimum_paragraph_characters: int = Field(
         default=32, ge=1, description="shorter paragraphs ('else:', '---') may recur; longer ones occur once in the mix"

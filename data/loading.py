@@ -69,7 +69,7 @@ def documents_of(rows: "Dataset") -> Iterator[Document]:
 
 
 def tokenise(texts: Sequence[str], tokenizer_path: Path, cache_dir: Path) -> list[npt.NDArray[np.uint32]]:
-    """Returns the tokens of every text, each closed by the end-of-document piece. Every usable core has a process."""
+    """Returns the tokens of every text, each closed by the end-of-document piece. Large ones take all usable cores."""
     from datasets import Dataset, Features, List, Value
 
     processes = max(1, min(usable_cores(), sum(map(len, texts)) // BYTES_PER_PROCESS))

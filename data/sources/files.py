@@ -18,7 +18,7 @@ class FilesSource(Source):
     """Reads files by glob with any reader: `plain_text` (a file is a document), `jsonl` (a line is one), ..."""
 
     kind: str = "files"
-    glob: str = Field(description="relative to the working directory; `**` spans folders, `~` is your home")
+    glob: str = Field(description="files relative to the working directory; `**` spans folders, `~` is your home")
     reader: SerializeAsAny[Annotated[Reader, BeforeValidator(reader_kinds.parse)]] = PlainText()
 
     def prepare(self, cache_dir: Path, log: Callable[[str], None]) -> None:

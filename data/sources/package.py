@@ -21,7 +21,7 @@ class PackageSource(Source):
     index: Literal["pypi", "npm"] = "pypi"
     package: str = Field(pattern=r"^(@[\w.-]+/)?\w[\w.-]*$")
     version: str = Field(pattern=r"^\w[\w.+!-]*$")
-    sha256: str = Field(pattern=r"^[0-9a-f]{64}$", description="of the wheel (pypi) or tarball (npm)")
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$", description="hash of the wheel (pypi) or tarball (npm)")
     members: tuple[str, ...] = Field(min_length=1, description="globs over paths in the archive; `**/` spans folders")
     exclude: tuple[str, ...] = ()
     max_member_bytes: int | None = Field(default=None, ge=1, description="larger members are skipped")

@@ -23,14 +23,14 @@ Line = Annotated[str, Field(pattern=r"^[^\n]+$")]
 class InterconnectConfig(BaseModel, extra="forbid", frozen=True):
     """Says how fast bytes move; the planner's times follow from it, nothing else does."""
 
-    within_node_gb_per_s: float = Field(gt=0, description="of one GPU to the others of its node, one direction, 1e9 B")
-    between_nodes_gb_per_s: float = Field(gt=0, description="of one node to all others, one direction, 1e9 B")
+    within_node_gb_per_s: float = Field(gt=0, description="from one GPU to the others of its node, in 1e9 B")
+    between_nodes_gb_per_s: float = Field(gt=0, description="from one node to all others, in 1e9 B")
 
 
 class SlurmConfig(BaseModel, extra="forbid", frozen=True):
     """Says what an sbatch script asks for."""
 
-    partition: Word = Field(description="of the jobs; `sinfo` lists them")
+    partition: Word = Field(description="partition of the jobs; `sinfo` lists them")
     account: Word | None = Field(None, description="who pays; null: the user's default")
     time: str = Field("24:00:00", pattern=TIME_PATTERN, description="limit of a job, HH:MM:SS or D-HH:MM:SS")
     cpus_per_gpu: int | None = Field(None, gt=0, description="cores of each process; null: the partition's default")
@@ -48,13 +48,13 @@ class SlurmConfig(BaseModel, extra="forbid", frozen=True):
 class ClusterConfig(BaseModel, extra="forbid", frozen=True):
     """Describes nodes that are all alike, and how processes are started on them."""
 
-    name: str = Field(pattern=NAME_PATTERN, description="of the cluster")
+    name: str = Field(pattern=NAME_PATTERN, description="name of the cluster")
     nodes: int = Field(gt=0, description="nodes of a training")
     gpus_per_node: int = Field(gt=0, description="GPUs of a node; one process each")
     accelerator: Literal["cuda", "cpu"] = Field(
         "cuda", description="cpu: no GPUs; gpus_per_node is then the number of processes of a node"
     )
-    gpu_memory_gb: float = Field(gt=0, description="of a GPU, 1e9 B; of a process where there are none")
+    gpu_memory_gb: float = Field(gt=0, description="memory of a GPU, in 1e9 B; of a process where there are none")
     interconnect: InterconnectConfig
     launcher: Literal["deepspeed", "slurm"] = Field(
         description="deepspeed: `moe-testbed launch`; slurm: `moe-testbed slurm submit`"
@@ -62,7 +62,7 @@ class ClusterConfig(BaseModel, extra="forbid", frozen=True):
     hostfile: str | None = Field(
         None, description="lines `HOST slots=GPUS`, as deepspeed reads them; null: this machine alone"
     )
-    ssh_port: int = Field(22, gt=0, lt=65536, description="of the hosts")
+    ssh_port: int = Field(22, gt=0, lt=65536, description="port of ssh on the hosts")
     master_addr: str | None = Field(None, description="where the processes meet; null: the hostfile's first host")
     master_port: int = Field(29500, gt=0, lt=65536, description="where the processes meet on the first host")
     environment: dict[str, str] = Field(default_factory=dict, description="variables of every process")

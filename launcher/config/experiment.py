@@ -84,8 +84,8 @@ class TrainingConfig(BaseModel, extra="forbid", frozen=True):
     micro_batch_size: int = Field(
         gt=0, description="most sequences that a rank computes at once; fewer where its share of a step is less"
     )
-    learning_rate: float = Field(gt=0, allow_inf_nan=False, description="highest, at the end of the warm-up")
-    final_learning_rate_ratio: float = Field(0.1, ge=0, le=1, description="of the last step, relative to learning_rate")
+    learning_rate: float = Field(gt=0, allow_inf_nan=False, description="the highest, at the end of the warm-up")
+    final_learning_rate_ratio: float = Field(0.1, ge=0, le=1, description="last one, relative to learning_rate")
     warmup_steps: int = Field(0, ge=0)
     weight_decay: float = Field(0.1, ge=0, allow_inf_nan=False)
     betas: tuple[float, float] = Field((0.9, 0.95), description="decay of Adam's two moments")
@@ -190,7 +190,7 @@ class RuntimeConfig(BaseModel, extra="forbid", frozen=True):
 
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: a GPU if torch sees one")
     threads: int = Field(
-        0, ge=0, description="of torch on the CPU; 0: torch's own choice, which OMP_NUM_THREADS decides"
+        0, ge=0, description="threads of torch on the CPU; 0: its own choice, which OMP_NUM_THREADS decides"
     )
 
 
@@ -199,7 +199,7 @@ class ExperimentConfig(BaseModel, extra="forbid", frozen=True):
 
     name: str = Field(pattern=NAME_PATTERN, description="part of the run folder's name")
     seed: int = Field(
-        1, ge=0, le=2**31 - 1, description="of the initial weights, the order of the data and the random routers"
+        1, ge=0, le=2**31 - 1, description="decides the initial weights, the order of the data and random routers"
     )
     data: DataConfig
     model: ModelConfig

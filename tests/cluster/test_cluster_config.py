@@ -93,7 +93,7 @@ def test_bad_input_gets_one_clear_line(lab: Path, overrides: list[str], message:
 def test_a_partition_has_no_default(write: Write) -> None:
     write("lab.yaml", CLUSTER.replace("partition: gpu", "account: physics"))
     with pytest.raises(
-        ConfigError, match=r"^lab\.yaml:7: slurm\.partition is missing \(of the jobs; `sinfo` lists them\)"
+        ConfigError, match=r"^lab\.yaml:7: slurm\.partition is missing \(partition of the jobs; `sinfo` lists them\)"
     ):
         load_cluster("lab.yaml")
 
