@@ -9,7 +9,7 @@ from pathlib import Path
 
 from moe_testbed.launcher.analyze.hub_model import HUB_NAME
 from moe_testbed.launcher.analyze.request import Request, Result, log
-from moe_testbed.launcher.config.yaml_tree import to_yaml
+from moe_testbed.launcher.config.yaml_text import to_yaml
 from moe_testbed.launcher.errors import FAILED, MENDABLE, CheckpointError, ConfigError
 from moe_testbed.launcher.report.write import print_report
 from moe_testbed.launcher.run.files import read_yaml, write_atomically

@@ -19,17 +19,15 @@ from moe_testbed.data.config import MixConfig
 from moe_testbed.launcher.config.messages import Variants, validate
 from moe_testbed.launcher.config.mix import VARIANTS as MIX_VARIANTS
 from moe_testbed.launcher.config.renamed import RENAMED
+from moe_testbed.launcher.config.yaml_text import Keys, is_block, to_yaml
 from moe_testbed.launcher.config.yaml_tree import (
     ANY,
-    Keys,
     Node,
     Rules,
-    is_block,
     lookup,
     parse_overrides,
     read_layers,
     to_plain,
-    to_yaml,
 )
 from moe_testbed.model.config import ModelConfig
 from moe_testbed.routing.balance.balancer import BALANCERS, BalancerConfig

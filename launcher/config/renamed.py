@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from moe_testbed.launcher.config.yaml_tree import Keys
+from moe_testbed.launcher.config.yaml_text import Keys
 
 RENAMED: Mapping[Keys, str] = {
     ("statistics",): "probe",

@@ -6,8 +6,7 @@ A tree knows nothing of what the values mean; `messages` checks it against a pyd
 from __future__ import annotations
 
 import difflib
-import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from importlib import resources
 from pathlib import Path
@@ -15,9 +14,9 @@ from typing import Any, TypeAlias
 
 import yaml
 
+from moe_testbed.launcher.config.yaml_text import Keys, Loader, scalar
 from moe_testbed.launcher.errors import ConfigError
 
-Keys = tuple[str, ...]
 INCLUDE = "include"
 ANY = "*"
 """Stands for any key in the patterns of `Rules`."""
@@ -75,33 +74,6 @@ class Rules:
 
 def _matches(pattern: Keys, path: Keys) -> bool:
     return len(pattern) == len(path) and all(p in (ANY, key) for p, key in zip(pattern, path, strict=True))
-
-
-class _Loader(yaml.SafeLoader):
-    """Reads YAML 1.1 without its surprises: 3e-4 is a number, yes/no/on/off and 2024-01-01 are texts."""
-
-
-class _Dumper(yaml.SafeDumper):
-    """Quotes every text that `_Loader` or a YAML 1.1 reader would take for something else."""
-
-    def ignore_aliases(self, data: Any) -> bool:
-        return True
-
-
-_SCALARS = {
-    "null": (r"~|null|Null|NULL|", ["~", "n", "N", ""]),
-    "bool": (r"true|True|false|False", list("tTfF")),
-    "int": (r"[-+]?(?:0|[1-9][0-9_]*)", list("-+0123456789")),
-    "float": (
-        r"[-+]?(?:[0-9][0-9_]*\.[0-9_]*|\.[0-9][0-9_]*|[0-9][0-9_]*(?=[eE]))(?:[eE][-+]?[0-9]+)?|[-+]?\.inf|\.nan",
-        list("-+.0123456789"),
-    ),
-}
-_Loader.yaml_implicit_resolvers = {}
-for _class, _tags in ((_Loader, _SCALARS), (_Dumper, ("float",))):
-    for _tag in _tags:
-        _pattern, _first = _SCALARS[_tag]
-        _class.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), _first)
 
 
 def read_layers(path: str | Path, overrides: Iterable[str], rules: Rules) -> Node:
@@ -242,46 +214,6 @@ def shown(path: Path) -> str:
     return str(path)
 
 
-def to_yaml(value: Any, origins: dict[Keys, str] | None = None) -> str:
-    """Returns plain values as YAML that `load_file` reads back; ``origins`` (path -> where from) become comments."""
-    lines = list(_lines(value, (), 0))
-    if origins is None:
-        return "".join(f"{text}\n" for text, _ in lines)
-    width = min(max(len(text) for text, _ in lines), 60)
-    return "".join(f"{text:<{width}}  # {origins[path]}\n" if path in origins else f"{text}\n" for text, path in lines)
-
-
-def _lines(value: Any, path: Keys, indent: int) -> Iterator[tuple[str, Keys]]:
-    """Yields the lines of a mapping or list in block style, each with the path of the value that it ends with."""
-    margin = " " * indent
-    items = value.items() if isinstance(value, dict) else enumerate(value)
-    for key, child in items:
-        head = f"{margin}{_inline(key)}:" if isinstance(value, dict) else f"{margin}-"
-        at = (*path, str(key))
-        if is_block(child):
-            if isinstance(value, dict):
-                yield head, ()
-                yield from _lines(child, at, indent + 2)
-            else:
-                (first, first_path), *rest = _lines(child, at, indent + 2)
-                yield f"{head} {first.lstrip()}", first_path
-                yield from rest
-        else:
-            yield f"{head} {_inline(child)}", at
-
-
-def is_block(value: Any) -> bool:
-    """Returns whether a value gets lines of its own; lists of scalars and empty mappings stand on their key's line."""
-    if isinstance(value, dict):
-        return bool(value)
-    return isinstance(value, list) and any(isinstance(item, dict | list) for item in value)
-
-
-def _inline(value: Any) -> str:
-    text = yaml.dump(value, Dumper=_Dumper, default_flow_style=True, allow_unicode=True, width=2**31)
-    return text.removesuffix("...\n").strip()
-
-
 def _nested(keys: Keys, node: Node) -> Node:
     for key in reversed(keys):
         node = Node({key: node}, node.origin)
@@ -292,7 +224,7 @@ def _parse(text: str, file: Path | None, override: str = "") -> Node:
     """Returns the tree of one YAML text as it stands."""
     where = f"{shown(file)}" if file else "command line"
     try:
-        root = yaml.compose(text, Loader=_Loader)
+        root = yaml.compose(text, Loader=Loader)
         return _construct(root, file) if root is not None else Node(None, Origin(file, 1))
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
@@ -306,7 +238,7 @@ def _construct(node: yaml.Node, file: Path | None, line: int | None = None) -> N
     if isinstance(node, yaml.MappingNode):
         children: dict[str, Node] = {}
         for key_node, value_node in node.value:
-            key = _scalar(key_node)
+            key = scalar(key_node)
             # The steps of a schedule: {0: 0.1, 1000: 0.01}.
             key = str(key) if type(key) is int else key
             key_origin = Origin(file, key_node.start_mark.line + 1) if file else COMMAND_LINE
@@ -320,15 +252,7 @@ def _construct(node: yaml.Node, file: Path | None, line: int | None = None) -> N
         return Node(children, origin)
     if isinstance(node, yaml.SequenceNode):
         return Node([_construct(item, file) for item in node.value], origin)
-    return Node(_scalar(node), origin)
-
-
-def _scalar(node: yaml.Node) -> Any:
-    loader = _Loader("")
-    try:
-        return loader.construct_object(node, deep=True)
-    finally:
-        loader.dispose()
+    return Node(scalar(node), origin)
 
 
 def _expand(node: Node, rules: Rules, at: Keys, opened: tuple[Path, ...]) -> Node:

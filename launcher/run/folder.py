@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
-from moe_testbed.launcher.config.yaml_tree import to_yaml
+from moe_testbed.launcher.config.yaml_text import to_yaml
 from moe_testbed.launcher.errors import ConfigError
 from moe_testbed.launcher.run.array_file import ArrayFile
 from moe_testbed.launcher.run.arrays import Ablation, Evaluation, RoutingProbe

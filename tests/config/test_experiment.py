@@ -14,7 +14,7 @@ from moe_testbed.launcher.config.experiment import (
     load_experiment,
     run_name,
 )
-from moe_testbed.launcher.config.renamed import with_new_names
+from moe_testbed.launcher.config.renamed import RENAMED, with_new_names
 from moe_testbed.launcher.config.yaml_tree import embedded_configs
 from moe_testbed.launcher.errors import ConfigError
 
@@ -341,6 +341,13 @@ def test_a_run_folder_keeps_the_name_that_its_command_always_gave_it(experiment:
     config = load_experiment(experiment, ["examination.sequences_per_domain=0", "seed=3"])
     name = "small-seed3-examination-sequences_per_domain-0-20c627"
     assert run_name(config, ["examination.sequences_per_domain=0", "seed=3"]) == name
+
+
+def test_every_renamed_key_is_tried_here_and_told_to_users() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "run_folder.md").read_text(encoding="utf-8")
+    renamed = {".".join(place): ".".join((*place[:-1], name)) for place, name in RENAMED.items()}
+    assert renamed == {old: new for old, new, *_ in OLD_AND_NEW}
+    assert all(f"`{old}`" in page and f"`{new}`" in page for old, new in renamed.items())
 
 
 def test_configs_read_without_trust_have_the_new_names() -> None:

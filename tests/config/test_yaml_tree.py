@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
+from moe_testbed.launcher.config.yaml_text import to_yaml
 from moe_testbed.launcher.config.yaml_tree import (
     ANY,
     Rules,
@@ -20,7 +21,6 @@ from moe_testbed.launcher.config.yaml_tree import (
     parse_overrides,
     split_dotted,
     to_plain,
-    to_yaml,
 )
 from moe_testbed.launcher.errors import ConfigError
 
