@@ -21,12 +21,10 @@ from moe_testbed.model.deepspeed_moe import RoutedMoE, refuse_expert_names, refu
 from moe_testbed.model.experts import GroupedExperts
 from moe_testbed.model.transformer import Attention, FeedForward, RMSNorm, RotaryPositions
 from moe_testbed.routing.balance.balancing import Balancing
-from moe_testbed.routing.barring import without_barred
 from moe_testbed.routing.config import RoutingConfig
-from moe_testbed.routing.guard import check_decision
+from moe_testbed.routing.layer import LayerRouter, without_barred
 from moe_testbed.routing.records import UNLABELLED, LayerStep, RouterSetting, RoutingContext, RoutingDecision
-from moe_testbed.routing.router import ROUTERS, Router
-from moe_testbed.routing.unit import RouterInput
+from moe_testbed.routing.router import Router
 
 
 @dataclass(frozen=True)
@@ -61,32 +59,6 @@ class ModelOutput:
     balance: dict[str, Tensor]
 
 
-class Routing(nn.Module):
-    """A layer's router and what it is shown, with its decisions checked."""
-
-    def __init__(self, config: RoutingConfig, setting: RouterSetting) -> None:
-        super().__init__()
-        self.shown = RouterInput(
-            config.unit, config.pooling, config.first_tokens, config.input, setting.hidden_size, len(setting.domains)
-        )
-        self.router: Router = ROUTERS.get(config.router.name)(config.router, setting)
-
-    def forward(self, x_TM: Tensor, context: RoutingContext) -> RoutingDecision:
-        """The decision for T tokens. Raises RouterError if it is none."""
-        decision = self.router(*self.shown(x_TM, context))
-        router = self.router
-        check_decision(
-            decision,
-            router.setting.num_experts,
-            router.setting.top_k,
-            len(x_TM),
-            router.config,
-            context.layer,
-            context.step,
-        )
-        return decision
-
-
 class Block(nn.Module):
     """Attention, then a dense layer or experts.
 
@@ -101,7 +73,7 @@ class Block(nn.Module):
         self,
         config: ModelConfig,
         layer: int,
-        routing: Routing | None,
+        routing: LayerRouter | None,
         expert_parallel_size: int,
         keep_outputs: bool = False,
     ) -> None:
@@ -194,7 +166,7 @@ class LanguageModel(nn.Module):
                 # A router draws its own start; the draw must not depend on what was built before it.
                 with torch.random.fork_rng(devices=[]):
                     torch.manual_seed(_seed_of(seed, f"router.{deciding}"))
-                    part = Routing(routing, setting_of_layer(deciding))
+                    part = LayerRouter(routing, setting_of_layer(deciding))
                 deciding += 1
             self.blocks.append(Block(config, layer, part, expert_parallel_size, keep_outputs))
         self.final_norm = RMSNorm(config.hidden_size, config.norm_epsilon)
@@ -300,7 +272,7 @@ class LanguageModel(nn.Module):
 
     def routers(self) -> list[Router]:
         """The routers of the layers that decide, in order."""
-        return [block.routing.router for block in self.blocks if isinstance(block.routing, Routing)]
+        return [block.routing.router for block in self.blocks if isinstance(block.routing, LayerRouter)]
 
     def moe_layers(self) -> list[RoutedMoE]:
         """The MoE layers, in order."""
@@ -308,7 +280,7 @@ class LanguageModel(nn.Module):
 
     def router_parameters(self) -> int:
         """Parameters of all routers and of what they are shown."""
-        routings = [block.routing for block in self.blocks if isinstance(block.routing, Routing)]
+        routings = [block.routing for block in self.blocks if isinstance(block.routing, LayerRouter)]
         return sum(parameter.numel() for routing in routings for parameter in routing.parameters())
 
 

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from enum import Enum
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 from pydantic import BaseModel, Field
-from torch import Tensor
+from torch import Tensor, nn
 
 from moe_testbed.routing.records import LayerStep, Noise, RouterSetting, RoutingContext, RoutingDecision
 from moe_testbed.routing.registry import Registry
-from moe_testbed.routing.state import KeepsBufferDtype
 
 
 class Capability(str, Enum):
@@ -92,7 +91,7 @@ class Scores:
         """The scores as they would be if each token's barred experts were not there.
 
         A token with no expert left keeps its scores: whatever it chooses is barred, and left to
-        :func:`~moe_testbed.routing.barring.without_barred`.
+        :func:`~moe_testbed.routing.layer.without_barred`.
         """
         left_T1 = (~barred_TE & (self.logits_TE > float("-inf"))).any(-1, keepdim=True)
         return self.from_logits(self.logits_TE.masked_fill(barred_TE & left_T1, float("-inf")))
@@ -102,6 +101,26 @@ class Scores:
         not -inf."""
         absent_TE = self.logits_TE == float("-inf")
         return replace(self, affinity_TE=self.affinity_TE.masked_fill(absent_TE, float("-inf")))
+
+
+Module = TypeVar("Module", bound="KeepsBufferDtype")
+
+
+class KeepsBufferDtype(nn.Module):
+    """A module whose buffers move between devices but never between dtypes.
+
+    Parameters that are cast to bfloat16 have a float32 copy in the optimizer; the buffers of routers and balancers
+    (biases, moving averages) have none, and ``model.bfloat16()`` would round away their steps of 1e-3.
+    """
+
+    def _apply(self: Module, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Module:
+        kept = dict(self._buffers)
+        super()._apply(fn, recurse)
+        for name, buffer in kept.items():
+            moved = self._buffers[name]
+            if buffer is not None and moved is not None:
+                self._buffers[name] = buffer.to(moved.device)
+        return self
 
 
 class Router(KeepsBufferDtype):

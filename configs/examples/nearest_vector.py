@@ -3,9 +3,9 @@
 from pydantic import Field
 from torch import Tensor, cdist, nn, randn
 
+from moe_testbed.routing.learned import gathered
 from moe_testbed.routing.records import RouterSetting, RoutingContext
 from moe_testbed.routing.router import Router, RouterConfig, Scores
-from moe_testbed.routing.weight import gathered
 
 
 class NearestVectorConfig(RouterConfig):  # its fields are the options under routing.router

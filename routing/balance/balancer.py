@@ -12,9 +12,8 @@ from torch import Tensor
 
 from moe_testbed.routing.records import RoutingContext, RoutingDecision
 from moe_testbed.routing.registry import Registry
-from moe_testbed.routing.router import Capability
+from moe_testbed.routing.router import Capability, KeepsBufferDtype
 from moe_testbed.routing.scopes import Counts, Load, Scope, ScopeConfig, TokenSets
-from moe_testbed.routing.state import KeepsBufferDtype
 
 T = TypeVar("T")
 

@@ -18,6 +18,7 @@ from moe_testbed.routing.balance.balancer import (
     ScopedBalancerConfig,
 )
 from moe_testbed.routing.records import RoutingContext, RoutingDecision
+from moe_testbed.routing.router import KeepsBufferDtype
 from moe_testbed.routing.scopes import (
     Counts,
     Estimator,
@@ -29,7 +30,6 @@ from moe_testbed.routing.scopes import (
     load_in_sets,
     token_sets,
 )
-from moe_testbed.routing.state import KeepsBufferDtype
 
 
 @dataclass(frozen=True)

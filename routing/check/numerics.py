@@ -31,7 +31,7 @@ def decides_in_float32(trial: Trial) -> str:
             if value is not None and value.dtype != torch.float32:
                 raise Violation(
                     f"{name} is {value.dtype} {mode}, where near ties are decided by rounding; compute scores in "
-                    "float32, as moe_testbed.routing.score.LinearScore does"
+                    "float32, as moe_testbed.routing.learned.LinearScore does"
                 )
         if found := difference(actual, exact(low_TM.float(), context), E, tolerance=ROUNDING):
             raise Violation(f"the {found} {mode} are not those of float32; compute scores in float32")

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from moe_testbed.routing.linear_router import LinearRouter
+from moe_testbed.routing.learned import LinearRouter, gathered, select_top_k
 from moe_testbed.routing.records import RoutingContext
 from moe_testbed.routing.router import ROUTERS, Scores
 from moe_testbed.routing.routers.parts.pools import PoolRouterConfig, choose_in_pools
 from moe_testbed.routing.routers.parts.transport import balanced_assignment
-from moe_testbed.routing.select import select_top_k
-from moe_testbed.routing.weight import gathered
 
 
 class BaseConfig(PoolRouterConfig):

@@ -12,10 +12,10 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from moe_testbed.routing.learned import LinearScore, Scorer, full_precision_linear
 from moe_testbed.routing.records import RouterSetting
 from moe_testbed.routing.router import ROUTERS
 from moe_testbed.routing.routers.top_k import TopK, TopKConfig
-from moe_testbed.routing.score import LinearScore, Scorer, full_precision_linear
 
 LARGEST_SCALE = 100.0
 

@@ -9,11 +9,9 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from moe_testbed.routing.linear_router import LinearRouter
+from moe_testbed.routing.learned import LinearRouter, gathered_where_chosen, normalises, select_top_k, select_where
 from moe_testbed.routing.records import LayerStep, RouterSetting, RoutingContext, RoutingDecision
 from moe_testbed.routing.router import ROUTERS, Capability, RouterConfig, Scores
-from moe_testbed.routing.select import select_top_k, select_where
-from moe_testbed.routing.weight import gathered_where_chosen, normalises
 
 
 class ExpertThresholdConfig(RouterConfig):

@@ -11,11 +11,9 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from moe_testbed.routing.linear_router import LinearRouter, LinearRouterConfig
+from moe_testbed.routing.learned import LinearRouter, LinearRouterConfig, gathered, normalises, select_top_k
 from moe_testbed.routing.records import RouterSetting, RoutingContext
 from moe_testbed.routing.router import ROUTERS, Scores
-from moe_testbed.routing.select import select_top_k
-from moe_testbed.routing.weight import gathered, normalises
 
 
 class GroupLimitedConfig(LinearRouterConfig):

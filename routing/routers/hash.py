@@ -7,10 +7,10 @@ from typing import Literal
 from pydantic import Field
 from torch import Tensor
 
+from moe_testbed.routing.learned import uniform
 from moe_testbed.routing.records import RouterSetting, RoutingContext, RoutingDecision
 from moe_testbed.routing.router import ROUTERS, Capability, Router, RouterConfig
 from moe_testbed.routing.routers.parts.hashing import balanced_table, modulo_table
-from moe_testbed.routing.weight import uniform
 
 
 class HashConfig(RouterConfig):

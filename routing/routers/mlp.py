@@ -6,10 +6,10 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
+from moe_testbed.routing.learned import LinearScore
 from moe_testbed.routing.records import RouterSetting
 from moe_testbed.routing.router import ROUTERS
 from moe_testbed.routing.routers.top_k import TopK, TopKConfig
-from moe_testbed.routing.score import LinearScore
 
 
 class MLPConfig(TopKConfig):

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from moe_testbed.routing.learned import LinearScore
 from moe_testbed.routing.records import Noise, RouterSetting, RoutingContext
 from moe_testbed.routing.router import ROUTERS, Capability, Scores
 from moe_testbed.routing.routers.parts.hashing import uniform_from_keys
 from moe_testbed.routing.routers.top_k import TopK, TopKConfig
-from moe_testbed.routing.score import LinearScore
 
 
 class NoisyTopKConfig(TopKConfig):

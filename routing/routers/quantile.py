@@ -6,11 +6,9 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from moe_testbed.routing.linear_router import LinearRouter
+from moe_testbed.routing.learned import LinearRouter, gathered, normalises, select_top_k
 from moe_testbed.routing.records import LayerStep, RouterSetting, RoutingContext, RoutingDecision
 from moe_testbed.routing.router import ROUTERS, Capability, RouterConfig, Scores
-from moe_testbed.routing.select import select_top_k
-from moe_testbed.routing.weight import gathered, normalises
 
 
 class QuantileConfig(RouterConfig):

@@ -5,11 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from moe_testbed.routing.learned import select_top_k, uniform
 from moe_testbed.routing.records import RoutingContext, RoutingDecision
 from moe_testbed.routing.router import ROUTERS, Capability, Router, RouterConfig
 from moe_testbed.routing.routers.parts.hashing import uniform_from_keys
-from moe_testbed.routing.select import select_top_k
-from moe_testbed.routing.weight import uniform
 
 
 class RandomConfig(RouterConfig):

@@ -12,13 +12,11 @@ import torch
 from pydantic import Field, field_validator
 from torch import Tensor
 
+from moe_testbed.routing.learned import LinearScore, gathered, normalises, select_top_k, uniform
 from moe_testbed.routing.records import RouterSetting, RoutingContext, RoutingDecision
 from moe_testbed.routing.router import ROUTERS, Capability, Router, RouterConfig, Scores
 from moe_testbed.routing.routers.parts.groups import DomainGroups, domain_groups, group_masks, group_sizes
 from moe_testbed.routing.routers.parts.hashing import balanced_table, choice_from_keys, cumulative_thresholds
-from moe_testbed.routing.score import LinearScore
-from moe_testbed.routing.select import select_top_k
-from moe_testbed.routing.weight import gathered, normalises, uniform
 
 
 class ReferenceConfig(RouterConfig):

@@ -5,10 +5,9 @@ from __future__ import annotations
 from pydantic import Field
 from torch import Tensor
 
-from moe_testbed.routing.linear_router import LinearRouter, LinearRouterConfig
+from moe_testbed.routing.learned import LinearRouter, LinearRouterConfig, gathered, normalises
 from moe_testbed.routing.records import RouterSetting, RoutingContext
 from moe_testbed.routing.router import ROUTERS, Scores
-from moe_testbed.routing.weight import gathered, normalises
 
 
 class TopKConfig(LinearRouterConfig):

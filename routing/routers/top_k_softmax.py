@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from moe_testbed.routing.linear_router import LinearRouter, LinearRouterConfig
+from moe_testbed.routing.learned import LinearRouter, LinearRouterConfig, softmax_over_chosen
 from moe_testbed.routing.records import RouterSetting, RoutingContext
 from moe_testbed.routing.router import ROUTERS, Scores
-from moe_testbed.routing.weight import softmax_over_chosen
 
 
 class TopKSoftmaxConfig(LinearRouterConfig):

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from moe_testbed.routing.learned import select_top_k
 from moe_testbed.routing.records import LayerStep, RouterSetting, RoutingContext, RoutingDecision
 from moe_testbed.routing.router import Capability, Router, RouterConfig, Scores
 from moe_testbed.routing.routers.parts.hashing import uniform_from_keys
 from moe_testbed.routing.routers.top_k import TopK, TopKConfig
-from moe_testbed.routing.select import select_top_k
 
 
 def broken(property: str, words: str) -> Callable[[type[Router]], type[Router]]:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from moe_testbed.routing.barring import without_barred
+from moe_testbed.routing.layer import without_barred
 from moe_testbed.routing.records import NO_EXPERT, RoutingContext, RoutingDecision
 from moe_testbed.routing.router import ROUTERS, Capability, Router, Scores
 from tests.routing.cases import (

@@ -8,14 +8,12 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
-import torch
 
 from moe_testbed.launcher.config.experiment import load_experiment
 from moe_testbed.launcher.errors import ConfigError
 from moe_testbed.routing.balance.balancer import BALANCERS
 from moe_testbed.routing.config import RoutingConfig
 from moe_testbed.routing.router import ROUTERS, RouterConfig
-from tests.routing.cases import hidden_states, make_context, make_router
 
 Write = Callable[[str, str], Path]
 
@@ -224,20 +222,3 @@ def test_an_experiment_names_a_router_from_outside(experiment: Path, write: Writ
         with pytest.raises(ConfigError) as error:
             load_experiment(experiment, [name, without, override])
         assert words in str(error.value)
-
-
-def test_a_router_with_the_former_names_of_shapes_goes_on_working(tmp_path: Path) -> None:
-    file = tmp_path / "former.py"
-    file.write_text(
-        "from moe_testbed.routing.router import Scores\n"
-        "from moe_testbed.routing.routers.top_k import TopK\n\n\n"
-        "class Former(TopK):\n"
-        "    def score(self, x_TD, context):\n"
-        "        return Scores.by_softmax(2.0 * self.scorer(x_TD))\n\n"
-        "    def vectors_ED(self):\n"
-        "        return -self.scorer.weight\n"
-    )
-    router = make_router((f"{file}:Former", {}))
-    decision = router(hidden_states(make_context()), make_context())
-    assert decision.vectors_EX is not None
-    torch.testing.assert_close(decision.logits_TE, -2.0 * hidden_states(make_context()) @ decision.vectors_EX.T)
