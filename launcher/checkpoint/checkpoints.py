@@ -1,4 +1,4 @@
-"""Checkpoints that are whole or not there.
+"""Saves and restores checkpoints, each of which is whole or does not count.
 
 DeepSpeed writes the files of a checkpoint one after another. A checkpoint counts once ``complete.json`` stands beside
 them, written last and listing every file with its size; anything else is a crash's leftover.
@@ -41,7 +41,7 @@ def save(engine: Any, folder: Path, step: int, keep: int, ranks: Ranks, expert_p
     try:
         engine.save_checkpoint(str(folder), tag=tag, client_state={"step": step}, save_latest=False)
     except RuntimeError as error:
-        # torch.save tells of a full disk in words of its own.
+        # torch.save has words of its own for a full disk.
         if "inline_container" not in str(error):
             raise
         free = shutil.disk_usage(folder).free
@@ -64,7 +64,7 @@ def save(engine: Any, folder: Path, step: int, keep: int, ranks: Ranks, expert_p
 
 
 def _written(checkpoint: Path, ranks: Ranks) -> dict[str, int]:
-    """Name and size of every file. Each host tells of those it sees, since it sees its own at once."""
+    """Returns name and size of every file. Each host lists the files that it sees, since it sees its own at once."""
     if ranks.group is not None:
         dist.barrier(group=ranks.group)
     seen: dict[str, int] = {}
@@ -108,8 +108,8 @@ def _is_whole(checkpoint: Path) -> bool:
 
 
 def _can_be_opened(checkpoint: Path) -> bool:
-    """After a loss of power files may have their sizes and be empty. torch's are archives with a directory at the
-    end."""
+    """Tells whether the files are what they seem: after a loss of power they may have their sizes and be empty. Those
+    of torch are archives with a directory at the end."""
     return all(zipfile.is_zipfile(path) for path in checkpoint.glob("*.pt"))
 
 
@@ -143,7 +143,7 @@ def restore(engine: Any, folder: Path, ranks: Ranks, expert_parallel_size: int) 
 
 
 def newest_whole(folder: Path) -> Path | None:
-    """The newest whole checkpoint among those of a run; None if there is none."""
+    """Returns the newest whole checkpoint among those of a run; None if there is none."""
     for checkpoint in sorted(folder.glob("step_*"), reverse=True):
         if _is_whole(checkpoint) and _can_be_opened(checkpoint):
             return checkpoint

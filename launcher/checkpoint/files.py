@@ -11,14 +11,14 @@ import torch
 from moe_testbed.launcher.errors import CheckpointError
 
 MODULE = "mp_rank_00_model_states.pt"
-"""Weights and buffers but for the experts'; without ZeRO also the optimizer's state of rank 0."""
+"""The file of all weights and buffers but the experts'; without ZeRO, also of the optimizer's state of rank 0."""
 
 EXPERTS = "*_expert_*_model_states.pt"
-"""One file per layer and expert, by its number among all experts, however many ranks hold them."""
+"""The files of the experts: one per layer and expert, by its number among all experts, whichever rank holds it."""
 
 
 def read_file(path: Path, weights_only: bool = True) -> Any:
-    """What ``torch.save`` wrote, its tensors on the CPU and mapped: they come from the disk when they are used.
+    """Returns what ``torch.save`` wrote, its tensors on the CPU and mapped: they come from the disk when they are used.
 
     Args:
         weights_only: False lets the file name classes, as those of DeepSpeed's optimizers do, and so run any code: for

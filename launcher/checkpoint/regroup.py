@@ -5,8 +5,9 @@ DeepSpeed loads the weights in any layout, since it keeps every expert in a file
 that are spread over ranks. So here each rank takes what it needs from all the old ranks' files, and hands it to the
 optimizer in the form in which the optimizer itself would have saved it.
 
-A parameter is thought of as one flat row of numbers, experts as all experts one after another. Ranks hold pieces of the
-row. `RankLayout.holders` tells in which order; the rest is to copy from one row of pieces to another.
+A parameter is treated as one flat row of numbers, and the parameters of all experts as one row, one expert after
+another. Ranks hold pieces of the row, in the order that `RankLayout.holders` gives. To regroup a checkpoint is to copy
+from one row of pieces to another.
 """
 
 from __future__ import annotations
@@ -30,11 +31,11 @@ _WEIGHTS = "weights"
 
 @dataclass(frozen=True)
 class RankLayout:
-    """How a model is spread.
+    """How a model is spread over ranks.
 
     Attributes:
-        ranks: processes.
-        expert_parallel_size: of them, how many share out the experts.
+        ranks: number of processes.
+        expert_parallel_size: number of them that share out the experts.
     """
 
     ranks: int
@@ -45,8 +46,8 @@ class RankLayout:
         return f"{ranks} and expert_parallel_size {self.expert_parallel_size}"
 
     def holders(self, is_expert: bool) -> list[int]:
-        """Ranks in the order of the pieces that ZeRO gives them: consecutive ranks hold consecutive experts, and the
-        ranks that hold the same ones share them out in their order."""
+        """Returns the ranks in the order of the pieces that ZeRO gives them: consecutive ranks hold consecutive
+        experts, and the ranks that hold the same experts share them out in the order of their numbers."""
         shares = self.expert_parallel_size if is_expert else 1
         return [rank for first in range(shares) for rank in range(first, self.ranks, shares)]
 
@@ -67,7 +68,8 @@ def regroup(engine: Any, checkpoint: Path, written: RankLayout, present: RankLay
 
 
 def _regroup_partitions(engine: Any, checkpoint: Path, written: RankLayout, present: RankLayout, ranks: Ranks) -> None:
-    """ZeRO 1 and 2: each rank's optimizer holds one flat partition per group, cut without regard to parameters."""
+    """Regroups what ZeRO 1 and 2 save: each rank's optimizer holds one flat partition per group, cut without regard to
+    parameters."""
     experts = _experts(engine.module)
     old = [_Partitions(state) for state in _saved_partitions(checkpoint, written)]
     state = engine.optimizer.state_dict()
@@ -92,10 +94,10 @@ def _regroup_partitions(engine: Any, checkpoint: Path, written: RankLayout, pres
 
 
 class _Partitions:
-    """What one rank's ZeRO optimizer saves.
+    """The state that one rank's ZeRO optimizer saves.
 
     Attributes:
-        places: of each parameter that the rank holds numbers of: group, and the slice of that group's partition.
+        places: name of each parameter of which the rank holds numbers -> group, and slice of that group's partition.
     """
 
     def __init__(self, state: Mapping[str, Any]) -> None:
@@ -109,16 +111,16 @@ class _Partitions:
 
     @property
     def step(self) -> Tensor:
-        """Updates so far; the same for all parameters."""
+        """The number of updates so far, the same for all parameters."""
         step: Tensor = self._moments[0]["step"]
         return step
 
     def lengths(self) -> dict[str, int]:
-        """How many numbers of each parameter the rank holds."""
+        """Returns how many numbers of each parameter the rank holds."""
         return {name: place.stop - place.start for name, (_, place) in self.places.items()}
 
     def pieces(self, name: str, key: str) -> list[Tensor]:
-        """This rank's numbers of a parameter, as a view: one piece, or none."""
+        """Returns this rank's numbers of a parameter, as a view: one piece, or none."""
         if name not in self.places:
             return []
         group, place = self.places[name]
@@ -136,8 +138,8 @@ def _saved_partitions(checkpoint: Path, written: RankLayout) -> list[Mapping[str
 
 
 def _regroup_parameters(engine: Any, checkpoint: Path, written: RankLayout, present: RankLayout, ranks: Ranks) -> None:
-    """ZeRO 0: torch's own optimizer, which numbers the parameters in an order that no layout changes. Each of the
-    ranks that share out the experts has written the state of its own."""
+    """Regroups what torch's own optimizer saves, with ZeRO 0. It numbers the parameters in an order that no layout
+    changes, and each of the ranks that share out the experts has written the state of its own experts."""
     names, experts = {parameter: name for name, parameter in engine.module.named_parameters()}, _experts(engine.module)
     files = [f"expp_rank_{rank}_mp_rank_00_optim_states.pt" for rank in range(written.expert_parallel_size)]
     if not experts:
@@ -158,7 +160,7 @@ def _regroup_parameters(engine: Any, checkpoint: Path, written: RankLayout, pres
 
 
 def _experts(module: nn.Module) -> set[str]:
-    """Names of the parameters that are spread over ranks, marked as DeepSpeed wants it."""
+    """Returns the names of the parameters that are spread over ranks, which are marked as DeepSpeed wants it."""
     return {name for name, parameter in module.named_parameters() if not getattr(parameter, "allreduce", True)}
 
 

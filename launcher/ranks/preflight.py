@@ -19,7 +19,7 @@ from moe_testbed.launcher.ranks.sharing import check_placement
 from moe_testbed.launcher.run.environment import versions
 
 MOST_CLOCK_SECONDS = 5.0
-"""By how much the clocks of two hosts may differ: file times and logs of several hosts are compared."""
+"""The most by which the clocks of two hosts may differ: file times and logs of several hosts are compared."""
 
 _ALIKE = ("python", "moe-testbed", "torch", "deepspeed")
 # These parts of an experiment may differ among hosts.

@@ -1,4 +1,4 @@
-"""How ranks share the global batch and the experts; needs neither ranks nor DeepSpeed, so that it can be told ahead."""
+"""How ranks share the global batch and the experts. It is computed without ranks or DeepSpeed, and so ahead of them."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from moe_testbed.routing.scopes import Scope
 
 
 def micro_batch_size(config: ExperimentConfig, num_ranks: int) -> int:
-    """Sequences that a rank computes at once: ``training.micro_batch_size``, or its share of the global batch if that
-    is less.
+    """Returns the number of sequences that a rank computes at once: ``training.micro_batch_size``, or its share of the
+    global batch if that is less.
 
     Raises:
         ConfigError: the ranks cannot share the global batch evenly, or less than ``training.micro_batch_size`` would
@@ -42,12 +42,12 @@ def micro_batch_size(config: ExperimentConfig, num_ranks: int) -> int:
 
 
 def accumulation_steps(config: ExperimentConfig, num_ranks: int) -> int:
-    """Micro-batches per rank and optimizer step. Raises ConfigError as `micro_batch_size`."""
+    """Returns the micro-batches per rank and optimizer step. Raises ConfigError as `micro_batch_size`."""
     return config.training.global_batch_size // (micro_batch_size(config, num_ranks) * num_ranks)
 
 
 def shared_among(config: ExperimentConfig, num_ranks: int) -> ExperimentConfig:
-    """The experiment with the micro-batch size that so many ranks use, in training and evaluation.
+    """Returns the experiment with the micro-batch size that so many ranks use, in training and evaluation.
 
     Raises:
         ConfigError: the ranks cannot share the batch or the experts evenly.

@@ -86,7 +86,8 @@ class Evaluator:
         )
 
     def _of_share(self, values_N: npt.NDArray[Any], share: Share) -> Tensor:
-        """What is known of each sequence or token, for those of the share that count; one value a token, [T]."""
+        """Returns the values of the sequences or tokens of a share, without those that do not count; one value a token,
+        [T]."""
         values = torch.from_numpy(values_N).to(self.ranks.device)[share.numbers_B]
         if values.dim() == 1:
             values = values[:, None]
@@ -133,8 +134,8 @@ class Evaluator:
 
 
 def evaluation_values(evaluation: Evaluation) -> dict[str, float]:
-    """Returns what the metrics say of an evaluation: nats per token of every domain and their mean, and how the experts
-    were used."""
+    """Returns what the metrics file says of an evaluation: nats per token of every domain and their mean, and how the
+    experts were used."""
     losses = evaluation.loss_sum_D / np.maximum(evaluation.tokens_D, 1)
     values = {"cross_entropy": float(losses.mean())}
     values |= {f"cross_entropy/{domain}": float(loss) for domain, loss in zip(evaluation.domains, losses, strict=True)}

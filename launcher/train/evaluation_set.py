@@ -25,11 +25,11 @@ Int64 = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Share:
-    """What one rank runs at once.
+    """The sequences that one rank runs at once.
 
     Attributes:
-        numbers_B: of the sequences, int64; only of those that count.
-        counted_B: rows that count, bool. A row that does not is there because all ranks run as many.
+        numbers_B: numbers of the sequences that count, int64.
+        counted_B: whether each row counts, bool. A row that does not is there because all ranks run as many rows.
         context, targets_BL: the model's input.
     """
 
@@ -44,9 +44,9 @@ class EvaluationSet:
     """Sequences of one domain each, the domains taking turns.
 
     Attributes:
-        domains: names.
+        domains: names of the domains.
         rows: the sequences.
-        domain_NL: domain of every token by the text it is from, also where the label is hidden from the router.
+        domain_NL: domain of the text that each token is from, also where the label is hidden from the router.
         cluster_N: number of each sequence's cluster. A cluster is the sequences that have most of their tokens from the
             same document (of equally many the first): what a bootstrap over documents resamples.
         cluster_domain_C: domain of each cluster.
@@ -62,7 +62,7 @@ class EvaluationSet:
 
     @classmethod
     def of(cls, store: Store, split: str, sequence_length: int, sequences_per_domain: int) -> EvaluationSet:
-        """The sequences of a split. Raises DataError if a domain has too little text for one."""
+        """Returns the sequences of a split. Raises DataError if a domain has too little text for one."""
         most = sequences_per_domain * len(store.domains)
         (rows,) = evaluation_batches(store, split, sequence_length, sequences_per_domain, most)
         first_document_D = [region.first_document for region in store.regions[split]]
@@ -72,28 +72,28 @@ class EvaluationSet:
         return cls(store.domains, rows, domain_NL, cluster_N, cluster_domain_C, store.vocab_size)
 
     def __len__(self) -> int:
-        """N."""
+        """Returns N."""
         return len(self.domain_NL)
 
     @property
     def domain_N(self) -> Int64:
-        """Domain of every sequence."""
+        """The domain of every sequence."""
         return self.domain_NL[:, 0]
 
     @property
     def token_counts_V(self) -> Int64:
-        """Occurrences of every token id."""
+        """How often every token id occurs."""
         return np.bincount(self.rows.token_ids_BL.reshape(-1), minlength=self.vocab_size)
 
     def first(self, sequences_per_domain: int) -> EvaluationSet:
-        """The first sequences of each domain, with the clusters of the whole; these are the first of all, since the
-        domains take turns."""
+        """Returns the first sequences of each domain, with the clusters of the whole set. They are the first of all,
+        since the domains take turns."""
         taken = np.minimum(np.bincount(self.domain_N), sequences_per_domain).sum()
         rows = Batch(**{name: values[:taken] for name, values in vars(self.rows).items()})
         return replace(self, rows=rows, domain_NL=self.domain_NL[:taken], cluster_N=self.cluster_N[:taken])
 
     def shares(self, ranks: Ranks, micro_batch_size: int, step: int) -> Iterator[Share]:
-        """This rank's part of every batch.
+        """Yields this rank's part of every batch.
 
         All ranks run as many rows, since experts on several ranks need all of them in every forward pass: where the
         rows of a batch do not suffice, its first one is run again and not counted.
