@@ -262,5 +262,5 @@ def test_all_checkpoints_read_the_same_passages(checkpoint: Path, alphabets_mix:
     analyse = HubAnalysis(request)
     one, two = analyse(str(checkpoint)), analyse(str(other))
     for name in ("sequence_domain_N", "sequence_cluster_N", "cluster_domain_C"):
-        np.testing.assert_array_equal(one.evaluation[name], two.evaluation[name])
+        np.testing.assert_array_equal(getattr(one.evaluation, name), getattr(two.evaluation, name))
     assert one.manifest == two.manifest
