@@ -7,10 +7,10 @@ tokens [c * p, c * p + p] with p the length of a piece: p inputs, and as many ta
 are shuffled over its rows. Nothing depends on ranks, workers or restarts: a rank takes its slice of the rows.
 
 Shape legend: B sequences of a batch or of a part of it, L positions, Q pieces of sequences, X positions of a piece, D
-domains, N evaluated sequences.
+domains.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -96,32 +96,6 @@ class Sampler:
         chunk_Q = permute(index_Q, self.chunks_D[domain_Q], key_of(self.seed, domain_Q, epoch_Q))
         sequence_B = step * self.batch_size + np.arange(start, stop, dtype=np.int64)
         return gather(self.store, self.starts_D, self.labels_D, domain_Q, chunk_Q, sequence_B, self.sequence_length)
-
-
-def evaluation_batches(
-    store: Store, split: str, sequence_length: int, sequences_per_domain: int, batch_size: int
-) -> Iterator[Batch]:
-    """Yields the same single-domain sequences for every run, spread evenly over each domain's held-out text.
-
-    The domains take turns, so that a batch is as mixed as one in training: what a router or an expert's capacity makes
-    of a batch depends on its mixture.
-
-    A domain with fewer chunks than sequences_per_domain gives each once. Samples are numbered from 0. The last batch
-    may be smaller. Raises DataError if a domain has too little text for one sequence.
-    """
-    chunks = [chunk_count(store, split, domain, sequence_length) for domain in range(len(store.domains))]
-    taken = [min(sequences_per_domain, count) for count in chunks]
-    domain_N = np.repeat(np.arange(len(chunks), dtype=np.int64), taken)
-    chunk_N = np.concatenate(
-        [np.arange(n, dtype=np.int64) * count // n for n, count in zip(taken, chunks, strict=True)]
-    )
-    turns = np.lexsort((domain_N, np.concatenate([np.arange(n) for n in taken])))
-    domain_N, chunk_N = domain_N[turns], chunk_N[turns]
-    starts_D = np.array([region.first_token for region in store.regions[split]], dtype=np.int64)
-    labels_D = np.array(store.labels, dtype=np.int64)
-    for first in range(0, len(domain_N), batch_size):
-        rows = np.arange(first, min(first + batch_size, len(domain_N)), dtype=np.int64)
-        yield gather(store, starts_D, labels_D, domain_N[rows], chunk_N[rows], rows, sequence_length)
 
 
 def chunk_count(store: Store, split: str, domain: int, length: int) -> int:

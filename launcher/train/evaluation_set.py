@@ -14,7 +14,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from moe_testbed.data.tokens.sampler import Batch, evaluation_batches
+from moe_testbed.data.tokens.held_out import evaluation_batches
+from moe_testbed.data.tokens.sampler import Batch
 from moe_testbed.data.tokens.store import Store
 from moe_testbed.launcher.ranks.ranks import Ranks
 from moe_testbed.launcher.train.inputs import to_context

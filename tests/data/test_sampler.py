@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 from moe_testbed.data.errors import DataError
+from moe_testbed.data.tokens.held_out import evaluation_batches
 from moe_testbed.data.tokens.pattern import largest_remainder, make_pattern
 from moe_testbed.data.tokens.permutation import key_of, permute, shuffled
-from moe_testbed.data.tokens.sampler import Batch, Sampler, evaluation_batches
+from moe_testbed.data.tokens.sampler import Batch, Sampler
 from moe_testbed.data.tokens.store import Store
 
 LENGTH, ROWS = 16, 12

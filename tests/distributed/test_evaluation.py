@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 
 from moe_testbed.data.build import build_store
-from moe_testbed.data.tokens.sampler import evaluation_batches
+from moe_testbed.data.tokens.held_out import evaluation_batches
 from moe_testbed.launcher.config.experiment import ExperimentConfig
 from moe_testbed.launcher.ranks.ranks import Ranks
 from moe_testbed.launcher.run.arrays import Evaluation
