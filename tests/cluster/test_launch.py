@@ -20,11 +20,12 @@ from filelock import FileLock
 
 from moe_testbed.launcher.cli.main import main
 from moe_testbed.launcher.cluster.config import load_cluster
-from moe_testbed.launcher.cluster.launch.command import EXPORTED, deepspeed_command
+from moe_testbed.launcher.cluster.launch.command import deepspeed_command
 from moe_testbed.launcher.cluster.launch.probe import Offer
 from moe_testbed.launcher.config.experiment import load_experiment
 from moe_testbed.launcher.errors import ASKED_TO_STOP, WRONG_INPUT
 from moe_testbed.launcher.run.files import read_json
+from moe_testbed.launcher.run.folder import RunFolder
 
 Write = Callable[[str, str], Path]
 Launch = Callable[..., int]
@@ -70,7 +71,7 @@ def test_a_dry_run_over_ssh(launch: Launch, tmp_path: Path, capsys: pytest.Captu
     hosts = ["--hostfile", str(tmp_path / "hosts"), "--force_multi", "--ssh_port", "2222"]
     place = ["--master_addr", "node1", "--master_port", "29777"]
     assert command == [DEEPSPEED, "--quiet", *hosts, *place, *training(tmp_path)]
-    assert exported == f"DS_ENV_FILE={tmp_path}/runs/trial/{EXPORTED}"
+    assert exported == f"DS_ENV_FILE={tmp_path}/runs/trial/launch.env"
     assert ssh_options.startswith("PDSH_SSH_ARGS_APPEND=") and "BatchMode=yes" in ssh_options
 
 
@@ -166,10 +167,10 @@ def test_variables_reach_a_shell_as_they_are(launch: Launch, tmp_path: Path) -> 
         "D": "50%",
         "E": "%h; ls",
     }
-    file = tmp_path / EXPORTED
+    file = tmp_path / "launch.env"
     file.touch(mode=0o644)
     cluster = load_cluster("cluster.yaml", [f"environment={json.dumps(values)}"])
-    deepspeed_command(cluster, ["node1", "node2"], None, tmp_path, {}).write_exported()
+    deepspeed_command(cluster, ["node1", "node2"], None, RunFolder(tmp_path), {}).write_exported()
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     runner = pytest.importorskip("deepspeed.launcher.multinode_runner").PDSHRunner
     deepspeed = runner(argparse.Namespace(user_args=[], user_script=""), "")

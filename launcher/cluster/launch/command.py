@@ -15,9 +15,10 @@ from moe_testbed.launcher.cluster.hostfile import meeting_place
 from moe_testbed.launcher.cluster.launch.preflight import SSH_OPTIONS
 from moe_testbed.launcher.errors import ConfigError
 from moe_testbed.launcher.run.files import write_privately
+from moe_testbed.launcher.run.folder import RunFolder
 
 EXPORTED = "launch.env"
-"""In the run's folder: the variables that deepspeed gives to processes on other hosts."""
+"""Name of the file in the run's folder with the variables that deepspeed gives to processes on other hosts."""
 
 
 @dataclass(frozen=True)
@@ -46,9 +47,9 @@ class Command:
 
 
 def deepspeed_command(
-    cluster: ClusterConfig, hosts: Sequence[str], node_rank: int | None, run_dir: Path, variables: Mapping[str, str]
+    cluster: ClusterConfig, hosts: Sequence[str], node_rank: int | None, folder: RunFolder, variables: Mapping[str, str]
 ) -> Command:
-    """Returns the command, for a run whose folder holds its config.
+    """Returns the command that trains the run whose folder holds its config.
 
     Args:
         hosts: those of the hostfile; none for this machine alone.
@@ -69,14 +70,15 @@ def deepspeed_command(
     else:
         # Forced, since it would start a single host's processes here.
         arguments += ["--hostfile", str(cluster.hostfile), "--force_multi", "--ssh_port", str(cluster.ssh_port)]
-        exported = run_dir / EXPORTED, "".join(f"{name}={_exported(name, variables[name])}\n" for name in variables)
+        lines = (f"{name}={_exported(name, value)}\n" for name, value in variables.items())
+        exported = folder.path / EXPORTED, "".join(lines)
         options = [*shlex.split(os.environ.get("PDSH_SSH_ARGS_APPEND", "")), *SSH_OPTIONS]
         environment = {"DS_ENV_FILE": str(exported[0]), "PDSH_SSH_ARGS_APPEND": " ".join(options)}
     if hosts:
         # Otherwise it would take the first of the first host's addresses, which may be of no use to the others.
         arguments += ["--master_addr", meeting_place(cluster, hosts)]
     arguments += ["--master_port", str(cluster.master_port), "--module", "moe_testbed.launcher", "train"]
-    arguments += [str(run_dir / "config.yaml"), "--run-dir", str(run_dir)]
+    arguments += [str(folder.config_file), "--run-dir", str(folder.path)]
     return Command(arguments, environment, exported)
 
 

@@ -49,11 +49,11 @@ def launch(
     config = config_on(config, cluster)
     layout_of(config, cluster)
     run_dir = run_dir.absolute()
+    folder = RunFolder(run_dir)
     if dry_run:
-        print(deepspeed_command(cluster, hosts, node_rank, run_dir, {}))
+        print(deepspeed_command(cluster, hosts, node_rank, folder, {}))
         return 0
     by_ssh = bool(hosts) and node_rank is None
-    folder = RunFolder(run_dir)
     # Hosts are asked whether they see it.
     folder.create()
     if by_ssh:
@@ -71,7 +71,7 @@ def launch(
     num_ranks = cluster.gpus_per_node * (1 if node_rank is not None else cluster.nodes)
     lifelines = Lifelines(everywhere=by_ssh, num_ranks=num_ranks)
     place = f":{lifelines.port}" if by_ssh else f"127.0.0.1:{lifelines.port}"
-    command = deepspeed_command(cluster, hosts, node_rank, run_dir, {LIFELINE_VARIABLE: place})
+    command = deepspeed_command(cluster, hosts, node_rank, folder, {LIFELINE_VARIABLE: place})
     command.write_exported()
     print(f"{num_ranks} of {cluster.num_gpus} processes start: {run_dir}", file=sys.stderr)
     before = folder.status_time_ns, folder.read_status()
