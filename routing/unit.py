@@ -11,8 +11,9 @@ from enum import Enum
 import torch
 from torch import Tensor, nn
 
+from moe_testbed.routing.load import TokenSets, token_sets
 from moe_testbed.routing.records import RoutingContext
-from moe_testbed.routing.scopes import Scope, TokenSets, token_sets
+from moe_testbed.routing.scopes import Scope
 
 
 class Unit(str, Enum):

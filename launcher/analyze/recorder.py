@@ -22,7 +22,7 @@ from moe_testbed.launcher.analyze.families import Family, RouterModule, find_rou
 from moe_testbed.launcher.analyze.passages import Passages, TokenBatch, Tokens
 from moe_testbed.launcher.errors import CheckpointError
 from moe_testbed.launcher.run.arrays import Evaluation
-from moe_testbed.routing.recording import RoutingTables, tracked_ids
+from moe_testbed.routing.metrics.recording import RoutingTables, tracked_ids
 
 
 @dataclass(frozen=True)

@@ -20,9 +20,10 @@ from moe_testbed.launcher.run.arrays import Evaluation
 from moe_testbed.launcher.train.evaluation_set import EvaluationSet, Share
 from moe_testbed.model.language_model import LayerRouting, ModelOutput
 from moe_testbed.routing import metrics
-from moe_testbed.routing.recording import RoutingTables, tracked_ids
+from moe_testbed.routing.load import fractions, token_sets, without_padding
+from moe_testbed.routing.metrics.recording import RoutingTables, tracked_ids
 from moe_testbed.routing.records import RoutingContext
-from moe_testbed.routing.scopes import Scope, fractions, token_sets, without_padding
+from moe_testbed.routing.scopes import Scope
 
 _TOLD = {
     "domain_information": metrics.domain_information,

@@ -19,8 +19,8 @@ from moe_testbed.launcher.ranks.ranks import Ranks
 from moe_testbed.launcher.run.arrays import RoutingProbe
 from moe_testbed.launcher.train.evaluation_set import EvaluationSet, Share
 from moe_testbed.model.language_model import LayerRouting
+from moe_testbed.routing.load import TokenSets
 from moe_testbed.routing.records import NO_EXPERT, RoutingContext
-from moe_testbed.routing.scopes import TokenSets
 
 
 class Probe:

@@ -10,10 +10,11 @@ import torch
 from pydantic import BaseModel, Field
 from torch import Tensor
 
+from moe_testbed.routing.load import Load, TokenSets
 from moe_testbed.routing.records import RoutingContext, RoutingDecision
 from moe_testbed.routing.registry import Registry
 from moe_testbed.routing.router import Capability, KeepsBufferDtype
-from moe_testbed.routing.scopes import Counts, Load, Scope, ScopeConfig, TokenSets
+from moe_testbed.routing.scopes import Counts, Scope, ScopeConfig
 
 T = TypeVar("T")
 

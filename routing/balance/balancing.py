@@ -17,19 +17,10 @@ from moe_testbed.routing.balance.balancer import (
     RoutedBatch,
     ScopedBalancerConfig,
 )
+from moe_testbed.routing.load import Load, TokenSets, count_assignments, load_in_sets, token_sets
 from moe_testbed.routing.records import RoutingContext, RoutingDecision
 from moe_testbed.routing.router import KeepsBufferDtype
-from moe_testbed.routing.scopes import (
-    Counts,
-    Estimator,
-    Load,
-    Scope,
-    ScopeConfig,
-    TokenSets,
-    count_assignments,
-    load_in_sets,
-    token_sets,
-)
+from moe_testbed.routing.scopes import Counts, Estimator, Scope, ScopeConfig
 
 
 @dataclass(frozen=True)

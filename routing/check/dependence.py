@@ -22,8 +22,8 @@ from moe_testbed.routing.check.trial import (
     part_of,
 )
 from moe_testbed.routing.check.violation import Violation
+from moe_testbed.routing.load import count_assignments
 from moe_testbed.routing.records import UNLABELLED, LayerStep, RoutingDecision
-from moe_testbed.routing.scopes import count_assignments
 
 
 def is_causal(trial: Trial) -> str:

@@ -11,9 +11,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from moe_testbed.routing.load import count_assignments
 from moe_testbed.routing.records import NO_EXPERT, LayerStep, RouterSetting, RoutingContext, RoutingDecision
 from moe_testbed.routing.router import Router, RouterConfig
-from moe_testbed.routing.scopes import count_assignments
 
 B, L, M, V, D = 4, 8, 16, 40, 4
 LAYER = 1

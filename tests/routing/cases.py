@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from moe_testbed.routing import routers
+from moe_testbed.routing.load import count_assignments
 from moe_testbed.routing.records import LayerStep, RouterSetting, RoutingContext, RoutingDecision
 from moe_testbed.routing.router import ROUTERS, Router
-from moe_testbed.routing.scopes import count_assignments
 from tests.routing import oracles_learned, oracles_pool
 from tests.routing.oracles import ORACLES
 

@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from moe_testbed.routing.load import count_assignments
 from moe_testbed.routing.records import RoutingContext
 from moe_testbed.routing.router import Router
 from moe_testbed.routing.routers.parts.pools import pool_tokens
 from moe_testbed.routing.routers.parts.transport import balanced_assignment, sinkhorn_bias
 from moe_testbed.routing.routers.quantile import quantile_prices
-from moe_testbed.routing.scopes import Scope, count_assignments
+from moe_testbed.routing.scopes import Scope
 from tests.routing.cases import assert_same_decision, hidden_states, make_context, make_router, run_step
 from tests.routing.oracles_pool import naive_prices
 

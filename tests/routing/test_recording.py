@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from moe_testbed.routing.recording import MINIMUM_OCCURRENCES, TRACKED_IDS, RoutingTables, tracked_ids
+from moe_testbed.routing.metrics.recording import MINIMUM_OCCURRENCES, TRACKED_IDS, RoutingTables, tracked_ids
 from moe_testbed.routing.records import NO_EXPERT
 
 Y, D, E, C, K, T, W = 2, 3, 6, 5, 2, 40, 4

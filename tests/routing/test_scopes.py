@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from moe_testbed.routing.balance.balancers.load_balancing_loss import load_balancing_loss
+from moe_testbed.routing.load import count_assignments, load_in_scope, token_sets
 from moe_testbed.routing.records import NO_EXPERT, RoutingContext, RoutingDecision
-from moe_testbed.routing.scopes import Estimator, Scope, ScopeConfig, count_assignments, load_in_scope, token_sets
+from moe_testbed.routing.scopes import Estimator, Scope, ScopeConfig
 from tests.routing.cases import DOMAINS, make_context, make_router
 from tests.routing.naive_balance import NaiveLayer, count, naive_loss
 

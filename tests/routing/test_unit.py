@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from moe_testbed.routing.config import RoutingConfig
+from moe_testbed.routing.load import token_sets
 from moe_testbed.routing.records import RoutingContext
-from moe_testbed.routing.scopes import Scope, token_sets
+from moe_testbed.routing.scopes import Scope
 from moe_testbed.routing.unit import Input, Pooling, RouterInput, Unit, pooled
 from tests.routing.cases import HIDDEN, make_context, make_router
 

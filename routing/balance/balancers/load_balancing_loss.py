@@ -12,7 +12,7 @@ from moe_testbed.routing.balance.balancer import (
     ScopedBalancerConfig,
     mean_over_layers,
 )
-from moe_testbed.routing.scopes import Load
+from moe_testbed.routing.load import Load
 
 
 class LoadBalancingLossConfig(ScopedBalancerConfig):

@@ -9,8 +9,9 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from moe_testbed.routing.balance.balancer import BALANCERS, Balancer, CompletedStep, RoutedBatch, ScopedBalancerConfig
+from moe_testbed.routing.load import fractions
 from moe_testbed.routing.router import Capability
-from moe_testbed.routing.scopes import Counts, Estimator, Scope, fractions
+from moe_testbed.routing.scopes import Counts, Estimator, Scope
 
 
 class LossFreeBiasConfig(ScopedBalancerConfig):

@@ -17,9 +17,9 @@ from moe_testbed.routing.balance.balancer import (
     Schedule,
     mean_over_layers,
 )
+from moe_testbed.routing.load import TokenSets
 from moe_testbed.routing.records import NO_EXPERT
 from moe_testbed.routing.router import Capability
-from moe_testbed.routing.scopes import TokenSets
 
 
 class OrthogonalityConfig(BalancerConfig):

@@ -12,9 +12,10 @@ import torch.distributed as dist
 from pydantic import Field, field_validator
 from torch import Tensor
 
+from moe_testbed.routing.load import token_sets
 from moe_testbed.routing.records import RoutingContext
 from moe_testbed.routing.router import Capability, RouterConfig
-from moe_testbed.routing.scopes import Scope, token_sets
+from moe_testbed.routing.scopes import Scope
 
 
 class PoolRouterConfig(RouterConfig):
