@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from moe_testbed.routing.records import NO_EXPERT, RouterSetting, RoutingContext
+from moe_testbed.routing.records import RouterSetting, RoutingContext
 from moe_testbed.routing.router import Capability, Router, RouterConfig, Scores
 
 # Above this many choices one sort is cheaper than one pass over the scores per choice.
@@ -82,24 +82,6 @@ def select_top_k(scores_TE: Tensor, top_k: int, bias_E: Tensor | None = None) ->
     return torch.cat(chosen, dim=-1)
 
 
-@torch.no_grad()
-def select_where(chosen_TE: Tensor, scores_TE: Tensor) -> Tensor:
-    """The experts that each token uses, a varying number of them.
-
-    Args:
-        chosen_TE: which, bool.
-        scores_TE: finite scores that order a token's experts, the best first.
-
-    Returns:
-        Expert ids, int64 [T, K], with K the largest number that a token uses, at least 1; ``NO_EXPERT`` where it uses
-        fewer.
-    """
-    top_k = max(1, int(chosen_TE.sum(-1).max()))
-    ordered_TE = scores_TE.masked_fill(~chosen_TE, float("-inf"))
-    values_TK, ids_TK = ordered_TE.topk(top_k, dim=-1)
-    return ids_TK.masked_fill(values_TK == float("-inf"), NO_EXPERT)
-
-
 def normalises(wanted: bool | None, top_k: int) -> bool:
     """Whether weights are divided by their sum; without a wish, if there is more than one of them.
 
@@ -118,15 +100,6 @@ def gathered(scores_TE: Tensor, expert_ids_TK: Tensor, normalise: bool) -> Tenso
     """Scores of the chosen experts, divided by their sum if ``normalise``. Float32 [T, K], differentiable in the
     scores."""
     weights_TK = scores_TE.gather(-1, expert_ids_TK)
-    if normalise:
-        weights_TK = weights_TK / weights_TK.sum(-1, keepdim=True).clamp(min=torch.finfo(weights_TK.dtype).tiny)
-    return weights_TK
-
-
-def gathered_where_chosen(scores_TE: Tensor, expert_ids_TK: Tensor, normalise: bool) -> Tensor:
-    """:func:`gathered` for choices of varying number: 0 where there is no expert."""
-    unused_TK = expert_ids_TK == NO_EXPERT
-    weights_TK = scores_TE.gather(-1, expert_ids_TK.clamp(min=0)).masked_fill(unused_TK, 0.0)
     if normalise:
         weights_TK = weights_TK / weights_TK.sum(-1, keepdim=True).clamp(min=torch.finfo(weights_TK.dtype).tiny)
     return weights_TK

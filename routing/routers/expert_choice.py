@@ -8,10 +8,11 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from moe_testbed.routing.learned import LinearRouter, gathered_where_chosen, select_where
+from moe_testbed.routing.learned import LinearRouter
 from moe_testbed.routing.records import RoutingContext
 from moe_testbed.routing.router import ROUTERS, Scores
 from moe_testbed.routing.routers.parts.pools import PoolRouterConfig, choose_in_pools
+from moe_testbed.routing.routers.parts.varying import gathered_where_chosen, select_where
 
 
 class ExpertChoiceConfig(PoolRouterConfig):

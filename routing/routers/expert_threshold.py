@@ -9,9 +9,10 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from moe_testbed.routing.learned import LinearRouter, gathered_where_chosen, normalises, select_top_k, select_where
+from moe_testbed.routing.learned import LinearRouter, normalises, select_top_k
 from moe_testbed.routing.records import LayerStep, RouterSetting, RoutingContext, RoutingDecision
 from moe_testbed.routing.router import ROUTERS, Capability, RouterConfig, Scores
+from moe_testbed.routing.routers.parts.varying import gathered_where_chosen, select_where
 
 
 class ExpertThresholdConfig(RouterConfig):

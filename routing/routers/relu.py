@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from moe_testbed.routing.learned import LinearScore, gathered_where_chosen, select_where
+from moe_testbed.routing.learned import LinearScore
 from moe_testbed.routing.records import RouterSetting, RoutingContext
 from moe_testbed.routing.router import ROUTERS, Capability, Router, RouterConfig, Scores
+from moe_testbed.routing.routers.parts.varying import gathered_where_chosen, select_where
 
 # Below this sum of gates their shares have no meaning, and gradients that would overflow.
 _SMALLEST_SUM = 1e-6

@@ -9,9 +9,10 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from moe_testbed.routing.learned import LinearRouter, gathered_where_chosen, normalises
+from moe_testbed.routing.learned import LinearRouter, normalises
 from moe_testbed.routing.records import NO_EXPERT, LayerStep, RouterSetting, RoutingContext
 from moe_testbed.routing.router import ROUTERS, Capability, RouterConfig, Scores
+from moe_testbed.routing.routers.parts.varying import gathered_where_chosen
 
 # Keeps the controller from running away where K experts cannot be reached, as with K = 1 or K = E.
 _LOWEST, _HIGHEST = 1e-4, 1 - 1e-4
