@@ -20,7 +20,8 @@ from torch import Tensor, nn
 
 from moe_testbed.launcher.train.allocator import keep_freed_memory
 from moe_testbed.model.config import MoEConfig
-from moe_testbed.model.deepspeed_moe import MoE, MoEOutput, RoutedMoE
+from moe_testbed.model.deepspeed_moe import MoE, RoutedMoE
+from moe_testbed.model.moe import MoEOutput
 from moe_testbed.model.transformer import FeedForward
 from moe_testbed.routing.records import RouterSetting, RoutingContext
 from moe_testbed.routing.routers.top_k import TopK, TopKConfig

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 from pydantic import BaseModel, Field, model_validator
@@ -68,6 +69,14 @@ class MoEConfig(BaseModel, extra="forbid", frozen=True):
     def expert_size(self) -> int:
         """Width of each expert's feed-forward layer, after the split."""
         return self.expert_hidden_size // self.split
+
+    def expert_capacity(self, tokens: int) -> int:
+        """Slots of each expert for so many tokens with capacity dispatch: ``ceil(capacity_factor * K * T / E)``.
+
+        K is the configured one, also where tokens choose more experts or fewer, and E includes the zero-computation
+        experts: factor 1 is the load of each expert when all of them are used alike, whatever they compute.
+        """
+        return max(1, math.ceil(self.capacity_factor * self.choices * tokens / self.num_routed_experts))
 
     @model_validator(mode="after")
     def _enough_experts(self) -> MoEConfig:

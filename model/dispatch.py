@@ -1,4 +1,4 @@
-"""Dropless dispatch: sort the assignments by expert, exchange them, and bring the results back.
+"""Dispatch: sort the assignments by expert, exchange them between ranks, and bring the results back.
 
 Shape legend: T tokens, K choices, A assignments, E experts, R ranks of an expert-parallel group, e experts of a rank, M
 model width.
@@ -47,6 +47,23 @@ def plan_dispatch(expert_ids_TK: Tensor, num_experts: int) -> DispatchPlan:
     row = torch.where(row < 0, T * K - unused, row)
     choice_A = order[unused:]
     return DispatchPlan(choice_A, choice_A // K, row.view(T, K), counts[1:])
+
+
+def place_in_slots(expert_ids_TK: Tensor, num_experts: int, capacity: int) -> tuple[Tensor, Tensor]:
+    """Which assignments find one of their expert's slots, bool [T, K], and which slot, int64 [T, K], 0 for the others.
+
+    First choices have precedence over second ones, earlier tokens over later ones (GShard, arXiv 2006.16668, algorithm
+    1).
+    """
+    ids_KT = expert_ids_TK.t()
+    flat = ids_KT.reshape(-1)
+    order = flat.argsort(stable=True)
+    counts = torch.bincount(flat - NO_EXPERT, minlength=num_experts + 1)
+    first_row = counts.cumsum(0) - counts
+    slot = torch.empty_like(order)
+    slot[order] = torch.arange(len(order), device=order.device) - first_row[flat[order] - NO_EXPERT]
+    kept = (slot < capacity) & (flat != NO_EXPERT)
+    return kept.view_as(ids_KT).t(), (slot * kept).view_as(ids_KT).t()
 
 
 class _Gather(torch.autograd.Function):

@@ -17,8 +17,8 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from moe_testbed.model.config import ModelConfig
-from moe_testbed.model.deepspeed_moe import RoutedMoE, refuse_expert_names, refuse_scalars
-from moe_testbed.model.experts import GroupedExperts
+from moe_testbed.model.moe import MoELayer
+from moe_testbed.model.refusals import refuse_expert_names, refuse_scalars
 from moe_testbed.model.transformer import Attention, FeedForward, RMSNorm, RotaryPositions
 from moe_testbed.routing.balance.balancing import Balancing
 from moe_testbed.routing.config import RoutingConfig
@@ -67,6 +67,7 @@ class Block(nn.Module):
         routing: what decides for the block's experts; None in a dense block, and in one that follows the decision of
             an earlier block.
         keep_outputs: the experts' outputs are returned one by one, too.
+        moe_layer: class of the block's MoE layer.
     """
 
     def __init__(
@@ -75,7 +76,8 @@ class Block(nn.Module):
         layer: int,
         routing: LayerRouter | None,
         expert_parallel_size: int,
-        keep_outputs: bool = False,
+        keep_outputs: bool,
+        moe_layer: type[MoELayer],
     ) -> None:
         super().__init__()
         self.attention_norm = RMSNorm(config.hidden_size, config.norm_epsilon)
@@ -83,11 +85,11 @@ class Block(nn.Module):
         self.feed_forward_norm = RMSNorm(config.hidden_size, config.norm_epsilon)
         self.routing = routing
         self.shared: FeedForward | None = None
-        self.moe: RoutedMoE | None = None
+        self.moe: MoELayer | None = None
         if not config.is_moe_layer(layer):
             self.dense = FeedForward(config.hidden_size, config.dense_size(layer))
             return
-        self.moe = RoutedMoE(config.hidden_size, config.moe, expert_parallel_size, keep_outputs)
+        self.moe = moe_layer(config.hidden_size, config.moe, expert_parallel_size, keep_outputs)
         if config.moe.num_shared_experts:
             self.shared = FeedForward(config.hidden_size, config.moe.num_shared_experts * config.moe.expert_size)
 
@@ -133,6 +135,7 @@ class LanguageModel(nn.Module):
         expert_parallel_size: ranks over which the experts are spread.
         data_parallel_group: ranks over which the batch is spread; None for one process.
         activation_checkpointing: recompute each block in the backward pass instead of keeping its activations.
+        moe_layer: class of the MoE layers; DeepSpeed trains those of :mod:`moe_testbed.model.deepspeed_moe`.
 
     Raises:
         ValueError: the router cannot serve the setting, or DeepSpeed cannot save or send one of its parameters.
@@ -149,6 +152,7 @@ class LanguageModel(nn.Module):
         expert_parallel_size: int = 1,
         data_parallel_group: dist.ProcessGroup | None = None,
         activation_checkpointing: bool = False,
+        moe_layer: type[MoELayer] = MoELayer,
     ) -> None:
         super().__init__()
         self.config = config
@@ -168,7 +172,7 @@ class LanguageModel(nn.Module):
                     torch.manual_seed(_seed_of(seed, f"router.{deciding}"))
                     part = LayerRouter(routing, setting_of_layer(deciding))
                 deciding += 1
-            self.blocks.append(Block(config, layer, part, expert_parallel_size, keep_outputs))
+            self.blocks.append(Block(config, layer, part, expert_parallel_size, keep_outputs, moe_layer))
         self.final_norm = RMSNorm(config.hidden_size, config.norm_epsilon)
         self.balancing: Balancing | None = None
         if deciding:
@@ -191,9 +195,8 @@ class LanguageModel(nn.Module):
             elif isinstance(module, nn.Linear) and ".routing." not in name:
                 writes = name.endswith((".output", ".down"))
                 _draw(module.weight, seed, name, module.weight.shape[1] ** -0.5 * (residual if writes else 1.0))
-            elif isinstance(module, RoutedMoE):
-                experts = module.deepspeed_moe.experts
-                assert isinstance(experts, GroupedExperts)
+            elif isinstance(module, MoELayer):
+                experts = module.experts
                 for part, scale in (("gate_up", 1.0), ("down", residual)):
                     weight = getattr(experts, part)
                     for index in range(experts.num_experts):
@@ -274,9 +277,9 @@ class LanguageModel(nn.Module):
         """The routers of the layers that decide, in order."""
         return [block.routing.router for block in self.blocks if isinstance(block.routing, LayerRouter)]
 
-    def moe_layers(self) -> list[RoutedMoE]:
+    def moe_layers(self) -> list[MoELayer]:
         """The MoE layers, in order."""
-        return [block.moe for block in self.blocks if isinstance(block.moe, RoutedMoE)]
+        return [block.moe for block in self.blocks if isinstance(block.moe, MoELayer)]
 
     def router_parameters(self) -> int:
         """Parameters of all routers and of what they are shown."""

@@ -20,8 +20,8 @@ from moe_testbed.launcher.ranks.ranks import Ranks
 from moe_testbed.launcher.run.arrays import Ablation
 from moe_testbed.launcher.train.ablation import MOST_COMPARED, MOST_NEURONS, Float, ablate
 from moe_testbed.launcher.train.evaluation_set import EvaluationSet, Share
-from moe_testbed.model.deepspeed_moe import MoEOutput, RoutedMoE
 from moe_testbed.model.language_model import LanguageModel
+from moe_testbed.model.moe import MoELayer, MoEOutput
 from moe_testbed.routing.records import NO_EXPERT, RoutingContext, RoutingDecision
 
 _PROBE_TOKENS = 256
@@ -95,7 +95,7 @@ class AblatedModel:
             return np.full(self.num_sequences, np.nan)
         mean_M = self.output_sum_YEM[layer, expert] / uses
 
-        def stand_in(moe: RoutedMoE, inputs: tuple[Tensor, RoutingDecision], output: MoEOutput) -> MoEOutput:
+        def stand_in(moe: MoELayer, inputs: tuple[Tensor, RoutingDecision], output: MoEOutput) -> MoEOutput:
             hidden_BLM, decision = inputs
             own_tK = decision.expert_ids_TK == expert
             ids_tK = decision.expert_ids_TK.where(own_tK, NO_EXPERT)
@@ -161,17 +161,17 @@ class AblatedModel:
         losses: Float = loss_N.cpu().numpy()
         return losses
 
-    def _watcher(self, y: int, share: Share) -> Callable[[RoutedMoE, tuple[Tensor, RoutingDecision], MoEOutput], None]:
+    def _watcher(self, y: int, share: Share) -> Callable[[MoELayer, tuple[Tensor, RoutingDecision], MoEOutput], None]:
         counted_t1 = share.counted_B[:, None].expand_as(share.targets_BL).reshape(-1, 1)
 
-        def watch(moe: RoutedMoE, inputs: tuple[Tensor, RoutingDecision], output: MoEOutput) -> None:
+        def watch(moe: MoELayer, inputs: tuple[Tensor, RoutingDecision], output: MoEOutput) -> None:
             hidden_BLM, decision = inputs
             self._add_outputs(y, moe, hidden_BLM, decision.expert_ids_TK.where(counted_t1, NO_EXPERT))
             self._take_probe(y, hidden_BLM, share)
 
         return watch
 
-    def _add_outputs(self, y: int, moe: RoutedMoE, hidden_BLM: Tensor, ids_tK: Tensor) -> None:
+    def _add_outputs(self, y: int, moe: MoELayer, hidden_BLM: Tensor, ids_tK: Tensor) -> None:
         """Adds every choice's unweighted output to its expert's sum."""
         width = torch.tensor(ids_tK.shape[1], device=ids_tK.device)
         if self.ranks.group is not None:
@@ -201,7 +201,7 @@ def _all_to(expert: int, hidden_BLM: Tensor) -> RoutingDecision:
 
 
 @contextmanager
-def _hooked(hooks: Mapping[RoutedMoE, Callable[..., MoEOutput | None]]) -> Iterator[None]:
+def _hooked(hooks: Mapping[MoELayer, Callable[..., MoEOutput | None]]) -> Iterator[None]:
     """Calls each hook after its layer's forward; what it returns takes the place of the layer's output."""
     handles = [moe.register_forward_hook(hook) for moe, hook in hooks.items()]
     try:

@@ -14,7 +14,7 @@ from moe_testbed.launcher.config.experiment import ExperimentConfig
 from moe_testbed.launcher.errors import ConfigError
 from moe_testbed.launcher.ranks.ranks import Ranks
 from moe_testbed.launcher.ranks.sharing import accumulation_steps, micro_batch_size
-from moe_testbed.model.deepspeed_moe import create_expert_parallel_groups, deepspeed
+from moe_testbed.model.deepspeed_moe import RoutedMoE, create_expert_parallel_groups, deepspeed
 from moe_testbed.model.language_model import LanguageModel
 from moe_testbed.routing.records import RouterSetting
 
@@ -52,6 +52,7 @@ def build_model(config: ExperimentConfig, store: Store, ranks: Ranks) -> Languag
             config.parallel.expert_parallel_size,
             ranks.group,
             config.training.activation_checkpointing,
+            RoutedMoE,
         )
     except ValueError as error:
         raise ConfigError(str(error)) from error

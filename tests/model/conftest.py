@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from moe_testbed.model.config import ModelConfig
+from moe_testbed.model.deepspeed_moe import RoutedMoE
 from moe_testbed.model.language_model import LanguageModel
 from moe_testbed.routing.config import RoutingConfig
 from moe_testbed.routing.records import RouterSetting, RoutingContext
@@ -54,7 +55,14 @@ def make_model() -> Callable[..., LanguageModel]:
 
         routing_config = RoutingConfig.model_validate(routing or {"router": {"name": "top_k"}})
         return LanguageModel(
-            config, routing_config, setting, VOCAB_SIZE, 32, seed, activation_checkpointing=checkpointing
+            config,
+            routing_config,
+            setting,
+            VOCAB_SIZE,
+            32,
+            seed,
+            activation_checkpointing=checkpointing,
+            moe_layer=RoutedMoE,
         )
 
     return make

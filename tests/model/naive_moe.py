@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from moe_testbed.model.config import MoEConfig
 from moe_testbed.model.deepspeed_moe import RoutedMoE
 from moe_testbed.model.experts import GroupedExperts
+from moe_testbed.model.moe import MoELayer
 from moe_testbed.routing.records import NO_EXPERT, RoutingDecision
 
 B, L, M, E = 2, 7, 8, 4
@@ -21,8 +22,13 @@ DISPATCHES: tuple[Dispatch, ...] = ("dropless", "capacity")
 
 
 def make_layer(
-    dispatch: Dispatch, top_k: int, capacity_factor: float = E, keep_outputs: bool = False, **options: Any
-) -> RoutedMoE:
+    dispatch: Dispatch,
+    top_k: int,
+    capacity_factor: float = E,
+    keep_outputs: bool = False,
+    layer_class: type[MoELayer] = RoutedMoE,
+    **options: Any,
+) -> MoELayer:
     """The same experts for both paths; by default the capacity is K * T, which nothing overflows where tokens make at
     most K choices."""
     config = MoEConfig(
@@ -33,7 +39,7 @@ def make_layer(
         capacity_factor=capacity_factor,
         **options,
     )
-    layer = RoutedMoE(M, config, keep_outputs=keep_outputs)
+    layer = layer_class(M, config, keep_outputs=keep_outputs)
     generator = torch.Generator().manual_seed(4)
     with torch.no_grad():
         for parameter in layer.parameters():
@@ -59,7 +65,7 @@ def decision_of(ids_TK: Tensor) -> RoutingDecision:
     return RoutingDecision(ids_TK, weights_TK.requires_grad_())
 
 
-def naive_expert(layer: RoutedMoE, number: int, x_M: Tensor) -> Tensor:
+def naive_expert(layer: MoELayer, number: int, x_M: Tensor) -> Tensor:
     """The output of one expert for one token, unweighted."""
     experts = layer.deepspeed_moe.experts
     assert isinstance(experts, GroupedExperts)
@@ -79,7 +85,7 @@ def naive_expert(layer: RoutedMoE, number: int, x_M: Tensor) -> Tensor:
     return a1 * x_M + a2 * free.vectors[number]
 
 
-def naive_outputs(layer: RoutedMoE, x_TM: Tensor, decision: RoutingDecision, kept_TK: Tensor) -> Tensor:
+def naive_outputs(layer: MoELayer, x_TM: Tensor, decision: RoutingDecision, kept_TK: Tensor) -> Tensor:
     """``g_tk E_{id_tk}(x_t)`` where the assignment is kept, else 0, [T, K, M]; their sum over k is the layer's
     output."""
     choices = []
@@ -108,7 +114,7 @@ def naive_kept(ids_TK: Tensor, capacity: int) -> Tensor:
     return kept_TK
 
 
-def gradients(layer: RoutedMoE, output: Tensor, x: Tensor, decision: RoutingDecision) -> list[Tensor]:
+def gradients(layer: MoELayer, output: Tensor, x: Tensor, decision: RoutingDecision) -> list[Tensor]:
     """Of a fixed random sum over the output; 0 for what it does not depend on."""
     inputs = [x, decision.weights_TK, *layer.parameters()]
     upstream = torch.randn(output.shape, generator=torch.Generator().manual_seed(8))
@@ -119,7 +125,7 @@ def gradients(layer: RoutedMoE, output: Tensor, x: Tensor, decision: RoutingDeci
     )
 
 
-def assert_equals_a_loop(layer: RoutedMoE, decision: RoutingDecision, kept_TK: Tensor) -> None:
+def assert_equals_a_loop(layer: MoELayer, decision: RoutingDecision, kept_TK: Tensor) -> None:
     """Output, mask and all gradients, and the summands if the layer keeps them."""
     x_BLM = torch.randn(B, L, M, requires_grad=True)
     output = layer(x_BLM, decision)

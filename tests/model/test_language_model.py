@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from moe_testbed.model.deepspeed_moe import refuse_expert_names, refuse_scalars
 from moe_testbed.model.language_model import LanguageModel, ModelOutput
+from moe_testbed.model.refusals import refuse_expert_names, refuse_scalars
 from moe_testbed.routing.records import UNLABELLED, RoutingContext
 from moe_testbed.routing.router import ROUTERS
 

@@ -9,6 +9,7 @@ import torch
 
 from moe_testbed.model.config import MoEConfig
 from moe_testbed.model.deepspeed_moe import DecisionGate, RoutedMoE
+from moe_testbed.model.moe import MoELayer
 from moe_testbed.routing.records import NO_EXPERT, RoutingDecision
 from tests.model.naive_moe import (
     DISPATCHES,
@@ -139,3 +140,26 @@ def test_bfloat16_is_close_to_float32(dispatch: Dispatch) -> None:
     assert rounded_BLM.dtype == torch.bfloat16
     # Eight bits of mantissa through three products.
     torch.testing.assert_close(rounded_BLM.float(), exact_BLM, rtol=0.05, atol=0.05)
+
+
+@pytest.mark.parametrize("zero_experts", [0, 2])
+@every_dispatch
+def test_the_layer_without_deepspeed_equals_a_loop_too(dispatch: Dispatch, zero_experts: int) -> None:
+    """Half of what a slot each could hold: some assignments are dropped with capacity dispatch, none without."""
+    layer = make_layer(
+        dispatch, 2, capacity_factor=0.5, layer_class=MoELayer, num_copy_experts=zero_experts, num_constant_experts=1
+    )
+    decision = random_decision(2, unused_share=0.1, preferred=1, num_experts=E + zero_experts + 1)
+    kept_TK = decision.expert_ids_TK != NO_EXPERT
+    if dispatch == "capacity":
+        capacity = math.ceil(0.5 * 2 * T / (E + zero_experts + 1))
+        kept_TK = naive_kept(decision.expert_ids_TK, capacity)
+        assert not torch.equal(kept_TK, decision.expert_ids_TK != NO_EXPERT)
+    assert_equals_a_loop(layer, decision, kept_TK)
+
+
+@pytest.mark.parametrize("top_k", [1, 3])
+def test_the_layer_without_deepspeed_gives_the_same_bits(top_k: int) -> None:
+    x_BLM, decision = torch.randn(B, L, M), random_decision(top_k, unused_share=0.2)
+    ours, theirs = (make_layer("dropless", top_k, layer_class=cls)(x_BLM, decision) for cls in (MoELayer, RoutedMoE))
+    assert torch.equal(ours.hidden_BLM, theirs.hidden_BLM)

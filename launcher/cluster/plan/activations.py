@@ -2,12 +2,10 @@
 
 Counted tensor by tensor on a CPU, where each norm keeps its normalised input too; a GPU's fused norm keeps less. What
 routers and balancers keep beyond scores, choices and weights is left out: it is little beside the hidden states.
-
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 from moe_testbed.launcher.config.experiment import ExperimentConfig
@@ -109,7 +107,7 @@ def _experts(config: ExperimentConfig, tokens: int, element_size: int) -> tuple[
     moe, width = config.model.moe, config.model.hidden_size * element_size
     hidden = moe.expert_size * element_size
     if moe.dispatch == "capacity":
-        slots = moe.num_ffn_experts * expert_capacity(config, tokens)
+        slots = moe.num_ffn_experts * moe.expert_capacity(tokens)
         # Per slot: its token, the input, and a feed-forward layer. Per choice: its slot, its output, and its weight.
         of_slots = slots * (_INDEX + width + _feed_forward(moe.expert_size, element_size))
         return of_slots + tokens * moe.choices * (_INDEX + width), 0
@@ -133,15 +131,9 @@ def _gradients(config: ExperimentConfig, layer: int, tokens: int, element_size: 
     if not config.model.is_moe_layer(layer):
         return tokens * 3 * config.model.dense_size(layer) * element_size
     if moe.dispatch == "capacity":
-        return moe.num_ffn_experts * expert_capacity(config, tokens) * moe.expert_size * 4 * element_size
+        return moe.num_ffn_experts * moe.expert_capacity(tokens) * moe.expert_size * 4 * element_size
     in_between = _FLOAT if element_size == _FLOAT else 3 * _FLOAT
     return sent_rows(config, tokens) * moe.expert_size * (3 * element_size + in_between)
-
-
-def expert_capacity(config: ExperimentConfig, tokens: int) -> int:
-    """Slots of each expert for a micro-batch of some tokens, where ``model.moe.dispatch`` is capacity."""
-    moe = config.model.moe
-    return max(1, math.ceil(moe.capacity_factor * moe.choices * tokens / moe.num_routed_experts))
 
 
 def sent_rows(config: ExperimentConfig, tokens: int) -> int:

@@ -13,7 +13,7 @@ from typing import Literal
 
 from moe_testbed.launcher.cluster.config import InterconnectConfig
 from moe_testbed.launcher.cluster.layout import Layout
-from moe_testbed.launcher.cluster.plan.activations import expert_capacity, sent_rows
+from moe_testbed.launcher.cluster.plan.activations import sent_rows
 from moe_testbed.launcher.cluster.plan.memory import ELEMENT_SIZES, optimizer_groups
 from moe_testbed.launcher.cluster.plan.weights import Weight
 from moe_testbed.launcher.config.experiment import ExperimentConfig
@@ -93,7 +93,7 @@ def _exchanged(config: ExperimentConfig, tokens: int, accumulation: int) -> int:
     moe, element = config.model.moe, ELEMENT_SIZES[config.training.precision]
     forward = _forward_passes(config, accumulation)
     if moe.dispatch == "capacity":
-        slots = moe.num_ffn_experts * expert_capacity(config, tokens)
+        slots = moe.num_ffn_experts * moe.expert_capacity(tokens)
         of_layer = slots * config.model.hidden_size * element * 2 * (forward + 1)
     else:
         rows = sent_rows(config, tokens)
