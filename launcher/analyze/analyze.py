@@ -9,12 +9,14 @@ from pathlib import Path
 
 from moe_testbed.launcher.analyze.hub_model import HUB_NAME
 from moe_testbed.launcher.analyze.request import Request, Result, log
-from moe_testbed.launcher.config.yaml_text import to_yaml
+from moe_testbed.launcher.config.names import label_and_seed
 from moe_testbed.launcher.errors import FAILED, MENDABLE, CheckpointError, ConfigError
 from moe_testbed.launcher.report.write import print_report
-from moe_testbed.launcher.run.files import read_yaml, write_atomically
 from moe_testbed.launcher.run.folder import RunFolder
 from moe_testbed.launcher.run.records import Status
+from moe_testbed.launcher.run.suite_folder import SuiteFolder
+
+_HUB_CONFIG = "config.json"
 
 
 def analyze(checkpoints: Sequence[str], request: Request, out: Path) -> int:
@@ -30,23 +32,23 @@ def analyze(checkpoints: Sequence[str], request: Request, out: Path) -> int:
     Raises:
         CheckpointError, ConfigError, DataError: no checkpoint could be analysed; why the first could not.
     """
-    names = _names(checkpoints)
-    _refuse_trainings(out, [out / f"{label}-seed{seed}" for label, seed in names])
+    names, suite = _names(checkpoints), SuiteFolder(out)
+    _refuse_trainings(suite, [suite.training(label, seed) for label, seed in names])
     analyse = _analysis(checkpoints, request)
-    failures: dict[str, str] = {}
+    failures: dict[tuple[str, int], str] = {}
     first: BaseException | None = None
     runs: dict[str, dict[str, str]] = {}
     tokenizers: set[str] = set()
     for checkpoint, (label, seed) in zip(checkpoints, names, strict=True):
         log(f"analysing {checkpoint}")
         runs.setdefault(label, {"description": checkpoint})
-        folder = out / f"{label}-seed{seed}"
+        folder = suite.training(label, seed)
         try:
             _refuse_unknown(checkpoint)
             result = analyse(checkpoint)
         except MENDABLE as error:
             first = first or error
-            failures[folder.name] = str(error)
+            failures[label, seed] = str(error)
             log(f"{checkpoint} failed: {error}")
         else:
             runs[label] = {"description": result.description}
@@ -54,15 +56,16 @@ def analyze(checkpoints: Sequence[str], request: Request, out: Path) -> int:
             _write(_emptied(folder), result)
     if first is not None and len(failures) == len(checkpoints):
         raise first
-    for name, reason in failures.items():
-        _emptied(out / name).write_status(Status("failed", reason=reason))
-    suite = {
-        "name": re.sub(r"[^\w.-]+", "-", out.resolve().name),
-        "analysis": {"mix": request.mix.name, "checkpoints": list(checkpoints)},
-        "seeds": sorted({seed for _, seed in names}),
-        "runs": runs,
-    }
-    write_atomically(out / "suite.yaml", to_yaml(suite))
+    for (label, seed), reason in failures.items():
+        _emptied(suite.training(label, seed)).write_status(Status("failed", reason=reason))
+    suite.write_config(
+        {
+            "name": re.sub(r"[^\w.-]+", "-", out.resolve().name),
+            "analysis": {"mix": request.mix.name, "checkpoints": list(checkpoints)},
+            "seeds": sorted({seed for _, seed in names}),
+            "runs": runs,
+        }
+    )
     if len(tokenizers) > 1:
         log("the checkpoints have different tokenizers: their losses are per token and cannot be compared")
     print_report(out)
@@ -72,7 +75,7 @@ def analyze(checkpoints: Sequence[str], request: Request, out: Path) -> int:
 def _analysis(checkpoints: Sequence[str], request: Request) -> Callable[[str], Result]:
     """What analyses the checkpoints: all are runs, or none is."""
     ours = [checkpoint for checkpoint in checkpoints if _is_run(checkpoint)]
-    others = [checkpoint for checkpoint in checkpoints if (Path(checkpoint) / "config.json").is_file()]
+    others = [checkpoint for checkpoint in checkpoints if (Path(checkpoint) / _HUB_CONFIG).is_file()]
     if ours and others:
         raise ConfigError(
             f"{ours[0]} is one of our runs and {others[0]} a model of the hub's format: they read the text in "
@@ -88,17 +91,19 @@ def _analysis(checkpoints: Sequence[str], request: Request) -> Callable[[str], R
 
 
 def _is_run(checkpoint: str) -> bool:
-    return (Path(checkpoint) / "config.yaml").is_file()
+    return RunFolder(Path(checkpoint)).is_run
 
 
 def _refuse_unknown(checkpoint: str) -> None:
     """Raises CheckpointError if a path is no kind of checkpoint."""
     folder = Path(checkpoint)
-    if (folder / "suite.yaml").is_file():
-        raise CheckpointError(f"{folder} is a suite's folder; name the runs in it, such as {folder}/LABEL-seed1")
-    if folder.is_dir() and not _is_run(checkpoint) and not (folder / "config.json").is_file():
+    if SuiteFolder(folder).is_suite:
+        example = SuiteFolder(folder).training("LABEL", 1).path
+        raise CheckpointError(f"{folder} is a suite's folder; name the runs in it, such as {example}")
+    if folder.is_dir() and not _is_run(checkpoint) and not (folder / _HUB_CONFIG).is_file():
         raise CheckpointError(
-            f"{folder} holds no checkpoint: neither config.json (a model of the hub's format) nor config.yaml (a run)"
+            f"{folder} holds no checkpoint: neither {_HUB_CONFIG} (a model of the hub's format) nor "
+            f"{RunFolder(folder).config_file.name} (a run)"
         )
     if not folder.is_dir() and not HUB_NAME.fullmatch(checkpoint):
         raise CheckpointError(f"there is no folder {folder}, and a model on the hub is named OWNER/NAME")
@@ -113,34 +118,31 @@ def _names(checkpoints: Sequence[str]) -> list[tuple[str, int]]:
         re.sub(r"[^A-Za-z0-9_.-]+", "-", Path(checkpoint).resolve().name).lstrip("_.-") or "checkpoint"
         for checkpoint in checkpoints
     ]
-    matches = [re.fullmatch(r"(.+)-seed(\d+)", name) for name in names]
-    pairs = {(match[1], int(match[2])) for match in matches if match}
+    split = [found for name in names if (found := label_and_seed(name)) is not None]
+    pairs = set(split)
     labels, seeds = {label for label, _ in pairs}, {seed for _, seed in pairs}
     if len(pairs) == len(names) == len(labels) * len(seeds):
-        return [(match[1], int(match[2])) for match in matches if match]
+        return split
     unique: list[str] = []
     for name in names:
         unique.append(name if name not in unique else f"{name}-{names[: len(unique) + 1].count(name)}")
     return [(name, 1) for name in unique]
 
 
-def _refuse_trainings(out: Path, targets: Sequence[Path]) -> None:
+def _refuse_trainings(suite: SuiteFolder, targets: Sequence[RunFolder]) -> None:
     """Raises ConfigError if a folder that would be replaced holds something else than an analysis."""
-    suite = out / "suite.yaml"
-    configs = [path for folder in targets if (path := folder / "config.yaml").is_file()]
     if (
-        (out / "config.yaml").exists()
-        or (suite.is_file() and "analysis" not in read_yaml(suite))
-        or any("analysed" not in read_yaml(config) for config in configs)
+        RunFolder(suite.path).is_run
+        or (suite.is_suite and "analysis" not in suite.read_config_tree())
+        or any(folder.is_run and "analysed" not in folder.read_config_tree() for folder in targets)
     ):
-        raise ConfigError(f"{out} holds trainings, which an analysis must not overwrite; choose another --out")
+        raise ConfigError(f"{suite.path} holds trainings, which an analysis must not overwrite; choose another --out")
 
 
-def _emptied(folder: Path) -> RunFolder:
-    shutil.rmtree(folder, ignore_errors=True)
-    emptied = RunFolder(folder)
-    emptied.create()
-    return emptied
+def _emptied(folder: RunFolder) -> RunFolder:
+    shutil.rmtree(folder.path, ignore_errors=True)
+    folder.create()
+    return folder
 
 
 def _write(folder: RunFolder, result: Result) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,10 +18,10 @@ from moe_testbed.data.splits import SPLITS, VALIDATION
 from moe_testbed.data.tokens.store import Region, Store
 from moe_testbed.launcher.checkpoint.checkpoints import newest_whole
 from moe_testbed.launcher.checkpoint.files import EXPERTS, MODULE, read_file
-from moe_testbed.launcher.config.experiment import ExperimentConfig, load_experiment
+from moe_testbed.launcher.config.experiment import ExperimentConfig
 from moe_testbed.launcher.errors import CheckpointError, ConfigError
 from moe_testbed.launcher.ranks.ranks import Ranks
-from moe_testbed.launcher.run.files import read_json
+from moe_testbed.launcher.run.folder import RunFolder, step_of
 from moe_testbed.launcher.train.engine import build_model
 from moe_testbed.model.language_model import LanguageModel
 from moe_testbed.routing.records import UNLABELLED
@@ -57,7 +56,8 @@ def open_run(folder: Path, cache_dir: Path | None, log: Any) -> OwnRun:
         CheckpointError: no whole checkpoint, or data that have changed since the training.
         ConfigError, DataError: the config cannot be read, the data cannot be had.
     """
-    config = load_experiment(folder / "config.yaml")
+    run = RunFolder(folder)
+    config = run.read_config()
     # One process holds all experts.
     changes: dict[str, Any] = {"parallel": config.parallel.model_copy(update={"expert_parallel_size": 1})}
     if cache_dir is not None:
@@ -65,17 +65,16 @@ def open_run(folder: Path, cache_dir: Path | None, log: Any) -> OwnRun:
     config = config.model_copy(update=changes)
     if config.model.dense_baseline:
         raise CheckpointError(f"{folder} is a dense baseline: it has no experts to analyse")
-    checkpoint = newest_whole(folder / "checkpoints")
+    checkpoint = newest_whole(run.checkpoints)
     if checkpoint is None:
         raise CheckpointError(f"{folder} has no whole checkpoint; continue its training to the next one")
     store = build_store(config.data.mix, Path(config.data.cache_dir), log)
-    trained_on = read_json(folder / "manifest.json")
-    if trained_on and trained_on != json.loads(json.dumps(store.manifest)):
+    if run.is_on_other_data(store.manifest):
         raise CheckpointError(
-            f"{folder} was trained on other data than {store.path} holds (see both manifest.json); its tokenizer would "
-            "not fit; choose the right --cache-dir"
+            f"{folder} was trained on other data than {store.path} holds (see both {run.manifest_file.name}); its "
+            "tokenizer would not fit; choose the right --cache-dir"
         )
-    return OwnRun(folder, config, store, checkpoint, int(checkpoint.name.removeprefix("step_")))
+    return OwnRun(folder, config, store, checkpoint, step_of(checkpoint))
 
 
 def load_model(run: OwnRun, dtype: torch.dtype | None, ranks: Ranks) -> LanguageModel:
@@ -95,7 +94,7 @@ def load_model(run: OwnRun, dtype: torch.dtype | None, ranks: Ranks) -> Language
     try:
         model.load_state_dict(state)
     except RuntimeError as error:
-        raise CheckpointError(f"{run.checkpoint} does not fit {run.folder / 'config.yaml'}: {error}") from error
+        raise CheckpointError(f"{run.checkpoint} does not fit {RunFolder(run.folder).config_file}: {error}") from error
     trained_in = torch.bfloat16 if run.config.training.precision == "bfloat16" else torch.float32
     for parameter in model.parameters():
         # Buffers stay as they are: so DeepSpeed trained it.

@@ -1,7 +1,7 @@
 """Saves and restores checkpoints, each of which is whole or does not count.
 
-DeepSpeed writes the files of a checkpoint one after another. A checkpoint counts once ``complete.json`` stands beside
-them, written last and listing every file with its size; anything else is a crash's leftover.
+DeepSpeed writes the files of a checkpoint one after another. A checkpoint counts once its mark stands beside
+them (`run.checkpoint_mark`), written last and listing every file with its size; anything else is a crash's leftover.
 
 On the ranks that wrote it, training continues bit for bit; on others the optimizer's state is regrouped, and only the
 order of sums changes.
@@ -9,7 +9,6 @@ order of sums changes.
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import sys
@@ -25,42 +24,46 @@ import torch.distributed as dist
 from moe_testbed.launcher.checkpoint.regroup import RankLayout, regroup
 from moe_testbed.launcher.errors import CheckpointError
 from moe_testbed.launcher.ranks.ranks import Ranks
-from moe_testbed.launcher.run.files import write_atomically
+from moe_testbed.launcher.run.checkpoint_mark import (
+    CheckpointMark,
+    checkpoint_path,
+    checkpoints_in,
+    read_mark,
+    write_mark,
+)
 
-_MARK = "complete.json"
 # How long a shared disk may take to show one host what another has written.
 _SEEN_SECONDS = 60.0
 
 
 def save(engine: Any, folder: Path, step: int, keep: int, ranks: Ranks, expert_parallel_size: int) -> None:
     """Writes the state after ``step`` optimizer steps and removes all but the newest ``keep`` whole checkpoints."""
-    tag = f"step_{step:08d}"
+    checkpoint = checkpoint_path(folder, step)
     if ranks.rank == 0:
-        shutil.rmtree(folder / tag, ignore_errors=True)
+        shutil.rmtree(checkpoint, ignore_errors=True)
     dist.barrier()
     try:
-        engine.save_checkpoint(str(folder), tag=tag, client_state={"step": step}, save_latest=False)
+        engine.save_checkpoint(str(folder), tag=checkpoint.name, client_state={"step": step}, save_latest=False)
     except RuntimeError as error:
         # torch.save has words of its own for a full disk.
         if "inline_container" not in str(error):
             raise
         free = shutil.disk_usage(folder).free
         raise CheckpointError(
-            f"{folder / tag} could not be written, {free:,} bytes are free there; make room and start the same command "
+            f"{checkpoint} could not be written, {free:,} bytes are free there; make room and start the same command "
             "again: training continues from the checkpoint before"
         ) from error
-    files = _written(folder / tag, ranks)
+    files = _written(checkpoint, ranks)
     if ranks.rank != 0:
         return
-    _wait_for(files, folder / tag)
-    mark = {"step": step, "layout": asdict(RankLayout(ranks.size, expert_parallel_size)), "files": files}
-    write_atomically(folder / tag / _MARK, json.dumps(mark, indent=1) + "\n")
-    checkpoints = sorted(folder.glob("step_*"))
-    kept = [checkpoint for checkpoint in checkpoints if _is_whole(checkpoint)][-keep:]
-    for checkpoint in checkpoints:
-        if checkpoint not in kept:
+    _wait_for(files, checkpoint)
+    write_mark(checkpoint, CheckpointMark(step, asdict(RankLayout(ranks.size, expert_parallel_size)), files))
+    checkpoints = checkpoints_in(folder)
+    kept = [one for one in checkpoints if _is_whole(one)][-keep:]
+    for one in checkpoints:
+        if one not in kept:
             # What a shared disk holds on to is no whole checkpoint any more, and goes with the next one.
-            shutil.rmtree(checkpoint, ignore_errors=True)
+            shutil.rmtree(one, ignore_errors=True)
 
 
 def _written(checkpoint: Path, ranks: Ranks) -> dict[str, int]:
@@ -100,11 +103,8 @@ def _has_size(path: Path, size: int) -> bool:
 
 
 def _is_whole(checkpoint: Path) -> bool:
-    try:
-        files = json.loads((checkpoint / _MARK).read_text(encoding="utf-8"))["files"]
-        return all(_has_size(checkpoint / name, size) for name, size in files.items())
-    except (OSError, ValueError, KeyError):
-        return False
+    mark = read_mark(checkpoint)
+    return mark is not None and all(_has_size(checkpoint / name, size) for name, size in mark.files.items())
 
 
 def _can_be_opened(checkpoint: Path) -> bool:
@@ -129,8 +129,9 @@ def restore(engine: Any, folder: Path, ranks: Ranks, expert_parallel_size: int) 
     checkpoint = chosen[0]
     if checkpoint is None:
         return 0
-    mark = json.loads((checkpoint / _MARK).read_text(encoding="utf-8"))
-    step, written = int(mark["step"]), RankLayout(**mark["layout"])
+    mark = read_mark(checkpoint)
+    assert mark is not None, f"{checkpoint} was whole"
+    step, written = mark.step, RankLayout(**mark.layout)
     present = RankLayout(ranks.size, expert_parallel_size)
     loaded, _ = engine.load_checkpoint(str(folder), tag=checkpoint.name, load_module_only=written != present)
     assert loaded is not None, f"DeepSpeed found nothing to load in {checkpoint}"
@@ -144,7 +145,7 @@ def restore(engine: Any, folder: Path, ranks: Ranks, expert_parallel_size: int) 
 
 def newest_whole(folder: Path) -> Path | None:
     """Returns the newest whole checkpoint among those of a run; None if there is none."""
-    for checkpoint in sorted(folder.glob("step_*"), reverse=True):
+    for checkpoint in reversed(checkpoints_in(folder)):
         if _is_whole(checkpoint) and _can_be_opened(checkpoint):
             return checkpoint
         print(f"{checkpoint} is not whole (cut off or damaged) and is passed over", file=sys.stderr)

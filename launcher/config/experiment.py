@@ -18,6 +18,7 @@ from pydantic import BaseModel, Field, model_validator
 from moe_testbed.data.config import MixConfig
 from moe_testbed.launcher.config.messages import Variants, validate
 from moe_testbed.launcher.config.mix import VARIANTS as MIX_VARIANTS
+from moe_testbed.launcher.config.names import training_name
 from moe_testbed.launcher.config.renamed import RENAMED
 from moe_testbed.launcher.config.yaml_text import Keys, is_block, to_yaml
 from moe_testbed.launcher.config.yaml_tree import (
@@ -292,7 +293,7 @@ def run_name(config: ExperimentConfig, overrides: Iterable[str] = ()) -> str:
     """
     tree = to_plain(parse_overrides(overrides, Rules()))
     others = {key: value for key, value in tree.items() if key not in ("name", "seed")}
-    name = f"{config.name}-seed{config.seed}"
+    name = training_name(config.name, config.seed)
     if not others:
         return name
     text = json.dumps(others, sort_keys=True)

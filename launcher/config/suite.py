@@ -20,6 +20,7 @@ from moe_testbed.launcher.config.experiment import (
 )
 from moe_testbed.launcher.config.grid import expand_grid
 from moe_testbed.launcher.config.messages import validate
+from moe_testbed.launcher.config.names import training_name
 from moe_testbed.launcher.config.renamed import RENAMED, new_keys
 from moe_testbed.launcher.config.yaml_tree import (
     COMMAND_LINE,
@@ -148,7 +149,7 @@ def suite_runs(suite: Suite, runs_dir: Path) -> list[SuiteRun]:
     """Returns the trainings of a suite, seed by seed, in the order of its runs."""
     folder = runs_dir / suite.config.name
     return [
-        SuiteRun(label, seed, suite.experiments[label, seed], folder / f"{label}-seed{seed}")
+        SuiteRun(label, seed, suite.experiments[label, seed], folder / training_name(label, seed))
         for seed in suite.config.seeds
         for label in suite.config.runs
     ]

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from moe_testbed.launcher.errors import ConfigError
-from moe_testbed.launcher.report.numbers.results import summarise, write_results
+from moe_testbed.launcher.report.numbers.results import summarise
+from moe_testbed.launcher.report.numbers.results_csv import csv_text
 from moe_testbed.launcher.report.numbers.values import Results
 from moe_testbed.launcher.report.page.page import render
 from moe_testbed.launcher.report.read.records import read_suite
@@ -40,13 +41,13 @@ def write_report(suite_dir: Path) -> Report:
 
     suite = read_suite(Path(suite_dir))
     results = summarise(suite)
-    results_json, results_csv = write_results(results, suite.folder)
+    folder = suite.folder
+    folder.write_results(results, csv_text(results))
     pictures, tables = draw_all(suite, results), extra_tables(results)
-    save(pictures, suite.folder / "figures")
-    write_tables(suite, results, tables, suite.folder / "tables")
-    report_html = suite.folder / "report.html"
-    write_atomically(report_html, render(suite, results, pictures, tables))
-    return Report(results, results_json, results_csv, report_html)
+    save(pictures, folder.figures)
+    write_tables(suite, results, tables, folder.tables)
+    write_atomically(folder.page, render(suite, results, pictures, tables))
+    return Report(results, folder.results_file, folder.results_table, folder.page)
 
 
 def print_report(suite_dir: Path) -> None:
@@ -73,8 +74,8 @@ def print_comparison(suite_dirs: Sequence[Path], out: Path | None) -> None:
 
     suites = open_suites(suite_dirs)
     comparison = compare_suites(suites)
-    folder = out or suites[0].folder.resolve().parent / "-".join(
-        ["comparison", *(suite.folder.resolve().name for suite in suites)]
+    folder = out or suites[0].folder.path.resolve().parent / "-".join(
+        ["comparison", *(suite.folder.path.resolve().name for suite in suites)]
     )
     path = write_comparison(comparison, folder)
     print(comparison_table(comparison))

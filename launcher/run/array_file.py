@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from enum import Enum
 from pathlib import Path
@@ -98,6 +98,12 @@ def array(*axes: str, values: Values = Values.REAL, stored_as: str | None = None
     return field(default=None, metadata=metadata) if optional else field(metadata=metadata)
 
 
+def load_arrays(path: Path, names: Sequence[str]) -> dict[str, NDArray[Any]]:
+    """Returns those of the named arrays that a file has. Raises one of `DAMAGED`."""
+    with np.load(path) as stored:
+        return {name: stored[name] for name in names if name in stored.files}
+
+
 Record = TypeVar("Record", bound="ArrayFile")
 
 
@@ -134,8 +140,7 @@ class ArrayFile:
         """
         known = cls.fields()
         required = {one.name for one in fields(cls) if one.default is MISSING}  # type: ignore[arg-type]
-        with np.load(path) as stored:
-            content = {name: stored[name] for name in known if name in stored.files}
+        content = load_arrays(path, list(known))
         sizes = {"domain": len(content["domains"])} if "domains" in content else {}
         values: dict[str, Any] = {}
         left_out = []

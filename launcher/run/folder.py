@@ -7,19 +7,20 @@ empty, since others may look while a training writes, or after it has died.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
+from numpy.typing import NDArray
 
 from moe_testbed.launcher.config.yaml_text import to_yaml
 from moe_testbed.launcher.errors import ConfigError
-from moe_testbed.launcher.run.array_file import ArrayFile
+from moe_testbed.launcher.run.array_file import ArrayFile, load_arrays
 from moe_testbed.launcher.run.arrays import Ablation, Evaluation, RoutingProbe
 from moe_testbed.launcher.run.files import read_json, read_json_lines, read_yaml, write_bytes_atomically
-from moe_testbed.launcher.run.records import MetricsLine, Progress, Status
+from moe_testbed.launcher.run.records import JobEnds, MetricsLine, Progress, Status
 
 if TYPE_CHECKING:
     from moe_testbed.launcher.config.experiment import ExperimentConfig
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 _DECIDING = ("seed", "data", "model", "routing", "training", "evaluation")
 
 _TAIL_BYTES = 16_384
+_EXPERT_TABLE = ("layer", "domain", "expert")
 
 
 class RunFolder:
@@ -37,6 +39,10 @@ class RunFolder:
     Attributes:
         path: of the folder; the others are paths in it.
         checkpoints: folder of the checkpoints.
+        log_file: what the process says that trains, where a suite has started it.
+        rank_logs: folder of what each rank says, where SLURM has started it.
+        job_start_file: written when a job of SLURM starts.
+        launch_environment_file: variables that deepspeed gives to processes on other hosts.
     """
 
     def __init__(self, path: Path) -> None:
@@ -50,6 +56,11 @@ class RunFolder:
         self.probes = path / "statistics"
         self.ablation_file = path / "analysis.npz"
         self.checkpoints = path / "checkpoints"
+        self.log_file = path / "log.txt"
+        self.rank_logs = path / "logs"
+        self.job_start_file = self.rank_logs / "started"
+        self.job_ends_file = path / "ends.json"
+        self.launch_environment_file = path / "launch.env"
         self._lock_file = path / ".lock"
         self._lock: FileLock | None = None
 
@@ -118,6 +129,16 @@ class RunFolder:
         self._write(self.config_file, dump_config(config).encode())
 
     # What was trained, on what.
+
+    @property
+    def is_run(self) -> bool:
+        """Whether the folder is a run's."""
+        return self.config_file.is_file()
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether the training has begun: before, it has a config and no status."""
+        return self.status_file.is_file()
 
     def read_config(self) -> ExperimentConfig:
         """Returns the checked config. Raises ConfigError."""
@@ -193,6 +214,23 @@ class RunFolder:
         lines = map(MetricsLine.of, read_json_lines(self.metrics_file, last_bytes))
         return [line for line in lines if line is not None]
 
+    def read_metrics_from(self, offset: int) -> Iterator[tuple[MetricsLine | None, int]]:
+        """Yields the whole lines of the metrics from a byte on, each with the byte behind it; from the start if the
+        file was cut since. A line that says nothing is None."""
+        if not self.metrics_file.exists():
+            return
+        with self.metrics_file.open("rb") as file:
+            if offset:
+                file.seek(offset - 1)
+                if file.read(1) != b"\n":
+                    offset = 0
+            file.seek(offset)
+            for text in file:
+                if not text.endswith(b"\n"):
+                    return
+                offset += len(text)
+                yield MetricsLine.of_text(text), offset
+
     def read_progress(self, steps: int) -> Progress:
         """Returns how far a training of so many steps is, by the last line that it has written of a step."""
         for line in reversed(self.read_metrics(_TAIL_BYTES)):
@@ -244,6 +282,16 @@ class RunFolder:
         `DAMAGED`."""
         return Ablation.read(self.ablation_file)
 
+    def read_expert_tables(self) -> tuple[list[str], dict[str, NDArray[Any]]]:
+        """Returns the domains, and by name the tables [Y, D, E] of the last evaluation, whatever else it lacks. Raises
+        one of `DAMAGED`."""
+        files = _steps_in(self.evaluations)
+        if not files:
+            raise ValueError("there is none")
+        fields = Evaluation.fields()
+        arrays = load_arrays(files[-1], [name for name, known in fields.items() if known.axes == _EXPERT_TABLE])
+        return [str(domain) for domain in load_arrays(files[-1], ["domains"])["domains"]], arrays
+
     def read_summary(self) -> dict[str, Any]:
         """Returns what was told of the training after its end."""
         return read_json(self.summary_file)
@@ -251,6 +299,25 @@ class RunFolder:
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Writes what is told of the training after its end."""
         self._write_json(self.summary_file, summary)
+
+    # What SLURM's jobs have come to.
+
+    def rank_log(self, rank: str) -> Path:
+        """Returns what a rank says; its number may be a placeholder of SLURM's."""
+        return self.rank_logs / f"rank-{rank}.txt"
+
+    def read_job_ends(self) -> JobEnds:
+        """Returns how the jobs have ended since the run was submitted."""
+        return JobEnds.of(read_json(self.job_ends_file))
+
+    def write_job_ends(self, ends: JobEnds) -> None:
+        """Notes how the jobs have ended since the run was submitted."""
+        self._write_json(self.job_ends_file, ends.content())
+
+    def prepare_jobs(self) -> None:
+        """Makes what jobs expect, and gives a run that has failed before a new chance."""
+        self.rank_logs.mkdir(exist_ok=True)
+        self._remove(self.job_ends_file)
 
     # All that writes.
 
@@ -285,6 +352,11 @@ class SilentRunFolder(RunFolder):
 
     def _remove(self, path: Path) -> None:
         pass
+
+
+def mlflow_file(folder: Path) -> Path:
+    """Returns the file in a run's or suite's folder that says what an MLflow store has been sent of it."""
+    return folder / "mlflow.json"
 
 
 def read_probe(path: Path) -> RoutingProbe:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -73,7 +74,38 @@ class MetricsLine:
         values = {key: value for key, value in content.items() if key not in ("kind", "step", "seconds")}
         return cls(str(content.get("kind")), step, float(seconds) if isinstance(seconds, int | float) else None, values)
 
+    @classmethod
+    def of_text(cls, text: bytes) -> MetricsLine | None:
+        """Returns the line in a text; None if it is no JSON object, or one that does not say of which step it is."""
+        try:
+            content = json.loads(text)
+        except ValueError:
+            return None
+        return cls.of(content) if isinstance(content, dict) else None
+
     def content(self) -> dict[str, Any]:
         """Returns the JSON object that is written."""
         seconds = {} if self.seconds is None else {"seconds": self.seconds}
         return {"kind": self.kind, "step": self.step, **seconds, **self.values}
+
+
+@dataclass(frozen=True)
+class JobEnds:
+    """How the jobs of SLURM that trained a run have ended since it was submitted.
+
+    Attributes:
+        failures: reasons of those that failed.
+        stops: step of the newest checkpoint at the end of each that was asked to stop.
+    """
+
+    failures: tuple[str, ...] = ()
+    stops: tuple[int, ...] = ()
+
+    @classmethod
+    def of(cls, content: Mapping[str, Any]) -> JobEnds:
+        """Returns the ends in the content of their file."""
+        return cls(tuple(content.get("failures", ())), tuple(content.get("stops", ())))
+
+    def content(self) -> dict[str, Any]:
+        """Returns what is written into the file: the kinds of ends that there were."""
+        return {kind: list(ends) for kind, ends in asdict(self).items() if ends}

@@ -10,16 +10,15 @@ from pathlib import Path
 from types import FrameType
 
 from moe_testbed.data.machine import usable_cores
-from moe_testbed.launcher.config.experiment import dump_config
 from moe_testbed.launcher.config.suite import Suite, SuiteRun, suite_runs
 from moe_testbed.launcher.errors import FAILED
 from moe_testbed.launcher.report.write import print_report
-from moe_testbed.launcher.run.files import write_atomically
 from moe_testbed.launcher.run.folder import RunFolder
-from moe_testbed.launcher.suites.folder import build_stores, held
+from moe_testbed.launcher.run.suite_folder import SuiteFolder
 from moe_testbed.launcher.suites.machine import free_memory_bytes, jobs_at_once
 from moe_testbed.launcher.suites.progress import ProgressView
 from moe_testbed.launcher.suites.scheduling import TRAIN_COMMAND, train_all
+from moe_testbed.launcher.suites.stores import build_stores
 from moe_testbed.launcher.tracking.mirror import SuiteMirror
 
 
@@ -38,26 +37,25 @@ def compare(suite: Suite, runs_dir: Path, jobs: int | None = None, command: Sequ
         ConfigError: a run's folder holds another config, or the suite is being compared by another process.
         DataError: the data cannot be built.
     """
-    folder = runs_dir / suite.config.name
-    folder.mkdir(parents=True, exist_ok=True)
-    with held(folder), _ended_by_signals():
+    folder = SuiteFolder(runs_dir / suite.config.name)
+    with folder.held(), _ended_by_signals():
         runs = suite_runs(suite, runs_dir)
         for run in runs:
             # The suite's own process mirrors its runs to MLflow, so that each training need not load it.
             quiet = run.config.model_copy(update={"tracking": run.config.tracking.model_copy(update={"mlflow": False})})
             RunFolder(run.run_dir).prepare(quiet)
-        write_atomically(folder / "suite.yaml", dump_config(suite.config))
+        folder.write_config(suite.config.model_dump(mode="json"))
         for label in dict.fromkeys(run.label for run in runs if not run.config.causal):
             print(f"{label} is not causal: its loss cannot be compared; the report marks it", file=sys.stderr)
         missing = [run for run in runs if not RunFolder(run.run_dir).is_finished]
         if len(missing) < len(runs):
             print(f"{len(runs) - len(missing)} of {len(runs)} runs are finished and skipped", file=sys.stderr)
         tracking = runs[0].config.tracking
-        mirror = SuiteMirror(folder, tracking.experiment) if tracking.mlflow else None
+        mirror = SuiteMirror(folder.path, tracking.experiment) if tracking.mlflow else None
         if mirror:
             mirror.start()
         failed = _train_missing(missing, jobs, command) if missing else {}
-        print_report(folder)
+        print_report(folder.path)
         if mirror:
             mirror.finish("failed" if failed else "finished")
     return FAILED if failed else 0

@@ -74,7 +74,7 @@ def train_all(
                 elif gives_up(attempt.process.returncode, reason, attempt.earlier_reasons):
                     failed[attempt.run.name] = reason
                     RunFolder(attempt.run.run_dir).note_failure(_steps(attempt.run), reason)
-                    view.event(f"{attempt.run.name}: failed: {reason} (see {attempt.run.run_dir / 'log.txt'})")
+                    view.event(f"{attempt.run.name}: failed: {reason} (see {RunFolder(attempt.run.run_dir).log_file})")
                 else:
                     view.event(f"{attempt.run.name}: failed, starting it again: {reason}")
                     waiting.appendleft(_Attempt(attempt.run, [*attempt.earlier_reasons, reason]))
@@ -93,7 +93,7 @@ def _start(attempt: _Attempt, command: Sequence[str], environment: Mapping[str, 
     run = attempt.run
     step = _progress(run).step
     view.event(f"{run.name}: {f'continues (it had come to step {step:,})' if step else 'starts'}")
-    log = run.run_dir / "log.txt"
+    log = RunFolder(run.run_dir).log_file
     attempt.log_size = log.stat().st_size if log.exists() else 0
     attempt.started = time.time()
     attempt.process = processes.start(
@@ -114,7 +114,7 @@ def _failure(attempt: _Attempt) -> str | None:
         return f"killed by {signal.Signals(-code).name}{hint}"
     if status.state == "failed" and status.reason and folder.status_time_ns >= attempt.started * 1e9:
         return status.reason
-    with (attempt.run.run_dir / "log.txt").open("rb") as log:
+    with folder.log_file.open("rb") as log:
         log.seek(attempt.log_size)
         return last_words(log.read().decode(errors="replace"), code)
 

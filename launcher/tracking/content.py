@@ -10,8 +10,7 @@ import csv
 import hashlib
 import io
 import json
-import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,17 +18,16 @@ from typing import Any
 import numpy as np
 
 from moe_testbed.launcher.config.renamed import with_new_names
-from moe_testbed.launcher.run.files import read_json, read_yaml, value_at
+from moe_testbed.launcher.run.array_file import DAMAGED
+from moe_testbed.launcher.run.files import value_at
+from moe_testbed.launcher.run.folder import RunFolder
+from moe_testbed.launcher.run.suite_folder import SuiteFolder
 from moe_testbed.launcher.tracking.state import flatten
 
 DESCRIPTION = "mlflow.note.content"
 PARENT = "mlflow.parentRunId"
 MAX_TAG_LENGTH = 8000
 
-_RUN_FILES = ("config.yaml", "manifest.json", "summary.json", "status.json", "analysis.npz")
-_RUN_FOLDERS = ("evaluations", "statistics")
-_SUITE_FILES = ("suite.yaml", "report.html", "results.json", "results.csv")
-_SUITE_FOLDERS = ("figures", "tables")
 _RUN_FIGURES = ("routing_", "causal_")
 
 _RUN_RESULTS: dict[str, tuple[str, ...]] = {
@@ -80,7 +78,8 @@ def run_content(run_dir: Path, suite_dir: Path | None = None, more_tags: Mapping
 
     Every seed of a run gets the same results, the report's: means over its seeds. Tags that are empty are left out.
     """
-    config, summary = read_yaml(run_dir / "config.yaml"), read_json(run_dir / "summary.json")
+    folder = RunFolder(run_dir)
+    config, summary = folder.read_config_tree(), folder.read_summary()
     label = str(config.get("name", run_dir.name))
     tags = {
         "label": label,
@@ -92,28 +91,34 @@ def run_content(run_dir: Path, suite_dir: Path | None = None, more_tags: Mapping
         **(more_tags or {}),
     }
     results: dict[str, float] = {}
-    files = _files(run_dir, _RUN_FILES, _RUN_FOLDERS) | _matrices(run_dir)
+    alone = (folder.config_file, folder.manifest_file, folder.summary_file, folder.status_file, folder.ablation_file)
+    files = _files(run_dir, alone, (folder.evaluations, folder.probes)) | _matrices(folder)
     if suite_dir is not None:
-        report = read_json(suite_dir / "results.json")
+        suite = SuiteFolder(suite_dir)
+        report = suite.read_results()
         run: Mapping[str, Any] = next((run for run in report.get("runs") or () if value_at(run, "label") == label), {})
         tags |= {"suite": suite_dir.name, "role": str(run.get("role", "")), DESCRIPTION: _run_description(run, report)}
         results = _numbers(run, _RUN_RESULTS)
-        files |= _figures_of(label, suite_dir)
-    return Content(_told(tags), flatten(with_new_names(config)), results, _dataset(config, run_dir), files)
+        files |= _figures_of(label, suite)
+    return Content(
+        _told(tags), flatten(with_new_names(config)), results, _dataset(config, folder.read_manifest()), files
+    )
 
 
 def suite_content(suite_dir: Path) -> Content:
     """Of a suite's folder. A suite has no parameters: they cannot be changed later, and its runs and seeds can."""
-    suite, report = read_yaml(suite_dir / "suite.yaml"), read_json(suite_dir / "results.json")
+    folder = SuiteFolder(suite_dir)
+    suite, report = folder.read_config_tree(), folder.read_results()
     tags = {
         "suite": suite_dir.name,
         "experiment": str(suite.get("experiment", "")),
         "reference": ", ".join(map(str, suite.get("reference") or ())),
         "control": str(suite.get("control") or ""),
         "seeds": ", ".join(map(str, suite.get("seeds") or ())),
-        DESCRIPTION: _suite_description(report),
+        DESCRIPTION: _suite_description(report, folder.page.name),
     }
-    files = _files(suite_dir, _SUITE_FILES, _SUITE_FOLDERS)
+    alone = (folder.config_file, folder.page, folder.results_file, folder.results_table)
+    files = _files(suite_dir, alone, (folder.figures, folder.tables))
     return Content(_told(tags), results=_numbers(report, _SUITE_RESULTS), files=files)
 
 
@@ -136,8 +141,7 @@ def _balancers(config: Mapping[str, Any]) -> dict[str, str]:
     return {str(label): str(value_at(options, "scope") or "") for label, options in labels.items()}
 
 
-def _dataset(config: Mapping[str, Any], run_dir: Path) -> DatasetCard | None:
-    manifest = read_json(run_dir / "manifest.json")
+def _dataset(config: Mapping[str, Any], manifest: Mapping[str, Any]) -> DatasetCard | None:
     if not manifest:
         return None
     tokens = {
@@ -158,12 +162,12 @@ def _run_description(run: Mapping[str, Any], report: Mapping[str, Any]) -> str:
     return ""
 
 
-def _suite_description(report: Mapping[str, Any]) -> str:
+def _suite_description(report: Mapping[str, Any], page: str) -> str:
     from moe_testbed.launcher.report.words import headlines
 
     with contextlib.suppress(KeyError, TypeError, IndexError, ValueError):
         said = "\n".join(f"- {headline.text}" for headline in headlines(dict(report)))
-        return f"{said}\n\nThe whole report is the artifact `report.html`."
+        return f"{said}\n\nThe whole report is the artifact `{page}`."
     return ""
 
 
@@ -173,34 +177,29 @@ def _numbers(report: Mapping[str, Any], paths: Mapping[str, tuple[str, ...]]) ->
     return {key: float(value) for key, value in values.items() if isinstance(value, int | float)}
 
 
-def _figures_of(label: str, suite_dir: Path) -> dict[str, Path | str]:
+def _figures_of(label: str, suite: SuiteFolder) -> dict[str, Path | str]:
     """The suite's pictures KIND_LABEL and KIND_LABEL_MORE that are of this label and of no longer one."""
-    labels = {str(other) for other in read_yaml(suite_dir / "suite.yaml").get("runs") or ()} | {label}
+    labels = {str(other) for other in suite.read_config_tree().get("runs") or ()} | {label}
     figures: dict[str, Path | str] = {}
     for kind in _RUN_FIGURES:
-        for path in sorted((suite_dir / "figures").glob(f"{kind}{label}*")):
+        for path in sorted(suite.figures.glob(f"{kind}{label}*")):
             rest = path.stem.removeprefix(kind)
             if label == max((other for other in labels if f"{rest}_".startswith(f"{other}_")), key=len, default=""):
-                figures[f"figures/{path.name}"] = path
+                figures[f"{suite.figures.name}/{path.name}"] = path
     return figures
 
 
-def _files(folder: Path, names: tuple[str, ...], folders: tuple[str, ...]) -> dict[str, Path | str]:
-    paths = [folder / name for name in names]
-    paths += [path for name in folders for path in sorted((folder / name).glob("*")) if not path.name.startswith(".")]
+def _files(folder: Path, alone: Sequence[Path], folders: Sequence[Path]) -> dict[str, Path | str]:
+    """Returns files alone and all in some folders, by their names relative to the folder of all."""
+    paths = [*alone, *(path for one in folders for path in sorted(one.glob("*")) if not path.name.startswith("."))]
     return {str(path.relative_to(folder)): path for path in paths if path.is_file()}
 
 
-def _matrices(run_dir: Path) -> dict[str, Path | str]:
-    """Each table domain x expert of the last evaluation as CSV: a line per MoE layer and domain."""
-    evaluations = sorted((run_dir / "evaluations").glob("step_*.npz"))
-    if not evaluations:
-        return {}
+def _matrices(folder: RunFolder) -> dict[str, Path | str]:
+    """Returns each table domain x expert of the last evaluation as CSV: a line per MoE layer and domain."""
     try:
-        with np.load(evaluations[-1]) as arrays:
-            domains = [str(domain) for domain in arrays["domains"]]
-            tables = {name: arrays[name] for name in arrays.files if name.endswith("_YDE")}
-    except (KeyError, OSError, ValueError, zipfile.BadZipFile):  # a broken one is sent as it is
+        domains, tables = folder.read_expert_tables()
+    except DAMAGED:  # a broken one is sent as it is
         return {}
     return {f"matrices/{name.removesuffix('_YDE')}.csv": _csv(table, domains) for name, table in tables.items()}
 

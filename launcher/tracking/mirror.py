@@ -15,7 +15,8 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from moe_testbed.launcher.run.files import read_json
+from moe_testbed.launcher.run.folder import RunFolder
+from moe_testbed.launcher.run.suite_folder import SuiteFolder
 from moe_testbed.launcher.tracking.background import Background
 from moe_testbed.launcher.tracking.content import PARENT, run_content, suite_content
 from moe_testbed.launcher.tracking.state import MAX_KEYS_OF_A_KIND, new_points, read_ledger
@@ -37,9 +38,9 @@ class Mirror:
     def __init__(
         self, run_dir: Path, experiment: str, interval: float = 20.0, background: Background | None = None
     ) -> None:
-        self._run_dir, self._experiment, self._interval = Path(run_dir), experiment, interval
+        self._folder, self._experiment, self._interval = RunFolder(Path(run_dir)), experiment, interval
         self._uri = store_uri()
-        self._background = background or _background(self._run_dir)
+        self._background = background or _background(self._folder.path)
         self._read_file: int | None = None
 
     def start(self) -> None:
@@ -62,34 +63,34 @@ class Mirror:
         return self._background.attempt(lambda: self._send(status, True))
 
     def _has_news(self) -> bool:
-        path = self._run_dir / "metrics.jsonl"
-        return not path.exists() or path.stat().st_size != read_ledger(self._run_dir, self._uri).offset
+        path = self._folder.metrics_file
+        return not path.exists() or path.stat().st_size != read_ledger(self._folder.path, self._uri).offset
 
     def _send(self, status: str | None = None, everything: bool = False) -> None:
-        with session(self._run_dir, self._uri, self._experiment) as run:
+        with session(self._folder.path, self._uri, self._experiment) as run:
             before = run.ledger.left_out
             self._send_metrics(run)
             if run.ledger.left_out and not before:
                 names = ", ".join(run.ledger.left_out)
                 print(
-                    f"{self._run_dir}: MLflow gets the first {MAX_KEYS_OF_A_KIND} metrics of a kind; the others are in "
-                    f"metrics.jsonl only, among them {names}",
+                    f"{self._folder.path}: MLflow gets the first {MAX_KEYS_OF_A_KIND} metrics of a kind; the others "
+                    f"are in {self._folder.metrics_file.name} only, among them {names}",
                     file=sys.stderr,
                 )
             if everything or "tags" not in run.ledger.sent:
-                suite_dir = self._run_dir.parent
+                suite_dir = self._folder.path.parent
                 parent = read_ledger(suite_dir, self._uri).run_id
                 tags = {PARENT: parent or "", "metrics_left_out": ", ".join(run.ledger.left_out)}
-                run.tell(run_content(self._run_dir, suite_dir if parent else None, tags), with_files=everything)
+                run.tell(run_content(self._folder.path, suite_dir if parent else None, tags), with_files=everything)
             if everything:
-                run.settle(status, self._run_dir / "status.json")
+                run.settle(status, self._folder.status_file)
 
     def _send_metrics(self, run: Session) -> None:
-        path = self._run_dir / "metrics.jsonl"
+        path = self._folder.metrics_file
         file = path.stat().st_ino if path.exists() else None
         # A training that goes back to a checkpoint replaces the file by a shorter one and writes on.
         offset = run.ledger.offset if file == self._read_file else 0
-        for points, ledger in new_points(path, replace(run.ledger, offset=offset)):
+        for points, ledger in new_points(self._folder, replace(run.ledger, offset=offset)):
             if points:
                 run.log_points(points)
             run.keep(replace(ledger, status=run.ledger.status))
@@ -164,7 +165,7 @@ class SuiteMirror:
     def _end(self, status: str | None) -> None:
         with session(self._suite_dir, self._uri, self._experiment) as run:
             run.tell(suite_content(self._suite_dir), with_files=True)
-            run.settle(status, self._suite_dir / "results.json")
+            run.settle(status, SuiteFolder(self._suite_dir).results_file)
 
     def _child(self, folder: Path) -> Mirror:
         if folder not in self._children:
@@ -182,13 +183,13 @@ def open_suite(suite_dir: Path, experiment: str) -> None:
 
 
 def begun_runs(suite_dir: Path) -> list[Path]:
-    """The folders of the runs that have begun; the others have a config and no status yet."""
-    return sorted(path.parent for path in suite_dir.glob("*/status.json"))
+    """Returns the folders of the runs that have begun; the others have a config and no status yet."""
+    return [folder.path for folder in SuiteFolder(suite_dir).begun_trainings()]
 
 
 def ended_as(run_dir: Path) -> str | None:
     """The status of the MLflow run of a training that has ended; None for one that goes on."""
-    return _ENDED_AS.get(str(read_json(run_dir / "status.json").get("state")))
+    return _ENDED_AS.get(RunFolder(run_dir).read_status().state)
 
 
 def _background(folder: Path) -> Background:

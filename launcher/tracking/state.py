@@ -18,9 +18,9 @@ from typing import Any, NamedTuple
 
 from pydantic import TypeAdapter, ValidationError
 
-from moe_testbed.launcher.run.files import read_json_lines, write_atomically
+from moe_testbed.launcher.run.files import write_atomically
+from moe_testbed.launcher.run.folder import RunFolder, mlflow_file
 
-LEDGER_NAME = "mlflow.json"
 MAX_KEYS_OF_A_KIND = 100
 MAX_KEYS_NAMED = 10
 MAX_BATCH_METRICS = 1000
@@ -68,34 +68,34 @@ def read_ledger(folder: Path, store: str) -> Ledger:
     to store: sent to one, to another and to the first again, it is found there, and its values are known.
     """
     name = hashlib.sha256(store.encode()).hexdigest()[:16]
-    path = folder / LEDGER_NAME
+    path = mlflow_file(folder)
     with contextlib.suppress(FileNotFoundError):
         try:
             ledger = _LEDGERS.validate_json(path.read_bytes())
             return ledger if ledger.store == name else Ledger(name, ledger.key, ledger.started_ms)
         except ValidationError:
-            aside = path.with_name(f"{LEDGER_NAME}.damaged")
+            aside = path.with_name(f"{path.name}.damaged")
             print(f"{path} is damaged and now {aside.name}; MLflow gets the run anew", file=sys.stderr)
             os.replace(path, aside)
-    return Ledger(store=name, key=uuid.uuid4().hex, started_ms=_started_ms(folder / "metrics.jsonl"))
+    return Ledger(store=name, key=uuid.uuid4().hex, started_ms=_started_ms(RunFolder(folder)))
 
 
-def _started_ms(metrics: Path) -> int:
+def _started_ms(folder: RunFolder) -> int:
     """When the training began, also of one that a store hears of only after its end; now if nothing is written yet."""
     try:
-        written = metrics.stat().st_mtime
+        written = folder.metrics_file.stat().st_mtime
     except OSError:
         return int(1000 * time.time())
-    seconds = [float(line.get("seconds", 0.0)) for line in read_json_lines(metrics, last_bytes=_LAST_LINES)]
+    seconds = [line.seconds or 0.0 for line in folder.read_metrics(_LAST_LINES)]
     return int(1000 * (written - max(seconds, default=0.0)))
 
 
 def write_ledger(folder: Path, ledger: Ledger) -> None:
     """Replace the folder's ledger at once."""
-    write_atomically(folder / LEDGER_NAME, json.dumps(asdict(ledger), indent=1))
+    write_atomically(mlflow_file(folder), json.dumps(asdict(ledger), indent=1))
 
 
-def new_points(path: Path, ledger: Ledger) -> Iterator[tuple[list[Point], Ledger]]:
+def new_points(folder: RunFolder, ledger: Ledger) -> Iterator[tuple[list[Point], Ledger]]:
     """Batches of the metrics past the ledger's offset, each with the ledger as it is once the batch is sent.
 
     A line {"kind": "system", "step": 5, "seconds": 2.5, "cpu": 80.0} becomes the point "system/cpu". Lines of a step
@@ -105,22 +105,21 @@ def new_points(path: Path, ledger: Ledger) -> Iterator[tuple[list[Point], Ledger
     """
     batch: list[Point] = []
     sent = ledger
-    for line, offset in _complete_lines(path, ledger.offset):
-        kind, step = str(line.get("kind")), line.get("step")
-        if isinstance(step, int) and step > ledger.steps.get(kind, -1):
-            timestamp = ledger.started_ms + int(1000 * float(line.get("seconds", step)))
+    for line, offset in folder.read_metrics_from(ledger.offset):
+        if line is not None and line.step > ledger.steps.get(line.kind, -1):
+            timestamp = ledger.started_ms + int(1000 * (line.step if line.seconds is None else line.seconds))
             values = {
-                allowed_key(f"{kind}/{key}"): float(value)
-                for key, value in line.items()
-                if isinstance(value, int | float) and key not in ("step", "seconds") and math.isfinite(value)
+                allowed_key(f"{line.kind}/{key}"): float(value)
+                for key, value in line.values.items()
+                if isinstance(value, int | float) and math.isfinite(value)
             }
-            ledger = _with_keys(ledger, kind, values)
-            metrics = [Point(key, value, timestamp, step) for key, value in values.items() if key in ledger.keys]
+            ledger = _with_keys(ledger, line.kind, values)
+            metrics = [Point(key, value, timestamp, line.step) for key, value in values.items() if key in ledger.keys]
             if len(batch) + len(metrics) > MAX_BATCH_METRICS:
                 yield batch, sent
                 batch = []
             batch += metrics
-            ledger = replace(ledger, steps={**ledger.steps, kind: step})
+            ledger = replace(ledger, steps={**ledger.steps, line.kind: line.step})
         ledger = replace(ledger, offset=offset)
         sent = ledger
     yield batch, sent
@@ -134,25 +133,6 @@ def _with_keys(ledger: Ledger, kind: str, keys: Iterable[str]) -> Ledger:
     room = MAX_KEYS_OF_A_KIND - sum(key.startswith(f"{kind}/") for key in ledger.keys)
     left_out = tuple(dict.fromkeys((*ledger.left_out, *new[room:])))[:MAX_KEYS_NAMED]
     return replace(ledger, keys=(*ledger.keys, *new[:room]), left_out=left_out)
-
-
-def _complete_lines(path: Path, offset: int) -> Iterator[tuple[dict[str, Any], int]]:
-    """The JSON lines from `offset` on, each with the offset behind it; from the start if the file was cut since."""
-    if not path.exists():
-        return
-    with path.open("rb") as file:
-        if offset:
-            file.seek(offset - 1)
-            if file.read(1) != b"\n":
-                offset = 0
-        file.seek(offset)
-        for line in file:
-            if not line.endswith(b"\n"):
-                return
-            offset += len(line)
-            with contextlib.suppress(ValueError):
-                parsed = json.loads(line)
-                yield (parsed if isinstance(parsed, dict) else {}), offset
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:

@@ -20,8 +20,9 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
 
+from moe_testbed.launcher.run.folder import RunFolder, mlflow_file
 from moe_testbed.launcher.tracking.content import Content, DatasetCard
-from moe_testbed.launcher.tracking.state import LEDGER_NAME, Ledger, Point, read_ledger, write_ledger
+from moe_testbed.launcher.tracking.state import Ledger, Point, read_ledger, write_ledger
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
@@ -69,7 +70,7 @@ class Session:
         self._client, self._folder = client, folder
         self.ledger = read_ledger(folder, uri)
         if self.ledger.run_id is not None and not _has_run(client, self.ledger.run_id):
-            (folder / LEDGER_NAME).unlink()
+            mlflow_file(folder).unlink()
             self.ledger = read_ledger(folder, uri)
         self.run_id: str = self.ledger.run_id or self._open(_experiment_id(client, experiment, uri))
 
@@ -165,7 +166,7 @@ class Session:
             name=card.name,
             digest=card.digest,
             source_type="moe-testbed mix",
-            source=json.dumps({"manifest": "manifest.json, an artifact of this run"}),
+            source=json.dumps({"manifest": f"{RunFolder(self._folder).manifest_file.name}, an artifact of this run"}),
             profile=json.dumps({"training tokens": card.tokens}),
         )
         context = InputTag("mlflow.data.context", "training")

@@ -8,7 +8,9 @@ from pathlib import Path
 
 from moe_testbed.launcher.config.experiment import TrackingConfig
 from moe_testbed.launcher.errors import FAILED, ConfigError
-from moe_testbed.launcher.run.files import read_yaml, value_at
+from moe_testbed.launcher.run.files import value_at
+from moe_testbed.launcher.run.folder import RunFolder
+from moe_testbed.launcher.run.suite_folder import SuiteFolder
 from moe_testbed.launcher.tracking.background import Background, without_password
 from moe_testbed.launcher.tracking.mirror import Mirror, SuiteMirror, begun_runs, ended_as
 from moe_testbed.launcher.tracking.state import Ledger, read_ledger
@@ -48,11 +50,12 @@ def _with_suites(folders: Sequence[Path]) -> list[Path]:
             raise ConfigError(f"there is no folder {folder}; name folders of runs or suites, such as runs/demo")
         if _is_suite(folder):
             found |= dict.fromkeys([folder, *begun_runs(folder)])
-        elif (folder / "status.json").is_file():
+        elif RunFolder(folder).has_begun:
             suite = [folder.parent] if _is_suite(folder.parent) else []
             found |= dict.fromkeys([*suite, folder])
         else:
-            print(f"{folder} is passed over: no suite (suite.yaml), no run that began (status.json)", file=sys.stderr)
+            names = SuiteFolder(folder).config_file.name, RunFolder(folder).status_file.name
+            print(f"{folder} is passed over: no suite ({names[0]}), no run that began ({names[1]})", file=sys.stderr)
     if not found:
         raise ConfigError("there is nothing to send; name folders of runs or suites, such as runs/demo")
     return list(found)
@@ -78,16 +81,16 @@ def _send(folder: Path, uri: str) -> bool:
 
 
 def _is_suite(folder: Path) -> bool:
-    return (folder / "suite.yaml").is_file()
+    return SuiteFolder(folder).is_suite
 
 
 def _experiment(run_dir: Path) -> str:
-    return str(value_at(read_yaml(run_dir / "config.yaml"), "tracking", "experiment") or TrackingConfig().experiment)
+    return str(value_at(RunFolder(run_dir).read_config_tree(), "tracking", "experiment") or TrackingConfig().experiment)
 
 
 def _suite_ended_as(suite_dir: Path) -> str | None:
     """Finished or failed once all its runs are; one that was stopped, or has not begun, goes on some day."""
-    states = {ended_as(path.parent) for path in suite_dir.glob("*/config.yaml")}
+    states = {ended_as(folder.path) for folder in SuiteFolder(suite_dir).trainings()}
     if not states or states - {"finished", "failed"}:
         return None
     return "failed" if "failed" in states else "finished"

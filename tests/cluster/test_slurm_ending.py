@@ -107,7 +107,7 @@ def test_a_killed_rank_is_a_failure_though_the_others_were_asked_to_stop(run_dir
 def test_a_run_that_is_finished_is_no_failure(run_dir: Path) -> None:
     write_status(run_dir, "finished", seconds_before=60)
     assert decide(run_dir, 1, False, EXITED.format(1)) == 0
-    assert not (run_dir / ending.ENDS).exists()
+    assert not (run_dir / "ends.json").exists()
 
 
 def write_checkpoint(run_dir: Path, step: int) -> None:

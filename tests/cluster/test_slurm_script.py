@@ -14,7 +14,7 @@ from textwrap import dedent
 import pytest
 
 from moe_testbed.launcher.cluster.config import ClusterConfig
-from moe_testbed.launcher.cluster.slurm.script import ENVIRONMENT, environment_file, job_script
+from moe_testbed.launcher.cluster.slurm.script import environment_file, job_script
 from tests.cluster.slurm_clusters import make_cluster
 
 # srun starts rank 1 of 2 alone; scontrol and squeue tell of a job on two nodes; all note how they were called.
@@ -116,7 +116,7 @@ class Job:
             (commands / name).chmod(0o755)
         script = self.suite_dir / "slurm" / "job.sh"
         script.write_text(script_of(self.suite_dir, cluster))
-        (self.suite_dir / ENVIRONMENT).write_text(environment_file(cluster))
+        (self.suite_dir / "slurm" / "environment.sh").write_text(environment_file(cluster))
         self.calls = folder / "calls"
         environment = os.environ | {
             "PATH": f"{commands}:{os.environ['PATH']}",

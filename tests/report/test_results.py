@@ -13,7 +13,9 @@ import numpy as np
 import pytest
 import yaml
 
-from moe_testbed.launcher.report.numbers.results import ranked, read_results, write_results
+from moe_testbed.launcher.report.numbers.results import ranked, read_results
+from moe_testbed.launcher.report.numbers.results_csv import csv_text
+from moe_testbed.launcher.run.suite_folder import SuiteFolder
 
 MakeSuite = Callable[..., Path]
 
@@ -188,9 +190,11 @@ def test_the_reference_comes_first_and_the_rest_by_loss(make_suite: MakeSuite) -
 def test_files_hold_the_same_numbers_and_the_same_bytes_each_time(make_suite: MakeSuite) -> None:
     suite = make_suite(seeds=(1, 2))
     results = read_results(suite)
-    json_path, csv_path = write_results(results, suite)
+    folder, json_path, csv_path = SuiteFolder(suite), suite / "results.json", suite / "results.csv"
+    folder.write_results(results, csv_text(results))
     written = json_path.read_bytes(), csv_path.read_bytes()
-    write_results(read_results(suite), suite)
+    again = read_results(suite)
+    folder.write_results(again, csv_text(again))
     assert (json_path.read_bytes(), csv_path.read_bytes()) == written
     assert not list(suite.glob(".*.tmp"))
 

@@ -13,6 +13,7 @@ from moe_testbed.launcher.cluster.slurm.submit import submit
 from moe_testbed.launcher.config.experiment import ExperimentConfig, dump_config
 from moe_testbed.launcher.config.suite import Suite, load_suite
 from moe_testbed.launcher.run.folder import RunFolder
+from moe_testbed.launcher.run.suite_folder import SuiteFolder
 from tests.distributed import corpus
 from tests.slurm.slurm_cluster import SlurmCluster, wait_until
 from tests.train.results import assert_same_run
@@ -46,7 +47,9 @@ def come_to(runs_dir: Path, step: int) -> None:
 
 def end_well(runs_dir: Path) -> None:
     folder = runs_dir / "real"
-    wait_until(150, lambda: all(job.is_over for job in read_jobs(folder).values()), f"{folder} did not end")
+    wait_until(
+        150, lambda: all(job.is_over for job in read_jobs(SuiteFolder(folder)).values()), f"{folder} did not end"
+    )
     status = RunFolder(folder / NAME).read_status()
     logs = "".join(path.read_text() for path in [*folder.glob("slurm/*.txt"), *folder.glob("*/logs/rank-*.txt")])
     assert status.state == "finished", logs[-6000:]
@@ -65,7 +68,7 @@ def assert_both_end_alike() -> None:
 
 
 def nodes_of(runs_dir: Path) -> str:
-    (job,) = read_jobs(runs_dir / "real").values()
+    (job,) = read_jobs(SuiteFolder(runs_dir / "real")).values()
     return job.nodes
 
 

@@ -16,6 +16,7 @@ from moe_testbed.launcher.cluster.slurm.submit import submit
 from moe_testbed.launcher.config.suite import Suite
 from moe_testbed.launcher.errors import ConfigError
 from moe_testbed.launcher.run.folder import RunFolder
+from moe_testbed.launcher.run.suite_folder import SuiteFolder
 from tests.slurm.slurm_cluster import NODES, SlurmCluster, wait_until
 
 pytestmark = pytest.mark.cluster
@@ -46,9 +47,9 @@ def table(capsys: pytest.CaptureFixture[str]) -> Callable[[Suite], tuple[int, Ta
 
 def until_queue_is_empty(seconds: float = 90) -> None:
     def over() -> bool:
-        return all(job.is_over for job in read_jobs(SUITE).values())
+        return all(job.is_over for job in read_jobs(SuiteFolder(SUITE)).values())
 
-    wait_until(seconds, over, f"jobs did not end: {read_jobs(SUITE)}")
+    wait_until(seconds, over, f"jobs did not end: {read_jobs(SuiteFolder(SUITE))}")
 
 
 def until_step(run: str, step: int) -> None:
@@ -157,10 +158,10 @@ def test_a_job_that_slurm_cancels_does_not_come_back(
 ) -> None:
     submit(make_stub_suite("waits"), RUNS, make_cluster(), dry_run=False)
     until_step("waits-seed1", 2)
-    slurm.call("scancel", read_jobs(SUITE)["waits-seed1"].number)
+    slurm.call("scancel", read_jobs(SuiteFolder(SUITE))["waits-seed1"].number)
     until_queue_is_empty()
     assert RunFolder(SUITE / "waits-seed1").read_status().state == "stopped"
-    assert read_jobs(SUITE)["waits-seed1"].state == "CANCELLED"
+    assert read_jobs(SuiteFolder(SUITE))["waits-seed1"].state == "CANCELLED"
     assert events() == ["starts waits-seed1", "stops waits-seed1"]
 
 
@@ -173,7 +174,7 @@ def test_a_preempted_job_is_told_and_continues(
     suite = make_stub_suite("quick", "waits")
     submit(suite, RUNS, make_cluster(), dry_run=False)
     until_step("waits-seed1", 2)
-    wait_until(60, lambda: read_jobs(SUITE)["quick-seed1"].is_over, "the first job did not end")
+    wait_until(60, lambda: read_jobs(SuiteFolder(SUITE))["quick-seed1"].is_over, "the first job did not end")
     slurm.call("sbatch", "--partition=urgent", "--nodes=4", "--exclusive", "--output=/dev/null", "--wrap", "sleep 3")
     wait_until(60, lambda: "stops waits-seed1" in events(), "the job was not told")
     wait_until(60, lambda: table(suite)[1]["waits-seed1"]["state"] == "queued", "the job was not queued again")
@@ -207,7 +208,7 @@ def test_a_job_that_fails_the_same_way_twice_is_given_up(
     assert rows["quick-seed1"]["state"] == "done"
     assert (rows["fails-seed1"]["state"], rows["fails-seed1"]["reason"]) == ("failed", "RuntimeError: always the same")
     assert events().count("starts fails-seed1") == 2
-    assert read_jobs(SUITE)["fails-seed1"].state == "FAILED"
+    assert read_jobs(SuiteFolder(SUITE))["fails-seed1"].state == "FAILED"
 
 
 def test_wrong_input_of_one_rank_is_not_tried_again(
@@ -249,12 +250,12 @@ def test_a_job_of_a_lost_node_continues_elsewhere(
 ) -> None:
     submit(make_stub_suite("waits"), RUNS, make_cluster(), dry_run=False)
     until_step("waits-seed1", 2)
-    lost = read_jobs(SUITE)["waits-seed1"].nodes
+    lost = read_jobs(SuiteFolder(SUITE))["waits-seed1"].nodes
     slurm.crash_node(lost)
     (SUITE / "go").touch()
     wait_until(90, lambda: events().count("starts waits-seed1") == 2, "the job was not queued again")
     until_queue_is_empty()
-    assert read_jobs(SUITE)["waits-seed1"].nodes != lost
+    assert read_jobs(SuiteFolder(SUITE))["waits-seed1"].nodes != lost
     assert RunFolder(SUITE / "waits-seed1").read_status().state == "finished"
 
 

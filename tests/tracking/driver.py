@@ -15,7 +15,6 @@ from moe_testbed.launcher.run.files import read_json
 from moe_testbed.launcher.run.folder import RunFolder
 from moe_testbed.launcher.run.records import MetricsLine
 from moe_testbed.launcher.tracking import mirror
-from moe_testbed.launcher.tracking.state import LEDGER_NAME
 from moe_testbed.launcher.train import train as training
 
 
@@ -34,7 +33,7 @@ def train_and_die(config: dict[str, Any], run_dir: str, uri: str, step: int) -> 
     def append_and_die(folder: RunFolder, line: MetricsLine) -> None:
         append(folder, line)
         if line.step == step:
-            while read_json(folder.path / LEDGER_NAME).get("steps", {}).get("train", 0) < step:
+            while read_json(folder.path / "mlflow.json").get("steps", {}).get("train", 0) < step:
                 time.sleep(0.05)
             os.kill(os.getpid(), signal.SIGKILL)
 

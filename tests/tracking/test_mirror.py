@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from moe_testbed.launcher.run.folder import RunFolder
 from moe_testbed.launcher.tracking.mirror import Mirror, SuiteMirror
 from moe_testbed.launcher.tracking.state import MAX_KEYS_OF_A_KIND, flatten, new_points, read_ledger, write_ledger
 from moe_testbed.launcher.tracking.store import store_uri
@@ -248,11 +249,11 @@ def test_flatten() -> None:
 def test_batches_are_bounded_and_the_ledger_moves_with_them(tmp_path: Path) -> None:
     append(tmp_path, range(1, 701), cross_entropy=1.0)
     ledger = read_ledger(tmp_path, "store")
-    batches = list(new_points(tmp_path / "metrics.jsonl", ledger))
+    batches = list(new_points(RunFolder(tmp_path), ledger))
     assert [len(points) for points, _ in batches] == [1000, 400]
     assert [sent.steps for _, sent in batches] == [{"train": 500}, {"train": 700}]
     write_ledger(tmp_path, batches[0][1])
-    again = [points for points, _ in new_points(tmp_path / "metrics.jsonl", read_ledger(tmp_path, "store"))]
+    again = [points for points, _ in new_points(RunFolder(tmp_path), read_ledger(tmp_path, "store"))]
     assert again == [batches[1][0]]
     other = read_ledger(tmp_path, "another store")
     assert (other.run_id, other.offset, other.key) == (None, 0, ledger.key)

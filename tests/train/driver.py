@@ -107,6 +107,6 @@ PLACES: dict[str, Callable[[int], None]] = {
     "before arrays are written": lambda n: _at_call(RunFolder, "_write_arrays", n, _nothing),
     "before the analysis is written": lambda n: _at_call(RunFolder, "write_ablation", n, _nothing),
     "inside a checkpoint's file": lambda n: _at_call(torch, "save", n, _half_a_tensor_file),
-    "before a checkpoint is marked": lambda n: _at_call(checkpoints, "write_atomically", n, _nothing),
+    "before a checkpoint is marked": lambda n: _at_call(checkpoints, "write_mark", n, _nothing),
     "removing an old checkpoint": lambda n: _at_call(shutil, "rmtree", n, _half_a_folder, _is_folder),
 }

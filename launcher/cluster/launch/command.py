@@ -17,9 +17,6 @@ from moe_testbed.launcher.errors import ConfigError
 from moe_testbed.launcher.run.files import write_privately
 from moe_testbed.launcher.run.folder import RunFolder
 
-EXPORTED = "launch.env"
-"""Name of the file in the run's folder with the variables that deepspeed gives to processes on other hosts."""
-
 
 @dataclass(frozen=True)
 class Command:
@@ -71,7 +68,7 @@ def deepspeed_command(
         # Forced, since it would start a single host's processes here.
         arguments += ["--hostfile", str(cluster.hostfile), "--force_multi", "--ssh_port", str(cluster.ssh_port)]
         lines = (f"{name}={_exported(name, value)}\n" for name, value in variables.items())
-        exported = folder.path / EXPORTED, "".join(lines)
+        exported = folder.launch_environment_file, "".join(lines)
         options = [*shlex.split(os.environ.get("PDSH_SSH_ARGS_APPEND", "")), *SSH_OPTIONS]
         environment = {"DS_ENV_FILE": str(exported[0]), "PDSH_SSH_ARGS_APPEND": " ".join(options)}
     if hosts:

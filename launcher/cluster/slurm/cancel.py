@@ -8,6 +8,7 @@ from pathlib import Path
 from moe_testbed.launcher.cluster.slurm.jobs import Job, call_slurm, read_jobs
 from moe_testbed.launcher.config.suite import Suite
 from moe_testbed.launcher.errors import ConfigError
+from moe_testbed.launcher.run.suite_folder import SuiteFolder
 
 _OVER_ALREADY = "already completing or completed"  # SLURM's words about a job that ended in between
 
@@ -21,7 +22,7 @@ def cancel(suite: Suite, runs_dir: Path) -> int:
     Raises:
         ConfigError: SLURM does not answer, or refuses.
     """
-    folder = runs_dir.resolve() / suite.config.name
+    folder = SuiteFolder(runs_dir.resolve() / suite.config.name)
 
     def those(chosen: Callable[[Job], bool]) -> list[str]:
         return [job.number for job in read_jobs(folder).values() if chosen(job)]

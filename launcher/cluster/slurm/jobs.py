@@ -6,14 +6,9 @@ import shutil
 import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
-from moe_testbed.launcher.cluster.slurm.script import LOGS
 from moe_testbed.launcher.errors import ConfigError
-from moe_testbed.launcher.run.files import read_json
-
-RECORD = f"{LOGS}/jobs.json"
-"""In the suite's folder: {"array": id of the newest job array, "runs": name of the run of each of its indices}."""
+from moe_testbed.launcher.run.suite_folder import SuiteFolder
 
 _OVER = {
     "BOOT_FAIL",
@@ -89,17 +84,17 @@ def call_slurm(command: Sequence[str]) -> str:
     return done.stdout
 
 
-def read_jobs(suite_dir: Path) -> dict[str, Job]:
+def read_jobs(suite: SuiteFolder) -> dict[str, Job]:
     """Name of each run that was submitted -> its newest job, as far as SLURM remembers it.
 
     Raises:
         ConfigError: SLURM does not answer.
     """
-    record = read_json(suite_dir / RECORD)
-    if not record:
+    submitted = suite.read_jobs()
+    if submitted is None:
         return {}
     # Ends of jobs are remembered for some minutes; of an array that is forgotten, squeue says that there is none.
-    command = ["squeue", "--noheader", "--array", "--states=all", "--format=%i|%T|%N|%r", f"--jobs={record['array']}"]
+    command = ["squeue", "--noheader", "--array", "--states=all", "--format=%i|%T|%N|%r", f"--jobs={submitted.array}"]
     try:
         lines = call_slurm(command).splitlines()
     except ConfigError as error:
@@ -107,7 +102,7 @@ def read_jobs(suite_dir: Path) -> dict[str, Job]:
             return {}
         raise
     jobs = {int(line.partition("|")[0].partition("_")[2]): Job(*line.split("|", 3)) for line in lines}
-    return {record["runs"][index]: jobs[index] for index in sorted(jobs)}
+    return {submitted.runs[index]: jobs[index] for index in sorted(jobs)}
 
 
 def _complaint(text: str) -> str:

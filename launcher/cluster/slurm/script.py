@@ -10,12 +10,8 @@ from pathlib import Path
 
 from moe_testbed.launcher.cluster.config import ClusterConfig, SlurmConfig
 from moe_testbed.launcher.errors import ASKED_TO_STOP
-
-LOGS = "slurm"
-"""Folder, in the suite's, of the script and of what SLURM itself says of the jobs."""
-SCRIPT = f"{LOGS}/job.sh"
-ENVIRONMENT = f"{LOGS}/environment.sh"
-"""What the cluster's file says of variables: apart, since SLURM shows the script of a job to others."""
+from moe_testbed.launcher.run.folder import RunFolder
+from moe_testbed.launcher.run.suite_folder import SuiteFolder
 
 _TEMPLATE = r"""#!/bin/bash
 # Trains one run of the suite @SUITE_NAME@ for each index of a job array. Written by `moe-testbed slurm submit`.
@@ -41,7 +37,7 @@ trap stop USR1 TERM
 job=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID
 export start="job $job, start $((${SLURM_RESTART_COUNT:-0} + 1))"
 echo "$run: $start, on $SLURM_JOB_NODELIST"
-mkdir -p "$RUN_DIR/logs" && touch "$RUN_DIR/logs/started"
+mkdir -p "@RANK_LOGS@" && touch "@START_FILE@"
 
 # The processes meet at the first node, at a port that no other job of this cluster is likely to use. If one does, the
 # next start takes another.
@@ -62,7 +58,7 @@ rank() {
     echo "$start, rank $RANK on $SLURMD_NODENAME"
     trap : USR1 TERM
     . @ENVIRONMENT@  # again: in a container, what its image says of a variable goes first
-    "$python" -m moe_testbed.launcher train "$RUN_DIR/config.yaml" --run-dir "$RUN_DIR"
+    "$python" -m moe_testbed.launcher train "@CONFIG@" --run-dir "$RUN_DIR"
     local status=$?
     [ $status = @ASKED_TO_STOP@ ] || exit $status
 }
@@ -103,15 +99,19 @@ def job_script(suite_dir: Path, runs: Sequence[str], cluster: ClusterConfig, slu
         runs: names of these folders.
         slurm: the cluster's part of that name.
     """
+    suite, run = SuiteFolder(suite_dir), RunFolder(Path("$RUN_DIR"))
     parts = {
         "SUITE_NAME": suite_dir.name,
         "OPTIONS": "\n".join(f"#SBATCH {option}" for option in _sbatch_options(suite_dir, len(runs), cluster, slurm)),
         "RUNS": "\n".join(f"    {run}" for run in runs),
         "SUITE_DIR": shlex.quote(str(suite_dir)),
-        "LOGS": shlex.quote(str(suite_dir / LOGS)),
+        "LOGS": shlex.quote(str(suite.slurm)),
+        "CONFIG": str(run.config_file),
+        "RANK_LOGS": str(run.rank_logs),
+        "START_FILE": str(run.job_start_file),
         "THREADS": str(slurm.cpus_per_gpu or 1),
         "SURROUNDINGS": "\n".join(_surroundings(slurm)),
-        "ENVIRONMENT": shlex.quote(str(suite_dir / ENVIRONMENT)),
+        "ENVIRONMENT": shlex.quote(str(suite.job_environment_file)),
         "SRUN_OPTIONS": " \\\n        ".join(_srun_options(slurm)),
         "PYTHON": shlex.quote(sys.executable),
         "ASKED_TO_STOP": str(ASKED_TO_STOP),
@@ -120,13 +120,14 @@ def job_script(suite_dir: Path, runs: Sequence[str], cluster: ClusterConfig, slu
 
 
 def environment_file(cluster: ClusterConfig) -> str:
-    """What the script reads after the modules and the setup: what the cluster's file says of a variable holds."""
+    """Returns what the script reads after the modules and the setup, so that what the cluster's file says of a variable
+    holds. It is a file of its own, since SLURM shows the script of a job to others."""
     return "".join(f"export {name}={shlex.quote(value)}\n" for name, value in cluster.environment.items())
 
 
 def _sbatch_options(suite_dir: Path, num_runs: int, cluster: ClusterConfig, slurm: SlurmConfig) -> list[str]:
     # sbatch reads % as the beginning of a placeholder, and two of them as one.
-    logs = str(suite_dir / LOGS).replace("%", "%%")
+    logs = SuiteFolder(Path(str(suite_dir).replace("%", "%%")))
     options: dict[str, object] = {
         "job-name": suite_dir.name,
         "array": f"0-{num_runs - 1}%{slurm.jobs_at_once}",
@@ -139,14 +140,15 @@ def _sbatch_options(suite_dir: Path, num_runs: int, cluster: ClusterConfig, slur
         "cpus-per-task": slurm.cpus_per_gpu,
         "signal": f"B:USR1@{slurm.grace_seconds}",
         "open-mode": "append",
-        "output": shlex.quote(f"{logs}/%A_%a.txt"),
+        "output": shlex.quote(str(logs.job_log("%A_%a"))),
     }
     given = [f"--{name}={value}" for name, value in options.items() if value is not None]
     return [*given, "--requeue", *slurm.options]
 
 
 def _srun_options(slurm: SlurmConfig) -> list[str]:
-    options = ["--kill-on-bad-exit=1", "--open-mode=append", '--output="$RUN_DIR/logs/rank-%t.txt"']
+    rank_log = RunFolder(Path("$RUN_DIR")).rank_log("%t")
+    options = ["--kill-on-bad-exit=1", "--open-mode=append", f'--output="{rank_log}"']
     if slurm.cpus_per_gpu is not None:
         # srun does not take it over from sbatch.
         options.append(f"--cpus-per-task={slurm.cpus_per_gpu}")

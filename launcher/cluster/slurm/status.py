@@ -7,12 +7,12 @@ from dataclasses import astuple, dataclass
 from pathlib import Path
 
 from moe_testbed.launcher.cluster.slurm.jobs import Job, read_jobs
-from moe_testbed.launcher.cluster.slurm.script import LOGS
 from moe_testbed.launcher.config.suite import Suite, SuiteRun, suite_runs
 from moe_testbed.launcher.errors import FAILED
 from moe_testbed.launcher.run.columns import aligned
 from moe_testbed.launcher.run.folder import RunFolder
 from moe_testbed.launcher.run.records import MISSING
+from moe_testbed.launcher.run.suite_folder import SuiteFolder
 
 _HEADER = ("run", "state", "step", "job", "nodes", "reason")
 _FOLDER_STATES = {"finished": "done", "failed": "failed", "stopped": "stopped", "running": "cut off"}
@@ -39,22 +39,22 @@ def print_status(suite: Suite, runs_dir: Path) -> int:
     Raises:
         ConfigError: SLURM does not answer.
     """
-    folder = runs_dir.resolve() / suite.config.name
+    folder = SuiteFolder(runs_dir.resolve() / suite.config.name)
     jobs = read_jobs(folder)
-    rows = [_row(run, jobs.get(run.name)) for run in suite_runs(suite, runs_dir.resolve())]
+    rows = [_row(run, folder, jobs.get(run.name)) for run in suite_runs(suite, runs_dir.resolve())]
     texts = [_HEADER, *(astuple(row) for row in rows)]
     print("\n".join(aligned(texts, left=range(len(_HEADER)))))
     return FAILED if any(row.state == "failed" for row in rows) else 0
 
 
-def _row(run: SuiteRun, job: Job | None) -> _Row:
+def _row(run: SuiteRun, suite: SuiteFolder, job: Job | None) -> _Row:
     folder, steps = RunFolder(run.run_dir), run.config.training.steps
     status, progress = folder.read_status(), folder.read_progress(steps)
     in_folder, told = status.state, status.reason or ""
     if in_folder == "finished" or job is None or job.is_over:
         state = _FOLDER_STATES.get(in_folder, "not started")
         if job is not None and in_folder in (MISSING, "running"):
-            told = f"its job ended as {job.state}; see {run.run_dir.parent / LOGS / job.number}.txt"
+            told = f"its job ended as {job.state}; see {suite.job_log(job.number)}"
         elif job is None and in_folder == "running":
             told = "no job of it is left"
     else:

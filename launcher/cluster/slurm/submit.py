@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import sys
 from pathlib import Path
@@ -10,15 +9,13 @@ from pathlib import Path
 from moe_testbed.launcher.cluster.config import ClusterConfig, SlurmConfig
 from moe_testbed.launcher.cluster.layout import layout_of
 from moe_testbed.launcher.cluster.run_config import config_on
-from moe_testbed.launcher.cluster.slurm.ending import ENDS
-from moe_testbed.launcher.cluster.slurm.jobs import RECORD, call_slurm, read_jobs, require
-from moe_testbed.launcher.cluster.slurm.script import ENVIRONMENT, LOGS, SCRIPT, environment_file, job_script
-from moe_testbed.launcher.config.experiment import dump_config
+from moe_testbed.launcher.cluster.slurm.jobs import call_slurm, read_jobs, require
+from moe_testbed.launcher.cluster.slurm.script import environment_file, job_script
 from moe_testbed.launcher.config.suite import Suite, SuiteRun, suite_runs
 from moe_testbed.launcher.errors import ConfigError
-from moe_testbed.launcher.run.files import write_atomically, write_privately
 from moe_testbed.launcher.run.folder import RunFolder
-from moe_testbed.launcher.suites.folder import build_stores, held
+from moe_testbed.launcher.run.suite_folder import SubmittedJobs, SuiteFolder
+from moe_testbed.launcher.suites.stores import build_stores
 from moe_testbed.launcher.tracking.mirror import open_suite
 
 _SHORTEST_WORK_SECONDS = 90  # SLURM may tell a job 60 s earlier than it was asked to
@@ -42,51 +39,50 @@ def submit(suite: Suite, runs_dir: Path, cluster: ClusterConfig, dry_run: bool) 
     runs = suite_runs(suite, runs_dir.resolve())
     for run in runs:
         _check_layout(run, cluster)
-    folder = runs_dir.resolve() / suite.config.name
+    folder = SuiteFolder(runs_dir.resolve() / suite.config.name)
     missing = [run for run in runs if not RunFolder(run.run_dir).is_finished]
     if not missing:
-        print(f"all {len(runs)} runs are finished; `moe-testbed report {folder}` reports on them")
+        print(f"all {len(runs)} runs are finished; `moe-testbed report {folder.path}` reports on them")
         return 0
     _warn_of_lost_work(missing)
-    script = job_script(folder, [run.name for run in missing], cluster, slurm)
+    script = job_script(folder.path, [run.name for run in missing], cluster, slurm)
     if dry_run:
         print(script, end="")
         return 0
     require("sbatch")
     _check_partition(slurm.partition)
-    folder.mkdir(parents=True, exist_ok=True)
-    with held(folder):
+    with folder.held():
         _refuse_queued(folder)
         _prepare(folder, suite, runs, cluster)
         build_stores(missing)
         number = _send(folder, script, environment_file(cluster), [run.name for run in missing])
     if len(missing) < len(runs):
         print(f"{len(runs) - len(missing)} of {len(runs)} runs are finished and skipped", file=sys.stderr)
-    script_path = folder / SCRIPT
-    print(f"{len(missing)} runs submitted as job array {number}, at most {slurm.jobs_at_once} at a time: {script_path}")
+    print(
+        f"{len(missing)} runs submitted as job array {number}, at most {slurm.jobs_at_once} at a time: "
+        f"{folder.job_script_file}"
+    )
     return 0
 
 
-def _prepare(folder: Path, suite: Suite, runs: list[SuiteRun], cluster: ClusterConfig) -> None:
+def _prepare(folder: SuiteFolder, suite: Suite, runs: list[SuiteRun], cluster: ClusterConfig) -> None:
     """Writes what the jobs find in the suite's folder, and gives runs that have failed before a new chance."""
     for run in runs:
-        RunFolder(run.run_dir).prepare(config_on(run.config, cluster))
-        (run.run_dir / "logs").mkdir(exist_ok=True)
-        (run.run_dir / ENDS).unlink(missing_ok=True)
-    write_atomically(folder / "suite.yaml", dump_config(suite.config))
+        run_folder = RunFolder(run.run_dir)
+        run_folder.prepare(config_on(run.config, cluster))
+        run_folder.prepare_jobs()
+    folder.write_config(suite.config.model_dump(mode="json"))
     tracking = runs[0].config.tracking
     if tracking.mlflow and cluster.nodes_reach_mlflow:
-        open_suite(folder, tracking.experiment)
+        open_suite(folder.path, tracking.experiment)
 
 
-def _send(folder: Path, script: str, environment: str, names: list[str]) -> str:
+def _send(folder: SuiteFolder, script: str, environment: str, names: list[str]) -> str:
     """Submits the script; returns the number of the job array."""
-    (folder / LOGS).mkdir(exist_ok=True)
-    write_privately(folder / ENVIRONMENT, environment)
-    write_atomically(folder / SCRIPT, script)
+    folder.write_job(script, environment)
     # The answer is the number and, behind a semicolon, the name of one among several clusters.
-    number = call_slurm(["sbatch", "--parsable", str(folder / SCRIPT)]).strip().partition(";")[0]
-    write_atomically(folder / RECORD, json.dumps({"array": number, "runs": names}, indent=1) + "\n")
+    number = call_slurm(["sbatch", "--parsable", str(folder.job_script_file)]).strip().partition(";")[0]
+    folder.write_jobs(SubmittedJobs(number, names))
     return number
 
 
@@ -128,12 +124,12 @@ def _warn_of_lost_work(runs: list[SuiteRun]) -> None:
         )
 
 
-def _refuse_queued(folder: Path) -> None:
+def _refuse_queued(folder: SuiteFolder) -> None:
     queued = [job for job in read_jobs(folder).values() if not job.is_over]
     if queued:
         told = ", ".join(f"{job.number} {job.state}" for job in queued[:3]) + (", ..." if len(queued) > 3 else "")
         raise ConfigError(
-            f"the suite {folder.name} has {len(queued)} jobs in the queue ({told}); wait for them, or end them by "
+            f"the suite {folder.path.name} has {len(queued)} jobs in the queue ({told}); wait for them, or end them by "
             "`moe-testbed slurm cancel`"
         )
 

@@ -10,18 +10,15 @@ off or was never started stays in the results with its reason. The same folder g
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from moe_testbed.launcher.report.numbers import causal, gap, routing
-from moe_testbed.launcher.report.numbers.results_csv import csv_text
 from moe_testbed.launcher.report.numbers.training import over_training
 from moe_testbed.launcher.report.numbers.values import Results, rounded, stat
 from moe_testbed.launcher.report.read.records import Suite, Training, read_suite
 from moe_testbed.launcher.report.two_processes import in_two
-from moe_testbed.launcher.run.files import write_atomically
 
 FORMAT = 2
 SUMMARY = ("parameters", "active_parameters", "flops_per_token", "tokens", "tokens_per_second", "peak_memory_bytes")
@@ -63,14 +60,6 @@ def ranked(results: Results) -> list[Results]:
         results["runs"],
         key=lambda run: (run["label"] != best, math.inf if run["loss"]["mean"] is None else run["loss"]["mean"]),
     )
-
-
-def write_results(results: Results, suite_dir: Path) -> tuple[Path, Path]:
-    """Write results.json and results.csv into the suite's folder; returns their paths."""
-    json_path, csv_path = suite_dir / "results.json", suite_dir / "results.csv"
-    write_atomically(json_path, json.dumps(results, indent=1, allow_nan=False) + "\n")
-    write_atomically(csv_path, csv_text(results))
-    return json_path, csv_path
 
 
 def read_results(suite_dir: Path) -> Results:

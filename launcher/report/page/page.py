@@ -186,9 +186,7 @@ def _reproduction(suite: Suite) -> dict[str, Any]:
         "commits": each("commit"),
         "hardware": each("hardware"),
         "versions": versions,
-        "suite": yaml.safe_dump(
-            yaml.safe_load((suite.folder / "suite.yaml").read_text(encoding="utf-8")), sort_keys=False
-        ),
+        "suite": yaml.safe_dump(suite.folder.read_config_tree(), sort_keys=False),
         "configs": {
             f"{training.label}, seed {training.seed}": yaml.safe_dump(training.config, sort_keys=False)
             for training in suite.trainings

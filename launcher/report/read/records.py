@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 from numpy.typing import NDArray
 
 from moe_testbed.launcher.report.read.arrays import read_ablation, read_evaluation
@@ -18,6 +17,7 @@ from moe_testbed.launcher.run.arrays import Ablation, Evaluation
 from moe_testbed.launcher.run.files import value_at
 from moe_testbed.launcher.run.folder import RunFolder, step_of
 from moe_testbed.launcher.run.records import MISSING, MetricsLine
+from moe_testbed.launcher.run.suite_folder import SuiteFolder
 
 
 @dataclass(frozen=True)
@@ -83,13 +83,13 @@ class Training:
 
 @dataclass(frozen=True)
 class Suite:
-    """A suite folder: what suite.yaml says, and a training for every run and seed, missing ones included.
+    """A suite folder: what its config says, and a training for every run and seed, missing ones included.
 
     `analysis`: it is one of analysed checkpoints, of which the trainings are not known.
     """
 
     name: str
-    folder: Path
+    folder: SuiteFolder
     descriptions: dict[str, str]
     reference: tuple[str, ...]
     control: str | None
@@ -114,23 +114,20 @@ class Suite:
 def read_suite(suite_dir: Path) -> Suite:
     """Read a suite folder; broken runs become failed trainings.
 
-    Raises ValueError, in one line, if suite.yaml cannot be read or does not say which trainings there are.
+    Raises ValueError, in one line, if its config cannot be read or does not say which trainings there are.
     """
-    path = suite_dir / "suite.yaml"
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ValueError(f"{suite_dir} is not a suite's folder: {path.name} cannot be read ({_words(error)})") from None
+    folder = SuiteFolder(suite_dir)
+    path, content = folder.config_file, folder.load_config_tree()
     if not isinstance(content, dict) or not content.get("runs"):
         raise ValueError(f"{path} names no runs: a suite needs a mapping `runs` from labels to descriptions")
     _check(path, content)
     runs = {str(label): run for label, run in content["runs"].items()}
     seeds = tuple(content.get("seeds") or (1,))
     reference = content.get("reference") or ()
-    trainings = [read_training(suite_dir, label, seed) for label in runs for seed in seeds]
+    trainings = [read_training(folder, label, seed) for label in runs for seed in seeds]
     return Suite(
         name=str(content.get("name", suite_dir.name)),
-        folder=suite_dir,
+        folder=folder,
         descriptions={label: _description(run) for label, run in runs.items()},
         reference=(reference,) if isinstance(reference, str) else tuple(map(str, reference)),
         control=content.get("control"),
@@ -141,7 +138,7 @@ def read_suite(suite_dir: Path) -> Suite:
 
 
 def _check(path: Path, content: dict[str, Any]) -> None:
-    """Raises ValueError if a key of suite.yaml that the report reads has a value of another kind than it must have."""
+    """Raises ValueError if a key that the report reads has a value of another kind than it must have."""
     runs, seeds, reference, control = (content.get(key) for key in ("runs", "seeds", "reference", "control"))
     different = (
         isinstance(seeds, list)
@@ -159,9 +156,9 @@ def _check(path: Path, content: dict[str, Any]) -> None:
             raise ValueError(f"{path}: {key} is {content[key]!r}, but must be {allowed}")
 
 
-def read_training(suite_dir: Path, label: str, seed: int) -> Training:
+def read_training(suite: SuiteFolder, label: str, seed: int) -> Training:
     """Read one run folder. The state is finished, or failed, stopped, running or missing with a reason."""
-    folder = RunFolder(suite_dir / f"{label}-seed{seed}")
+    folder = suite.training(label, seed)
     status = folder.read_status()
     state, reason = status.state, status.reason
     evaluation, ablation, notes = None, None, []

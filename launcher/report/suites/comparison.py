@@ -46,8 +46,8 @@ def compare_suites(suites: Sequence[Suite]) -> Results:
     for other in suites[1:]:
         if not set(suites[0].descriptions) & set(other.descriptions):
             raise ConfigError(
-                f"{suites[0].folder} and {other.folder} have no run in common: runs are matched by label, and these "
-                f"are {', '.join(suites[0].descriptions)} and {', '.join(other.descriptions)}"
+                f"{suites[0].folder.path} and {other.folder.path} have no run in common: runs are matched by label, "
+                f"and these are {', '.join(suites[0].descriptions)} and {', '.join(other.descriptions)}"
             )
     members = [Summarised(suite, name, summarise(suite)) for suite, name in zip(suites, _names(suites), strict=True)]
     first, *others = members
@@ -57,7 +57,7 @@ def compare_suites(suites: Sequence[Suite]) -> Results:
     content = {
         "format": FORMAT,
         "suites": [
-            {"name": m.name, "folder": str(m.suite.folder), "seeds": list(m.suite.seeds), "runs": list(m.runs)}
+            {"name": m.name, "folder": str(m.suite.folder.path), "seeds": list(m.suite.seeds), "runs": list(m.runs)}
             for m in members
         ],
         "pairs": [
@@ -96,7 +96,7 @@ def _names(suites: Sequence[Suite]) -> list[str]:
     """The suites' names, with their folders where two have the same."""
     names = [suite.name for suite in suites]
     return [
-        name if names.count(name) == 1 else f"{name} ({suite.folder})"
+        name if names.count(name) == 1 else f"{name} ({suite.folder.path})"
         for name, suite in zip(names, suites, strict=True)
     ]
 
