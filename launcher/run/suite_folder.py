@@ -16,7 +16,7 @@ import yaml
 from filelock import FileLock, Timeout
 
 from moe_testbed.launcher.config.names import training_name
-from moe_testbed.launcher.config.yaml_tree import to_yaml
+from moe_testbed.launcher.config.yaml_text import to_yaml
 from moe_testbed.launcher.errors import ConfigError
 from moe_testbed.launcher.run.files import read_json, read_yaml, write_atomically, write_privately
 from moe_testbed.launcher.run.folder import RunFolder
