@@ -61,10 +61,10 @@ typecheck: setup  ## types only
 wheel: setup  ## build a wheel into dist/
 	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-build-isolation --no-deps --wheel-dir dist .
 
-figures: setup  ## measure the figures of README and docs anew and stamp them: FIGURES="quick" (default), demo, seeds, study, tests, NAME
+figures: setup  ## measure the figures of README and docs anew and stamp them: FIGURES=quick (default), demo, seeds, study, tests
 	$(BIN)/python benchmarks/figures.py $(FIGURES)
 
-findings:  ## try every surprise of a library that findings/ states, and say which still hold (installs packages; minutes)
+findings:  ## say which surprises of libraries in findings/ still hold (installs packages, takes minutes)
 	@status=0; for finding in findings/*.sh; do \
 		if PYTHON="$(PYTHON)" $$finding; then echo "$$finding: holds"; \
 		else case $$? in 1) echo "$$finding: has changed"; status=1;; *) echo "$$finding: could not be tried"; status=1;; esac; fi; \
