@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from moe_testbed.launcher.run.arrays import Ablation, Evaluation, RoutingProbe
-from moe_testbed.launcher.run.folder import RunFolder
+from moe_testbed.launcher.run.folder import RunFolder, mlflow_file
+from moe_testbed.launcher.run.suite_folder import SuiteFolder
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "docs" / "run_folder.md").read_text(encoding="utf-8")
@@ -27,10 +28,21 @@ def first_table_below(line: str) -> list[str]:
     return names
 
 
+def known_names(folder: RunFolder | SuiteFolder) -> set[str]:
+    """Returns the names that the module of a folder knows in it, without what lies deeper."""
+    paths = [value for value in vars(folder).values() if isinstance(value, Path) and value != folder.path]
+    return {path.relative_to(folder.path).parts[0] for path in paths} | {mlflow_file(folder.path).name}
+
+
 def test_the_page_lists_the_files_of_a_run_and_no_others() -> None:
-    path = Path("run")
-    known = {value.name for value in vars(RunFolder(path)).values() if isinstance(value, Path) and value != path}
-    assert {name.rstrip("/") for name in first_table_below("## A run")} == known
+    names = first_table_below("## A run") + first_table_below("Others add files of their own:")
+    assert len(names) == len(set(names))
+    assert {name.rstrip("/") for name in names} == known_names(RunFolder(Path("run")))
+
+
+def test_the_page_lists_the_files_of_a_suite_and_no_others() -> None:
+    names = {name.rstrip("/") for name in first_table_below("## A suite")}
+    assert names == known_names(SuiteFolder(Path("suite"))) | {"LABEL-seedN"}
 
 
 @pytest.mark.parametrize(
