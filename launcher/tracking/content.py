@@ -23,6 +23,7 @@ from moe_testbed.launcher.run.files import value_at
 from moe_testbed.launcher.run.folder import RunFolder
 from moe_testbed.launcher.run.suite_folder import SuiteFolder
 from moe_testbed.launcher.tracking.state import flatten
+from moe_testbed.routing.metrics import REPORTED
 
 DESCRIPTION = "mlflow.note.content"
 PARENT = "mlflow.parentRunId"
@@ -30,26 +31,9 @@ MAX_TAG_LENGTH = 8000
 
 _RUN_FIGURES = ("routing_", "causal_")
 
-_RUN_RESULTS: dict[str, tuple[str, ...]] = {
-    "loss": ("loss", "mean"),
-    "perplexity": ("perplexity", "mean"),
-    "recovered": ("recovered", "value"),
-    "drop_rate": ("drop_rate", "mean"),
-    "specificity": ("causes", "specificity", "mean"),
-    **{
-        name: ("routing", "top_k", name, "mean")
-        for name in (
-            "domain_information",
-            "domain_information_above_shuffled",
-            "normalised_effective_experts",
-            "dead_experts",
-            "max_violation",
-        )
-    },
-}
+_RUN_RESULTS = {metric.name: metric.path for metric in REPORTED if metric.tracked}
 _SUITE_RESULTS: dict[str, tuple[str, ...]] = {
-    name: ("reference", name, "value")
-    for name in ("lead_over_control", "lead_over_best_other", "lead_over_best_learned")
+    name: ("reference", name) for name in ("lead_over_control", "lead_over_best_other", "lead_over_best_learned")
 }
 
 
@@ -172,8 +156,11 @@ def _suite_description(report: Mapping[str, Any], page: str) -> str:
 
 
 def _numbers(report: Mapping[str, Any], paths: Mapping[str, tuple[str, ...]]) -> dict[str, float]:
-    """result/NAME -> the number at its path, where there is one."""
-    values = {f"result/{name}": value_at(report, *path) for name, path in paths.items()}
+    """result/NAME -> the number at its path, a mean over seeds or the value of an interval, where there is one."""
+    values = {}
+    for name, path in paths.items():
+        number = value_at(report, *path)
+        values[f"result/{name}"] = value_at(number, "value" if "value" in (number or {}) else "mean")
     return {key: float(value) for key, value in values.items() if isinstance(value, int | float)}
 
 

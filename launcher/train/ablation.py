@@ -110,7 +110,7 @@ def _redundancy(subject: Subject, num_layers: int) -> dict[str, Any]:
         outputs_ETM, neurons_EFX = subject.outputs(y), subject.neurons(y)
         tokens = outputs_ETM.shape[1]
         found: dict[str, Any] = {
-            "expert_cosine_YEE": metrics.expert_cosine(outputs_ETM),
+            "expert_cosine_YEE": metrics.cosine_matrix(outputs_ETM),
             "expert_cka_YEE": metrics.cka_matrix(outputs_ETM),
             "effective_rank_Y": metrics.effective_rank(outputs_ETM),
         }

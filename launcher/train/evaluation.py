@@ -19,18 +19,13 @@ from moe_testbed.launcher.ranks.ranks import Ranks
 from moe_testbed.launcher.run.arrays import Evaluation
 from moe_testbed.launcher.train.evaluation_set import EvaluationSet, Share
 from moe_testbed.model.language_model import LayerRouting, ModelOutput
-from moe_testbed.routing import metrics
 from moe_testbed.routing.load import fractions, token_sets, without_padding
+from moe_testbed.routing.metrics import COUNTS, REPORTED
 from moe_testbed.routing.metrics.recording import RoutingTables, tracked_ids
 from moe_testbed.routing.records import RoutingContext
 from moe_testbed.routing.scopes import Scope
 
-_TOLD = {
-    "domain_information": metrics.domain_information,
-    "normalised_effective_experts": metrics.normalised_effective_experts,
-    "dead_experts": metrics.dead_experts,
-    "max_violation": metrics.max_violation,
-}
+_TRACKED = tuple(metric for metric in REPORTED if metric.tracked and metric.of == COUNTS)
 
 _SCOPES = (Scope.SEQUENCE, Scope.DOCUMENT)
 
@@ -143,8 +138,9 @@ def evaluation_values(evaluation: Evaluation) -> dict[str, float]:
     counts_YDE = evaluation.counts_top_k_YDE
     if len(counts_YDE) and evaluation.violation_sum_SY is not None:
         # Means over the layers; the report has each layer and every other metric.
-        for name, metric in _TOLD.items():
-            values[name] = float(np.mean([metric(counts_DE) for counts_DE in counts_YDE]))
+        for metric in _TRACKED:
+            assert metric.function is not None
+            values[metric.name] = float(np.mean([metric.function(counts_DE) for counts_DE in counts_YDE]))
         # Within a sequence or document: mean over tokens of the violation of the set that they belong to.
         violation_SY = evaluation.violation_sum_SY / max(evaluation.tokens, 1)
         values |= {

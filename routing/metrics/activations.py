@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from moe_testbed.routing.metrics.counts import DEAD_SHARE, FloatArray, entropy
+from moe_testbed.routing.metrics.metric import Metric
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,13 @@ def mean_strongest_share(coactivation_EE: ArrayLike) -> float:
     return float(np.nanmax(share_EE, axis=1).mean()) if len(share_EE) else float("nan")
 
 
-def expert_cosine(outputs_ETM: ArrayLike) -> FloatArray:
+def mean_share(coactivation_EE: ArrayLike) -> float:
+    """Mean over pairs of N_ij / N_i: (k - 1) / (E - 1) for k choices a token, whatever the router does; nan unused."""
+    share_EE = coactivation(coactivation_EE)
+    return float("nan") if np.isnan(share_EE).all() else float(np.nanmean(share_EE))
+
+
+def cosine_matrix(outputs_ETM: ArrayLike) -> FloatArray:
     """Mean over tokens of cos(f_i(x), f_j(x)) [E, E]; -1 to 1: 1 for experts that return the same up to scale.
 
     Tokens for which one of the two returns zero are left out of that pair; nan if none remains. Blind to the lengths
@@ -134,7 +141,7 @@ def effective_rank(outputs_ETM: ArrayLike) -> float:
     return float(np.exp(entropy(singular / singular.sum())))
 
 
-def weight_cosine(one_FX: ArrayLike, other_FX: ArrayLike) -> float:
+def matched_cosine(one_FX: ArrayLike, other_FX: ArrayLike) -> float:
     """Cosine between the weights of two experts after the best matching of their neurons; -1 to 1.
 
     A neuron is a row: all weights that belong to it, those that read and those that write. The order of neurons means
@@ -155,15 +162,27 @@ def weight_cosine(one_FX: ArrayLike, other_FX: ArrayLike) -> float:
 
 
 def weight_cosine_matrix(weights_EFX: ArrayLike) -> FloatArray:
-    """`weight_cosine` of every pair of experts [E, E]. One matching a pair: time grows with E^2 F^3."""
+    """`matched_cosine` of every pair of experts [E, E]. One matching a pair: time grows with E^2 F^3."""
     weights = np.asarray(weights_EFX, dtype=np.float64)
     if weights.ndim != 3:
         raise ValueError(f"weights_EFX must be experts x neurons x weights, got shape {weights.shape}")
     cosine_EE = np.empty((len(weights), len(weights)))
     for one in range(len(weights)):
         for other in range(one + 1):
-            cosine_EE[one, other] = cosine_EE[other, one] = weight_cosine(weights[one], weights[other])
+            cosine_EE[one, other] = cosine_EE[other, one] = matched_cosine(weights[one], weights[other])
     return cosine_EE
+
+
+def mean_of_pairs(matrix_EE: ArrayLike) -> float:
+    """The mean over the pairs of different experts that have a value; nan if there is none."""
+    matrix = np.asarray(matrix_EE)
+    pairs = matrix[~np.eye(len(matrix), dtype=bool) & ~np.isnan(matrix)]
+    return float(pairs.mean()) if pairs.size else float("nan")
+
+
+def cka_chance(width: int, num_tokens: int) -> float:
+    """M / (T + M): about the linear CKA that independent Gaussian outputs of this width have on so many tokens."""
+    return width / (num_tokens + width)
 
 
 def _outputs(outputs_ETM: ArrayLike) -> NDArray[np.floating]:
@@ -195,3 +214,161 @@ def _normalised_gram(rows_EX: FloatArray) -> FloatArray:
 
 def _ratio(numerator: float, denominator: float) -> float:
     return float(numerator / denominator) if denominator > 0 else float("nan")
+
+
+METRICS = (
+    Metric(
+        name="coactivation",
+        function=coactivation,
+        question="Of the tokens that use expert i, how many use j?",
+        formula="N_ij / N_i",
+        range="0 to 1; nan on the diagonal",
+        blind_to="triples; a row's mean is always (k − 1)/(E − 1)",
+    ),
+    Metric(
+        name="strongest_pair",
+        function=strongest_pair,
+        question="Which two go together most?",
+        formula="the highest N_ij / N_i",
+        range="an expert, its partner, the share; None without a pair",
+        blind_to="the other pairs; experts below a tenth of the mean use",
+    ),
+    Metric(
+        name="mean_strongest_share",
+        title="Strongest partner",
+        function=mean_strongest_share,
+        of=("coactivation_YEE",),
+        part="coactivation",
+        question="How far do experts work in fixed pairs?",
+        formula="mean over experts i of max_j N_ij / N_i",
+        range="(k − 1)/(E − 1) to 1",
+        blind_to="why: a pair may be redundant, or one domain's two experts",
+        note="Of the tokens that use an expert, the share that uses its most frequent partner too.",
+        digits=0,
+        in_percent=True,
+    ),
+    Metric(
+        name="mean_share",
+        title="Mean partner",
+        function=mean_share,
+        of=("coactivation_YEE",),
+        part="coactivation",
+        question="What does a partner share on average?",
+        formula="mean over pairs of N_ij / N_i",
+        range="0 to 1; (k − 1)/(E − 1) for k choices a token",
+        blind_to="which pairs: it is the same whatever the router does",
+        note="It is no level of chance for the strongest: the largest of E − 1 shares exceeds their mean by noise "
+        "alone.",
+        digits=0,
+        in_percent=True,
+    ),
+    Metric(
+        name="cosine_matrix",
+        function=cosine_matrix,
+        question="Do two experts return the same?",
+        formula="mean over tokens of cos(f_i, f_j) (PES), for all pairs",
+        range="−1 to 1",
+        blind_to="lengths; a direction that all outputs share counts as likeness",
+    ),
+    Metric(
+        name="linear_cka",
+        function=linear_cka,
+        question="Have their outputs the same geometry, up to rotation, shift and scale?",
+        formula="‖YᵀX‖² / (‖XᵀX‖ ‖YᵀY‖), centred",
+        range="0 to 1; independent outputs have about M/(T + M)",
+        blind_to="few tokens: T must be several times M",
+    ),
+    Metric(
+        name="cka_matrix",
+        function=cka_matrix,
+        question="Have they, for all pairs?",
+        formula="as linear_cka",
+        range="0 to 1",
+        blind_to="as linear_cka",
+    ),
+    Metric(
+        name="matched_cosine",
+        function=matched_cosine,
+        question="Are two experts the same network but for the order of neurons?",
+        formula="cosine of the weights, neurons matched first",
+        range="−1 to 1; independent experts somewhat above 0",
+        blind_to="scale and sign symmetries; the data",
+    ),
+    Metric(
+        name="weight_cosine_matrix",
+        function=weight_cosine_matrix,
+        question="Are they, for all pairs?",
+        formula="as matched_cosine",
+        range="−1 to 1",
+        blind_to="as matched_cosine; time grows with E² F³",
+    ),
+    Metric(
+        name="mean_of_pairs",
+        function=mean_of_pairs,
+        question="How alike are experts on the whole?",
+        formula="mean over the pairs of a matrix that have a value",
+        range="that of the matrix",
+        blind_to="which pairs are alike",
+    ),
+    Metric(
+        name="expert_cosine",
+        title="Output cosine",
+        function=mean_of_pairs,
+        of=("expert_cosine_YEE",),
+        part="redundancy",
+        question="Do experts return the same?",
+        formula="mean over tokens and pairs of experts of cos(f_i, f_j) (PES)",
+        range="−1 to 1",
+        blind_to="lengths; a direction that all outputs share counts as likeness",
+        note="All experts see the same tokens.",
+        axis="output cosine",
+    ),
+    Metric(
+        name="expert_cka",
+        title="Output CKA",
+        function=mean_of_pairs,
+        of=("expert_cka_YEE",),
+        part="redundancy",
+        question="Have the experts' outputs the same geometry, up to rotation, shift and scale?",
+        formula="‖YᵀX‖² / (‖XᵀX‖ ‖YᵀY‖), centred, mean over pairs",
+        range="0 to 1",
+        blind_to="few tokens: it needs several times as many as dimensions",
+        note="Read it as what exceeds CKA by chance.",
+        axis="output CKA",
+    ),
+    Metric(
+        name="cka_chance",
+        title="CKA by chance",
+        function=cka_chance,
+        part="redundancy",
+        question="What CKA do the outputs of independent experts have?",
+        formula="about M / (T + M) for outputs of width M on T tokens",
+        range="0 to 1",
+        blind_to="outputs that are not Gaussian",
+    ),
+    Metric(
+        name="effective_rank",
+        title="Effective rank",
+        function=float,  # the analysis has the rank itself, by the function of this name
+        of=("effective_rank_Y",),
+        part="redundancy",
+        question="How many orthogonal experts would be as diverse?",
+        formula="exp(H(σ / Σσ)), σ the singular values of the stacked outputs",
+        range="1 to E",
+        blind_to="experts with small outputs",
+        digits=1,
+        axis="effective rank",
+    ),
+    Metric(
+        name="weight_cosine",
+        title="Weight cosine",
+        function=mean_of_pairs,
+        of=("weight_cosine_YEE",),
+        part="redundancy",
+        question="Are experts the same network but for the order of neurons?",
+        formula="cosine of two experts' weights, neurons matched first, mean over pairs",
+        range="−1 to 1; independent experts somewhat above 0",
+        blind_to="scale and sign symmetries; the data",
+        axis="weight cosine",
+    ),
+)

@@ -24,6 +24,7 @@ from moe_testbed.routing.metrics.counts import (
     table,
     weighted_mean,
 )
+from moe_testbed.routing.metrics.metric import COUNTS, Metric
 
 NO_GROUP = -1
 
@@ -81,6 +82,21 @@ def reference_agreement(
     return Agreement(precision, _coverage(routed, group_E, weights_D), 1.0 - precision)
 
 
+def precision(counts_DE: ArrayLike, routed_DE: ArrayLike | None = None) -> float:
+    """The precision of `reference_agreement`, domains of equal weight."""
+    return reference_agreement(counts_DE, routed_DE=routed_DE).precision
+
+
+def coverage(counts_DE: ArrayLike, routed_DE: ArrayLike | None = None) -> float:
+    """The coverage of `reference_agreement`, domains of equal weight."""
+    return reference_agreement(counts_DE, routed_DE=routed_DE).coverage
+
+
+def regret(counts_DE: ArrayLike, routed_DE: ArrayLike | None = None) -> float:
+    """The regret of `reference_agreement`, domains of equal weight."""
+    return reference_agreement(counts_DE, routed_DE=routed_DE).regret
+
+
 def _precision(routed_DE: FloatArray, group_E: NDArray[np.int64], weights_D: ArrayLike | None) -> float:
     own_DE = group_E == np.arange(len(routed_DE))[:, None]
     return weighted_mean((conditional(routed_DE) * own_DE).sum(axis=1), present_weights(routed_DE, weights_D))
@@ -108,3 +124,70 @@ def _best_assignment(joint_bytes: bytes, num_domains: int, num_experts: int) -> 
     row_E = np.empty(num_experts, dtype=np.int64)
     row_E[experts] = places // places_per_domain
     return row_E
+
+
+METRICS = (
+    Metric(
+        name="matched_groups",
+        function=matched_groups,
+        question="If this were the reference, whose expert would each be?",
+        formula="the assignment m of experts to domains with the highest Σ_e π_m P(e|m)",
+        range="a domain for each expert, -1 without assignments",
+        blind_to="ties; experts without assignments fill what places are left",
+    ),
+    Metric(
+        name="matched_purity",
+        title="Matched purity",
+        function=matched_purity,
+        of=COUNTS,
+        part="routing",
+        question="What is the purity when no domain may own more than its even number of experts?",
+        formula="Σ_e π_m P(e|m), m the domain that e is matched to",
+        range="1/D (chance) to 1",
+        blind_to="how a domain divides its experts",
+        note="Experts are matched to domains by the Hungarian method.",
+    ),
+    Metric(
+        name="reference_agreement",
+        function=reference_agreement,
+        question="How far is this the reference's routing?",
+        formula="precision, coverage and regret together",
+        range="each 0 to 1",
+        blind_to="what each of the three is blind to",
+    ),
+    Metric(
+        name="precision",
+        title="Precision",
+        function=precision,
+        of=("counts_top_k_YDE", "routed_YDE"),
+        part="agreement",
+        question="How much of the routing weight stays with the domain's own experts?",
+        formula="Σ_d π_d w(d, own experts) / w(d) for routing weights w",
+        range="1/D (chance) to 1 (the reference's routing)",
+        blind_to="whether own experts are idle",
+        note="Experts are matched to domains so that this is as high as it can be, no domain getting more than ⌈E/D⌉ "
+        "experts. It is of weights; of counts where a run did not record weights.",
+    ),
+    Metric(
+        name="coverage",
+        title="Coverage",
+        function=coverage,
+        of=("counts_top_k_YDE", "routed_YDE"),
+        part="agreement",
+        question="Does a domain use the experts that are matched to it?",
+        formula="share of its own experts that a domain uses, each at least a tenth of the even share among them",
+        range="0 to 1",
+        blind_to="how much of a domain goes to its own experts",
+    ),
+    Metric(
+        name="regret",
+        title="Regret",
+        function=regret,
+        of=("counts_top_k_YDE", "routed_YDE"),
+        part="agreement",
+        question="What share of the weight would the reference have sent elsewhere?",
+        formula="1 − precision",
+        range="0 to 1; 1 − 1/D is chance",
+        blind_to="what precision is blind to",
+    ),
+)

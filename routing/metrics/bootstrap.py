@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from moe_testbed.routing.metrics.counts import FloatArray
+from moe_testbed.routing.metrics.metric import Metric
 
 CONFIDENCE = 0.95
 RESAMPLES = 2000
@@ -117,3 +118,23 @@ def draws(rng: np.random.Generator, size: int, resamples: int) -> FloatArray:
     drawn_ZX += size * np.arange(resamples)[:, None]
     times_ZX = np.bincount(drawn_ZX.reshape(-1), minlength=resamples * size).reshape(resamples, size)
     return times_ZX.astype(np.float64)  # for products, which are slow over integers
+
+
+METRICS = (
+    Metric(
+        name="seeds_interval",
+        function=seeds_interval,
+        question="How far would the mean differ with other seeds?",
+        formula="percentiles of the mean over seeds drawn with replacement",
+        range="nan bounds for one seed",
+        blind_to="few seeds: with two or three it is their range; see below",
+    ),
+    Metric(
+        name="counts_interval",
+        function=counts_interval,
+        question="How far would a metric of counts differ on other documents?",
+        formula="[2m − q_high, 2m − q_low], q quantiles of the metric over resampled documents",
+        range="within the metric's range",
+        blind_to="the noise of training; few documents a domain make it too narrow",
+    ),
+)

@@ -11,9 +11,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from moe_testbed.routing.metrics.counts import FloatArray
+from moe_testbed.routing.metrics.metric import Metric
 
 
-def ablation_damage(ablation_loss_EN: ArrayLike, baseline_loss_N: ArrayLike, domain_N: ArrayLike) -> FloatArray:
+def damage_matrix(ablation_loss_EN: ArrayLike, baseline_loss_N: ArrayLike, domain_N: ArrayLike) -> FloatArray:
     """By how much domain d's loss rises without expert e, in nats per token [E, D]; below 0 where it falls.
 
     The expert is barred and its tokens choose anew among the others, or its output is replaced by its mean: the
@@ -25,7 +26,7 @@ def ablation_damage(ablation_loss_EN: ArrayLike, baseline_loss_N: ArrayLike, dom
     return _means_by_domain(changes_EN, domains, int(domains.max()) + 1)
 
 
-def specificity(damage_ED: ArrayLike, owner_E: ArrayLike) -> FloatArray:
+def specificity_by_expert(damage_ED: ArrayLike, owner_E: ArrayLike) -> FloatArray:
     """The own domain's share [E] of the damage that the loss of an expert does, 0 to 1.
 
     To be compared with the own domain's share of the expert's tokens, which `purity` averages over experts: damage that
@@ -46,14 +47,25 @@ def specificity(damage_ED: ArrayLike, owner_E: ArrayLike) -> FloatArray:
     return np.divide(own_E, total_E, out=np.full_like(own_E, np.nan), where=(total_E > 0) & (owners >= 0))
 
 
-def mean_specificity(damage_ED: ArrayLike, owner_E: ArrayLike) -> float:
-    """The own domains' share of all damage: `specificity`, each expert weighted by the damage that its loss does.
+def specificity(damage_ED: ArrayLike, owner_E: ArrayLike) -> float:
+    """The own domains' share of all damage: `specificity_by_expert`, each expert weighted by the damage of losing it.
 
     0 to 1; nan where no expert's loss does damage. Blind to the many experts that matter little.
     """
-    share_E, total_E = specificity(damage_ED, owner_E), _damage(damage_ED).sum(axis=1)
+    share_E, total_E = specificity_by_expert(damage_ED, owner_E), _damage(damage_ED).sum(axis=1)
     known_E = ~np.isnan(share_E)
     return float(np.average(share_E[known_E], weights=total_E[known_E])) if known_E.any() else float("nan")
+
+
+def ablation_damage(damage_ED: ArrayLike, owner_E: ArrayLike) -> float:
+    """Mean over experts of the damage to the domain that each serves most; nan where no expert has both.
+
+    Experts that were not tried or have no owner (-1) are left out.
+    """
+    damage, owners = np.asarray(damage_ED, dtype=np.float64), np.asarray(owner_E, dtype=np.int64)
+    own_E = damage[np.arange(len(owners)), owners]
+    known_E = (owners >= 0) & ~np.isnan(own_E)
+    return float(own_E[known_E].mean()) if known_E.any() else float("nan")
 
 
 def forced_matrix(forced_loss_DN: ArrayLike, baseline_loss_N: ArrayLike, domain_N: ArrayLike) -> FloatArray:
@@ -103,7 +115,7 @@ def _forced_losses(forced_loss_DN: ArrayLike, domain_N: ArrayLike) -> tuple[Floa
 
 
 def _means_by_domain(values_XN: FloatArray, domain_N: NDArray[np.int64], num_domains: int) -> FloatArray:
-    """[X, D]."""
+    """The mean [X, D] of each row over the sequences of each domain."""
     of_domain_DN = np.arange(num_domains)[:, None] == domain_N
     means = [
         values_XN[:, of_N].mean(axis=1) if of_N.any() else np.full(len(values_XN), np.nan) for of_N in of_domain_DN
@@ -115,3 +127,113 @@ def _damage(damage_ED: ArrayLike) -> FloatArray:
     """What makes a loss worse; the nan of domains without sequences counts as none, that of an expert as nan."""
     damage = np.asarray(damage_ED, dtype=np.float64)
     return np.where(np.isnan(damage).all(axis=1, keepdims=True), np.nan, np.fmax(damage, 0.0))
+
+
+METRICS = (
+    Metric(
+        name="damage_matrix",
+        function=damage_matrix,
+        question="What does domain d lose without expert e?",
+        formula="mean over d's sequences of L_without − L",
+        range="nats per token; below 0 is a gain",
+        blind_to="experts that stand in for one another",
+    ),
+    Metric(
+        name="specificity_by_expert",
+        function=specificity_by_expert,
+        question="Is it its own domain that an expert is good for?",
+        formula="own domain's share of the damage above 0",
+        range="0 to 1; the own domain's share of its tokens if all of them suffer alike",
+        blind_to="how large the damage is",
+    ),
+    Metric(
+        name="specificity",
+        title="Specificity",
+        function=specificity,
+        of=("ablation_damage_YED", "owner_YE"),
+        part="causes",
+        question="Is it their own domain that experts are good for?",
+        formula="Σ damage to the domain that the barred expert serves most / Σ damage to all domains",
+        range="0 to 1; purity if all tokens of an expert suffer alike",
+        blind_to="how large the damage is: noise alone gives about 1/D; the many experts that matter little",
+        note="It is of the damage above 0 that barring one expert at a time does, on a sample. Compare it with purity, "
+        "the share of its tokens that an expert gets from that domain.",
+        axis="specificity",
+        tracked=True,
+    ),
+    Metric(
+        name="ablation_damage",
+        title="Damage without an expert",
+        function=ablation_damage,
+        of=("ablation_damage_YED", "owner_YE"),
+        part="causes",
+        question="What does the domain that an expert serves most lose without it?",
+        formula="mean over experts e of L without e − L, on the domain that e serves most",
+        range="nats per token; below 0 where the loss falls",
+        blind_to="experts that stand in for one another",
+        note="The expert is barred in its layer and its tokens choose anew.",
+        digits=3,
+        axis="damage without\nan expert (nats)",
+    ),
+    Metric(
+        name="mean_replacement_damage",
+        title="Damage by its mean",
+        function=ablation_damage,
+        of=("mean_damage_YED", "owner_YE"),
+        part="causes",
+        question="What does that domain lose when the expert returns its mean for every token?",
+        formula="as damage without an expert, its output replaced by its mean over the tokens that use it",
+        range="nats per token; below 0 where the loss falls",
+        blind_to="experts that stand in for one another",
+        note="It keeps the choice and removes what depends on the token; barred, the token chooses again. Either may "
+        "cost more.",
+        digits=3,
+        axis="damage by its\nmean (nats)",
+    ),
+    Metric(
+        name="forced_matrix",
+        function=forced_matrix,
+        question="What does d lose in the hands of g's experts?",
+        formula="mean over d's sequences of L_forced to g − L",
+        range="nats per token, row d, column g",
+        blind_to="single layers: all are forced at once",
+    ),
+    Metric(
+        name="own_group_loss",
+        function=own_group_loss,
+        question="What is a sequence's loss with its own group only?",
+        formula="L of each sequence, forced to its own domain's group",
+        range="nats per token",
+        blind_to="single layers: all are forced at once",
+    ),
+    Metric(
+        name="other_groups_loss",
+        function=other_groups_loss,
+        question="And with the others'?",
+        formula="L of each sequence, mean over the other groups",
+        range="nats per token",
+        blind_to="which other group",
+    ),
+    Metric(
+        name="keep_only_group",
+        title="Own group only",
+        part="causes",
+        question="What does it cost to be kept to one's own domain's experts?",
+        formula="L when every token may use only the experts matched to its domain − L",
+        range="nats per token",
+        blind_to="single layers: all are forced at once",
+        note="A router that reads the label is told this domain's; the control ignores what it is told.",
+        digits=3,
+    ),
+    Metric(
+        name="forced_elsewhere",
+        title="Others' groups only",
+        part="causes",
+        question="What is it worth which experts a domain uses?",
+        formula="L when every token may use only another domain's experts − L, mean over the other domains",
+        range="nats per token",
+        blind_to="which other domain; forced_matrix has all pairs",
+        note="A router that reads the label is told another domain's; the control ignores what it is told.",
+        digits=3,
+    ),
+)

@@ -12,6 +12,8 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from moe_testbed.routing.metrics.metric import Metric
+
 BoolArray = NDArray[np.bool_]
 
 SETTLED_LEVEL = 0.9
@@ -43,7 +45,7 @@ def fluctuation(ids_TW: ArrayLike, before_TW: ArrayLike) -> float:
     return float(np.mean(now[:, 0] != before[:, 0])) if len(now) else float("nan")
 
 
-def settled_at(steps: Sequence[int], saturation_values: ArrayLike, level: float = SETTLED_LEVEL) -> int | None:
+def settled_step(steps: Sequence[int], saturation_values: ArrayLike, level: float = SETTLED_LEVEL) -> int | None:
     """The first of the steps from which on the saturation stays at or above the level; None if there is none.
 
     The last value does not count by itself, since there the end is compared with itself: a layer that reaches the
@@ -75,3 +77,41 @@ def _chosen(ids_TW: NDArray[np.int64], num_experts: int) -> BoolArray:
     chosen = np.zeros((len(ids_TW), num_experts + 1), dtype=bool)
     np.put_along_axis(chosen, ids_TW, True, axis=1)
     return chosen[:, :num_experts]
+
+
+METRICS = (
+    Metric(
+        name="saturation",
+        title="Saturation",
+        function=saturation,
+        part="over_training",
+        question="How much of its final choice has a token already?",
+        formula="mean over tokens of |S_t ∩ S_final| / |S_final|",
+        range="0 to 1; k/E is chance",
+        blind_to="the order of choices; minds changed and changed back",
+        note="It is measured on a fixed probe.",
+        axis="saturation",
+    ),
+    Metric(
+        name="fluctuation",
+        title="Fluctuation",
+        function=fluctuation,
+        part="over_training",
+        question="How many tokens changed their first choice since the last record?",
+        formula="share of tokens whose first choice is another than at the point before",
+        range="0 to 1; 1 − 1/E is chance",
+        blind_to="the other choices",
+        note="It grows with the steps between two points, so compare only suites of equal spacing.",
+        axis="fluctuation",
+    ),
+    Metric(
+        name="settled_step",
+        title="Settled",
+        function=settled_step,
+        part="over_training",
+        question="From when on did a layer stay?",
+        formula="first step from which on saturation stays at or above 0.9",
+        range="a step before the last, or none",
+        blind_to="what happens between the points recorded; the last alone, where the end is compared with itself",
+    ),
+)

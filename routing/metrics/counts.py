@@ -1,4 +1,4 @@
-"""Specialization and utilization of experts, from counts of routed tokens.
+"""The table of counts that most metrics are made of, and the specialization of experts by domain.
 
 Shape legend: D domains, E experts. `counts_DE[d, e]` is the number of assignments of tokens of domain d to expert e in
 one layer, either of first choices (top-1) or of all choices (top-k); a number means little without saying which.
@@ -15,6 +15,8 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+from moe_testbed.routing.metrics.metric import COUNTS, Metric
 
 FloatArray = NDArray[np.float64]
 
@@ -62,8 +64,8 @@ def load(counts_DE: ArrayLike, weights_D: ArrayLike | None = None) -> FloatArray
 def mutual_information(counts_DE: ArrayLike, weights_D: ArrayLike | None = None) -> float:
     """I(D; E) = sum_d pi_d sum_e P(e|d) ln(P(e|d) / P(e)), in nats; 0 to min(ln D, ln E).
 
-    How much one assignment tells about the domain. Biased upwards by small samples (see `above_shuffled`), and blind
-    to whether few tokens say much or many say little.
+    How much one assignment tells about the domain. It is biased upwards by small samples (see
+    `domain_information_above_shuffled`), and blind to whether few tokens say much or many say little.
     """
     return _information(joint(counts_DE, weights_D))
 
@@ -82,7 +84,9 @@ def domain_information(counts_DE: ArrayLike, weights_D: ArrayLike | None = None)
     return min(1.0, _information(joint_DE) / domain_entropy)
 
 
-def above_shuffled(counts_DE: ArrayLike, shuffled_DE: ArrayLike, weights_D: ArrayLike | None = None) -> float:
+def domain_information_above_shuffled(
+    counts_DE: ArrayLike, shuffled_DE: ArrayLike, weights_D: ArrayLike | None = None
+) -> float:
     """`domain_information` less that of the same assignments under labels permuted among sequences.
 
     -1 to 1; 0 is chance. It removes what few sequences, or sequences of one topic, would show without any
@@ -114,82 +118,6 @@ def purity(counts_DE: ArrayLike, weights_D: ArrayLike | None = None) -> float:
     """
     joint_DE = joint(counts_DE, weights_D)
     return float(joint_DE.max(axis=0).sum()) if len(joint_DE) else float("nan")
-
-
-# Utilization
-
-
-def effective_experts(counts_DE: ArrayLike, weights_D: ArrayLike | None = None) -> float:
-    """exp(H(q)) of the load q: the number of evenly used experts that would be as diverse; 1 to E.
-
-    Blind to which experts are used, and hardly moved by one expert at several times its share among many.
-    """
-    return float(np.exp(entropy(load(counts_DE, weights_D))))
-
-
-def normalised_effective_experts(counts_DE: ArrayLike, weights_D: ArrayLike | None = None) -> float:
-    """H(q) / ln E: the entropy of the load as a share of its maximum; 0 (one expert) to 1 (even).
-
-    Comparable between different E, and flattering: half of 64 experts dead and the rest even still gives 0.83.
-    1 for a single expert, which is always fully used.
-    """
-    load_E = load(counts_DE, weights_D)
-    if np.isnan(load_E[0]) or len(load_E) > 1:
-        return entropy(load_E) / float(np.log(max(2, len(load_E))))
-    return 1.0
-
-
-def inverse_simpson(counts_DE: ArrayLike, weights_D: ArrayLike | None = None) -> float:
-    """1 / sum_e q_e^2: as `effective_experts`, but more sensitive to the busiest experts; 1 to E."""
-    return float(1.0 / np.sum(load(counts_DE, weights_D) ** 2))
-
-
-def dead_experts(counts_DE: ArrayLike, weights_D: ArrayLike | None = None) -> float:
-    """Share of experts with a load below a tenth of the even load, q_e < 0.1/E; 0 to (E-1)/E.
-
-    Blind to any imbalance among the living. An expert can be dead here and busy on tokens outside the evaluation set.
-    """
-    load_E = load(counts_DE, weights_D)
-    return float("nan") if np.isnan(load_E[0]) else float(np.mean(load_E < DEAD_SHARE / len(load_E)))
-
-
-def coefficient_of_variation(counts_DE: ArrayLike, weights_D: ArrayLike | None = None) -> float:
-    """std(q) / mean(q) with the population's std: 0 (even) to sqrt(E - 1) (one expert). Blind to the tails' shape."""
-    load_E = load(counts_DE, weights_D)
-    return float(load_E.std() / load_E.mean())
-
-
-def max_violation(counts_DE: ArrayLike, weights_D: ArrayLike | None = None) -> float:
-    """(max q - mean q) / mean q: by how much the busiest expert exceeds the even load; 0 (even) to E - 1.
-
-    What sets the memory and time of a step under expert parallelism. Blind to every expert but the busiest.
-    Source: MaxVio of Wang et al., "Auxiliary-Loss-Free Load Balancing" (arXiv 2408.15664).
-    """
-    load_E = load(counts_DE, weights_D)
-    return float(load_E.max() * len(load_E) - 1.0)
-
-
-def gini(counts_DE: ArrayLike, weights_D: ArrayLike | None = None) -> float:
-    """sum_ij |q_i - q_j| / (2E): the Gini coefficient of the load; 0 (even) to (E-1)/E (one expert).
-
-    Blind to where in the load's distribution the inequality lies.
-    """
-    load_E = np.sort(load(counts_DE, weights_D))
-    num_experts = len(load_E)
-    ranks_E = np.arange(1, num_experts + 1)
-    return float(np.sum((2 * ranks_E - num_experts - 1) * load_E) / num_experts)
-
-
-def drop_rate(counts_DE: ArrayLike, dropped_DE: ArrayLike, weights_D: ArrayLike | None = None) -> float:
-    """sum_d pi_d dropped_d / n_d: the share of assignments that found no place in their expert's buffer; 0 to 1.
-
-    `counts_DE` counts assignments before dropping. Blind to whether a token lost one of its choices or all.
-    """
-    counts, dropped = table(counts_DE), table(dropped_DE)
-    if counts.shape != dropped.shape or np.any(dropped > counts):
-        raise ValueError("dropped_DE must have the shape of counts_DE and nowhere exceed it: it is a part of it")
-    rate_D = np.divide(dropped.sum(axis=1), counts.sum(axis=1), out=np.zeros(len(counts)), where=counts.any(axis=1))
-    return weighted_mean(rate_D, present_weights(counts, weights_D))
 
 
 def entropy(probabilities: ArrayLike) -> float:
@@ -246,3 +174,128 @@ def _information(joint_DE: FloatArray) -> float:
     """H(D) + H(E) - H(D, E) of a table that sums to 1; nan for one without rows."""
     by_domain, by_expert = entropy(joint_DE.sum(axis=1)), entropy(joint_DE.sum(axis=0))
     return max(0.0, by_domain + by_expert - entropy(joint_DE)) if len(joint_DE) else float("nan")
+
+
+TABLES = (
+    Metric(
+        name="conditional",
+        function=conditional,
+        question="Where does a domain go?",
+        formula="P(e|d) = n_de / n_d",
+        range="0 to 1; even is 1/E in both forms",
+        blind_to="how often the domain occurs",
+    ),
+    Metric(
+        name="joint",
+        function=joint,
+        question="Of the whole mix, how much is this domain at this expert?",
+        formula="π_d P(e|d)",
+        range="0 to 1, sums to 1",
+        blind_to="domains that are absent: they have no row",
+    ),
+    Metric(
+        name="load",
+        function=load,
+        question="What does an expert carry?",
+        formula="q_e = P(e) = Σ_d π_d P(e|d)",
+        range="0 to 1, sums to 1",
+        blind_to="which domains it comes from",
+    ),
+    Metric(
+        name="owners",
+        function=owners,
+        question="Which domain does an expert serve most?",
+        formula="argmax_d P(e|d)",
+        range="a domain for each expert, -1 without assignments, and the order of experts by it",
+        blind_to="how narrowly it won",
+    ),
+    Metric(
+        name="entropy",
+        function=entropy,
+        question="How spread is a distribution?",
+        formula="−Σ p ln p",
+        range="0 to ln of its length, in nats",
+        blind_to="over what it is spread",
+    ),
+)
+
+METRICS = (
+    Metric(
+        name="domain_information",
+        title="Domain information",
+        function=domain_information,
+        of=COUNTS,
+        part="routing",
+        question="What share of the domain label does one assignment give away?",
+        formula="I(D; E) / H(D)",
+        range="0 (the expert says nothing about the domain) to 1 (everything)",
+        blind_to="how the experts of one domain divide it; experts that always work in pairs",
+        note="It is right also when experts outnumber domains. Domains have equal weight.",
+        bounded=(0.0, 1.0),
+        column="first",
+        axis="domain\ninformation",
+        compared=True,
+        tracked=True,
+    ),
+    Metric(
+        name="mutual_information",
+        function=mutual_information,
+        question="How much does one assignment tell of the domain, in nats?",
+        formula="I(D; E) = Σ_d π_d Σ_e P(e|d) ln(P(e|d) / P(e))",
+        range="0 to min(ln D, ln E)",
+        blind_to="whether few tokens say much or many say little",
+    ),
+    Metric(
+        name="domain_information_shuffled",
+        title="Shuffled labels",
+        function=domain_information,
+        of=("shuffled_counts_top_k_YDE",),
+        part="routing",
+        question="What domain information would chance give for these counts?",
+        formula="domain information with the labels permuted among sequences",
+        range="0 to 1",
+        blind_to="other permutations: it is one sample",
+        note="Read domain information as what exceeds it.",
+        column="third",
+    ),
+    Metric(
+        name="domain_information_above_shuffled",
+        title="Above shuffled",
+        function=domain_information_above_shuffled,
+        of=("counts_top_k_YDE", "shuffled_counts_top_k_YDE"),
+        part="routing",
+        question="How much of domain information is more than chance?",
+        formula="domain information less that under labels permuted among sequences",
+        range="−1 to 1; 0 is chance",
+        blind_to="other permutations: small values, also below 0, are noise",
+        note="The words of a verdict go by it. Over documents its interval is that of domain information, from which "
+        "the bias by chance is taken off already, so that 0 is no information; it is widened to hold the estimate "
+        "where need be.",
+        bounded=(-1.0, 1.0),
+        tracked=True,
+    ),
+    Metric(
+        name="nmi_geometric",
+        title="NMI (geometric)",
+        function=nmi_geometric,
+        of=COUNTS,
+        part="routing",
+        question="What is the information, normalised for comparison with papers?",
+        formula="I(D; E) / √(H(D) H(E))",
+        range="0 to 1, and below 1 wherever experts outnumber domains",
+        blind_to="dying experts: they raise it",
+    ),
+    Metric(
+        name="purity",
+        title="Purity",
+        function=purity,
+        of=COUNTS,
+        part="routing",
+        question="How often is the domain guessed right from the expert?",
+        formula="Σ_e max_d π_d P(e|d)",
+        range="1/D (chance) to 1",
+        blind_to="all but the largest domain of each expert; one domain that owns nearly all experts, which matched "
+        "purity sees",
+        column="first",
+    ),
+)

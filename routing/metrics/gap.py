@@ -23,6 +23,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from moe_testbed.routing.metrics.bootstrap import RESAMPLES, Interval, draws, percentile_interval
 from moe_testbed.routing.metrics.counts import FloatArray
+from moe_testbed.routing.metrics.metric import Metric
 
 
 @dataclass(frozen=True)
@@ -134,3 +135,71 @@ def _domain_means(rng: np.random.Generator, losses_ON: FloatArray, unit_N: NDArr
     sum_OC = np.stack([np.bincount(unit_N, losses_N) for losses_N in losses_ON])
     weights_ZC = draws(rng, len(size_C), RESAMPLES)
     return (weights_ZC @ sum_OC.T) / (weights_ZC @ size_C)[:, None]
+
+
+METRICS = (
+    Metric(
+        name="loss",
+        title="Loss",
+        part="",
+        question="How well does the model predict the next token?",
+        formula="mean over domains of (Σ −ln p(token) / tokens)",
+        range="0 upwards, nats per token; lower is better",
+        blind_to="sizes of domains: every domain counts the same, however many tokens it has",
+        note="It is the cross-entropy on the evaluation split.",
+        digits=3,
+        bounded=(0.0, float("inf")),
+        column="first",
+        compared=True,
+        tracked=True,
+    ),
+    Metric(
+        name="recovered",
+        title="Recovered",
+        function=recovered,
+        part="",
+        question="How much of what the domain labels are worth does a router find by itself?",
+        formula="(L_control − L_router) / (L_control − L_reference)",
+        range="0 is the control, 1 the reference; it may lie outside",
+        blind_to="how the router does it; whether the reference could be better",
+        note="The control has the reference's structure with labels permuted among sequences. The reference is its "
+        "best form by this loss. The interval, at nominally 95 %, is a paired bootstrap: over seeds, or, with one "
+        "seed, over documents within each domain; the latter leaves out the noise of training. Over two or three seeds "
+        "the interval is their range, which holds the truth in about one of two cases, or three of four. Recovered is "
+        "undefined where the reference's lead over its control is within its own noise.",
+        digits=0,
+        in_percent=True,
+        bounded=(float("-inf"), float("inf")),
+        column="first",
+        compared=True,
+        tracked=True,
+    ),
+    Metric(
+        name="perplexity",
+        title="Perplexity",
+        part="",
+        question="Among how many equally likely tokens would the model be as unsure?",
+        formula="exp(loss)",
+        range="1 upwards; lower is better",
+        blind_to="what the loss is blind to",
+        note="It is that of each seed's loss, then averaged over seeds.",
+        column="third",
+        tracked=True,
+    ),
+    Metric(
+        name="lead",
+        function=lead,
+        question="By how much is one run better than another?",
+        formula="L_behind − L_ahead, domains of equal weight",
+        range="nats per token, with an interval",
+        blind_to="the noise of training, with one seed",
+    ),
+    Metric(
+        name="why_undefined",
+        function=why_undefined,
+        question="Is there a gap to recover?",
+        formula="the lower bound of the reference's lead must be above 0",
+        range="a reason, or None",
+        blind_to="how large the gap is",
+    ),
+)

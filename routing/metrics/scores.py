@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from moe_testbed.routing.metrics.counts import entropy, load, present_weights, weighted_mean
+from moe_testbed.routing.metrics.metric import Metric
 
 
 def mean_token_entropy(entropy_sum_D: ArrayLike, tokens_D: ArrayLike, weights_D: ArrayLike | None = None) -> float:
@@ -38,7 +39,7 @@ def mean_margin(margin_sum_D: ArrayLike, tokens_D: ArrayLike, weights_D: ArrayLi
     return _mean_over_tokens(margin_sum_D, tokens_D, weights_D)
 
 
-def mean_absolute_cosine(cosine_EE: ArrayLike) -> float:
+def router_cosine(cosine_EE: ArrayLike) -> float:
     """Mean of |cos(v_i, v_j)| over the pairs of different experts: 0 (orthogonal) to 1 (all parallel).
 
     Pairs that are nan are left out; nan if none remains. Random directions in a space of n dimensions have about
@@ -57,3 +58,57 @@ def _mean_over_tokens(sum_D: ArrayLike, tokens_D: ArrayLike, weights_D: ArrayLik
         raise ValueError(f"there must be one sum and one number of tokens a domain, got {sums.shape}, {tokens.shape}")
     means_D = np.divide(sums, tokens, out=np.full_like(sums, np.nan), where=tokens > 0)
     return weighted_mean(means_D, present_weights(tokens[:, None], weights_D))
+
+
+METRICS = (
+    Metric(
+        name="mean_token_entropy",
+        title="Token entropy",
+        function=mean_token_entropy,
+        of=("entropy_sum_YD", "tokens_D"),
+        part="router_measures",
+        question="How undecided is a token?",
+        formula="Σ_d π_d mean over tokens of H(p_t), in nats",
+        range="0 (every token is sure) to ln E",
+        blind_to="whether all tokens are sure of the same expert",
+        axis="token entropy\n(nats)",
+    ),
+    Metric(
+        name="entropy_of_mean",
+        title="Entropy of the mean",
+        function=entropy_of_mean,
+        of=("probability_sum_YDE",),
+        part="router_measures",
+        question="How even is what all tokens want together?",
+        formula="H(Σ_d π_d mean over tokens of p_t), in nats",
+        range="token entropy to ln E",
+        blind_to="the choice: even scores can give an uneven load",
+        note="Less the token entropy, it is what a token tells of its expert.",
+        axis="entropy of the\nmean (nats)",
+    ),
+    Metric(
+        name="mean_margin",
+        title="Margin",
+        function=mean_margin,
+        of=("margin_sum_YD", "tokens_D"),
+        part="router_measures",
+        question="How close is the choice?",
+        formula="Σ_d π_d mean over tokens of the k-th highest probability less the next",
+        range="0 to 1/k; comparable only at equal numbers of experts and choices",
+        blind_to="the order within the choice",
+        digits=3,
+        axis="margin",
+    ),
+    Metric(
+        name="router_cosine",
+        title="Router cosine",
+        function=router_cosine,
+        of=("router_cosine_YEE",),
+        part="router_measures",
+        question="Do the experts' vectors in the router point apart?",
+        formula="mean over pairs of experts of |cos(v_i, v_j)|",
+        range="0 to 1; random vectors of n dimensions have √(2/(πn))",
+        blind_to="lengths; which pairs are alike",
+        axis="router cosine",
+    ),
+)

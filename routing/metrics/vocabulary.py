@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from moe_testbed.routing.metrics.counts import FloatArray, entropy, mutual_information, table
+from moe_testbed.routing.metrics.metric import Metric
 
 MINIMUM_COUNT = 10
 
@@ -89,3 +90,43 @@ def _expected_terms(id_total: int, expert_totals_E: NDArray[np.int64], log_facto
 def _frequent(counts_VE: ArrayLike) -> FloatArray:
     counts = table(counts_VE)
     return counts[counts.sum(axis=1) >= MINIMUM_COUNT]
+
+
+METRICS = (
+    Metric(
+        name="token_information",
+        title="Token information",
+        function=token_information,
+        of=("vocabulary_counts_YVE",),
+        part="vocabulary",
+        question="What share of the expert's choice does the token id decide?",
+        formula="I(token id; expert) / H(expert)",
+        range="0 to 1 (a table by token id)",
+        blind_to="context, which decides the rest",
+        note="Of first choices, over the ids seen at least 10 times, at most 2,048 of them.",
+    ),
+    Metric(
+        name="token_information_chance",
+        title="Its chance level",
+        function=token_information_chance,
+        of=("vocabulary_counts_YVE",),
+        part="vocabulary",
+        question="What token information would chance give at these frequencies?",
+        formula="mean of token information over all permutations of experts among occurrences",
+        range="0 to 1",
+        blind_to="documents: occurrences count as independent",
+        note="Read token information as what exceeds it.",
+        digits=3,
+    ),
+    Metric(
+        name="vocabulary_share",
+        title="Vocabulary share",
+        function=vocabulary_share,
+        of=("vocabulary_counts_YVE",),
+        part="vocabulary",
+        question="How often is the expert guessed right from the token id?",
+        formula="Σ_v n_v/N max_e P(e|v)",
+        range="the busiest expert's share to 1",
+        blind_to="all but each id's busiest expert; it is high too where one expert does everything",
+    ),
+)

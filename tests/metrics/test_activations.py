@@ -69,7 +69,7 @@ def test_coactivation_of_nothing() -> None:
 def test_expert_cosine_by_loops() -> None:
     values = outputs()
     values[1, 3] = 0  # returns nothing for a token
-    found = metrics.expert_cosine(values)
+    found = metrics.cosine_matrix(values)
     for i in range(4):
         for j in range(4):
             cosines = [
@@ -83,8 +83,8 @@ def test_expert_cosine_by_loops() -> None:
 def test_expert_cosine_is_blind_to_length_and_rotation_and_sees_the_sign() -> None:
     values = outputs()
     scaled = values * np.random.default_rng(2).uniform(0.1, 9, (4, 12, 1)) @ rotation(5)
-    assert metrics.expert_cosine(scaled) == pytest.approx(metrics.expert_cosine(values))
-    assert metrics.expert_cosine(np.stack([values[0], -3 * values[0]]))[0, 1] == pytest.approx(-1)
+    assert metrics.cosine_matrix(scaled) == pytest.approx(metrics.cosine_matrix(values))
+    assert metrics.cosine_matrix(np.stack([values[0], -3 * values[0]]))[0, 1] == pytest.approx(-1)
 
 
 def test_cka_against_its_definition_by_centred_kernels() -> None:
@@ -146,14 +146,14 @@ def test_missing_experts_are_nan_in_their_pairs_only() -> None:
     values = outputs()
     values[1] = math.nan
     kept = [0, 2, 3]
-    for matrix in (metrics.expert_cosine, metrics.cka_matrix):
+    for matrix in (metrics.cosine_matrix, metrics.cka_matrix):
         found = matrix(values)
         assert np.isnan(found[1]).all() and np.isnan(found[:, 1]).all()
         assert found[np.ix_(kept, kept)] == pytest.approx(matrix(values[kept]))
     assert metrics.effective_rank(values) == pytest.approx(metrics.effective_rank(values[kept]))
     assert math.isnan(metrics.effective_rank(values[[1]]))
     assert math.isnan(metrics.effective_rank(np.zeros((2, 3, 4))))
-    assert np.isnan(metrics.expert_cosine(np.zeros((2, 3, 4)))).all()
+    assert np.isnan(metrics.cosine_matrix(np.zeros((2, 3, 4)))).all()
 
 
 def test_weight_cosine_is_the_best_of_all_orders_of_neurons() -> None:
@@ -161,24 +161,24 @@ def test_weight_cosine_is_the_best_of_all_orders_of_neurons() -> None:
     one, other = rng.standard_normal((2, 5, 3))
     scale = np.linalg.norm(one) * np.linalg.norm(other)
     best = max((one * other[list(order)]).sum() / scale for order in permutations(range(5)))
-    assert metrics.weight_cosine(one, other) == pytest.approx(best)
+    assert metrics.matched_cosine(one, other) == pytest.approx(best)
 
 
 def test_weight_cosine_is_blind_to_the_order_of_neurons_and_to_scale() -> None:
     rng = np.random.default_rng(7)
     one, other = rng.standard_normal((2, 32, 6))
-    assert metrics.weight_cosine(one, 3 * one[rng.permutation(32)]) == pytest.approx(1)
-    assert metrics.weight_cosine(one[rng.permutation(32)], other) == pytest.approx(metrics.weight_cosine(one, other))
-    assert 0 < metrics.weight_cosine(one, other) < 0.9
-    assert math.isnan(metrics.weight_cosine(one, 0 * one))
-    assert math.isnan(metrics.weight_cosine(one, np.full_like(one, math.nan)))
+    assert metrics.matched_cosine(one, 3 * one[rng.permutation(32)]) == pytest.approx(1)
+    assert metrics.matched_cosine(one[rng.permutation(32)], other) == pytest.approx(metrics.matched_cosine(one, other))
+    assert 0 < metrics.matched_cosine(one, other) < 0.9
+    assert math.isnan(metrics.matched_cosine(one, 0 * one))
+    assert math.isnan(metrics.matched_cosine(one, np.full_like(one, math.nan)))
 
 
 def test_weight_cosine_matrix_has_every_pair() -> None:
     weights = np.random.default_rng(8).standard_normal((3, 6, 4))
     weights[2, 0, 0] = math.nan
     found = metrics.weight_cosine_matrix(weights)
-    assert found[0, 1] == found[1, 0] == metrics.weight_cosine(weights[0], weights[1])
+    assert found[0, 1] == found[1, 0] == metrics.matched_cosine(weights[0], weights[1])
     assert np.diag(found)[:2] == pytest.approx([1, 1])
     assert np.isnan(found[2]).all()
 
@@ -188,12 +188,12 @@ def test_bad_input_is_refused() -> None:
         metrics.coactivation(np.ones((2, 3)))
     with pytest.raises(ValueError, match="none above its row's diagonal"):
         metrics.coactivation([[1, 2], [2, 5]])
-    for metric in (metrics.expert_cosine, metrics.cka_matrix, metrics.effective_rank):
+    for metric in (metrics.cosine_matrix, metrics.cka_matrix, metrics.effective_rank):
         with pytest.raises(ValueError, match="experts x tokens x dimensions"):
             metric(np.ones((2, 3)))
     with pytest.raises(ValueError, match="same tokens"):
         metrics.linear_cka(np.ones((2, 3)), np.ones((3, 3)))
     with pytest.raises(ValueError, match="equal shape"):
-        metrics.weight_cosine(np.ones((2, 3)), np.ones((3, 3)))
+        metrics.matched_cosine(np.ones((2, 3)), np.ones((3, 3)))
     with pytest.raises(ValueError, match="experts x neurons x weights"):
         metrics.weight_cosine_matrix(np.ones((2, 3)))

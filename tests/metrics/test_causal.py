@@ -21,7 +21,7 @@ def losses(rows: int, seed: int) -> np.ndarray:
 def test_damage_is_the_mean_rise_by_domain() -> None:
     ablated = losses(3, 0)
     ablated[1] = NAN
-    found = metrics.ablation_damage(ablated, BASELINE, DOMAIN)
+    found = metrics.damage_matrix(ablated, BASELINE, DOMAIN)
     assert found.shape == (3, 2)
     for e in (0, 2):
         for d in (0, 1):
@@ -31,10 +31,10 @@ def test_damage_is_the_mean_rise_by_domain() -> None:
 
 
 def test_a_domain_without_sequences_is_nan_and_does_no_damage() -> None:
-    found = metrics.ablation_damage([[1.0, 1.5]], [1.0, 1.0], [0, 2])
+    found = metrics.damage_matrix([[1.0, 1.5]], [1.0, 1.0], [0, 2])
     assert found[0, [0, 2]].tolist() == [0.0, 0.5]
     assert math.isnan(found[0, 1])
-    assert metrics.specificity(found, [2]).tolist() == [1.0]
+    assert metrics.specificity_by_expert(found, [2]).tolist() == [1.0]
 
 
 def test_specificity_by_hand() -> None:
@@ -42,28 +42,30 @@ def test_specificity_by_hand() -> None:
         [[0.3, 0.1, 0.0], [0.2, -0.5, 0.2], [-0.1, -0.2, 0.0], [NAN] * 3, [0.1, 0.1, 0.2], [0.0, 0.2, 0.0]]
     )
     owners = np.array([0, 2, 0, 1, -1, 0])
-    found = metrics.specificity(damage, owners)
+    found = metrics.specificity_by_expert(damage, owners)
     assert found[[0, 1, 5]] == pytest.approx([0.75, 0.5, 0.0])  # gains are no damage
     assert np.isnan(found[[2, 3, 4]]).all()  # no damage, not tried, no owner
-    assert metrics.mean_specificity(damage, owners) == pytest.approx((0.3 + 0.2 + 0.0) / (0.4 + 0.4 + 0.2))
+    assert metrics.specificity(damage, owners) == pytest.approx((0.3 + 0.2 + 0.0) / (0.4 + 0.4 + 0.2))
 
 
 def test_specificity_is_blind_to_scale_and_order() -> None:
     rng = np.random.default_rng(1)
     damage, owners = rng.normal(0.1, 0.2, (20, 4)), rng.integers(0, 4, 20)
-    assert metrics.specificity(7 * damage, owners) == pytest.approx(metrics.specificity(damage, owners), nan_ok=True)
+    assert metrics.specificity_by_expert(7 * damage, owners) == pytest.approx(
+        metrics.specificity_by_expert(damage, owners), nan_ok=True
+    )
     order, names = rng.permutation(20), rng.permutation(4)
     renamed = np.empty_like(damage)
     renamed[:, names] = damage
-    found = metrics.mean_specificity(renamed[order], names[owners][order])
-    assert found == pytest.approx(metrics.mean_specificity(damage, owners))
+    found = metrics.specificity(renamed[order], names[owners][order])
+    assert found == pytest.approx(metrics.specificity(damage, owners))
 
 
 def test_specificity_of_the_two_extremes() -> None:
-    assert metrics.mean_specificity(np.eye(4), np.arange(4)) == 1
-    assert metrics.mean_specificity(np.ones((8, 4)), np.arange(8) % 4) == pytest.approx(0.25)
-    assert math.isnan(metrics.mean_specificity(-np.eye(4), np.arange(4)))
-    assert math.isnan(metrics.mean_specificity(np.full((2, 2), NAN), [0, 1]))
+    assert metrics.specificity(np.eye(4), np.arange(4)) == 1
+    assert metrics.specificity(np.ones((8, 4)), np.arange(8) % 4) == pytest.approx(0.25)
+    assert math.isnan(metrics.specificity(-np.eye(4), np.arange(4)))
+    assert math.isnan(metrics.specificity(np.full((2, 2), NAN), [0, 1]))
 
 
 def test_forced_matrix_by_loops() -> None:
@@ -104,10 +106,10 @@ def test_rows_that_were_not_tried_are_left_out_of_the_others() -> None:
 
 def test_bad_input_is_refused() -> None:
     with pytest.raises(ValueError, match="one domain a sequence"):
-        metrics.ablation_damage(np.ones((2, 3)), np.ones(3), [0, 1])
+        metrics.damage_matrix(np.ones((2, 3)), np.ones(3), [0, 1])
     with pytest.raises(ValueError, match="one of them at least 0"):
         metrics.forced_matrix(np.ones((2, 2)), np.ones(2), [-1, -1])
     with pytest.raises(ValueError, match="one row a domain, got 2 for domain 2"):
         metrics.own_group_loss(np.ones((2, 2)), [0, 2])
     with pytest.raises(ValueError, match="each of 2 experts one of 3 domains"):
-        metrics.specificity(np.ones((2, 3)), [0, 3])
+        metrics.specificity_by_expert(np.ones((2, 3)), [0, 3])

@@ -78,13 +78,13 @@ def test_tokens_without_choices() -> None:
     ],
 )
 def test_settled_from_the_first_step_that_stays_at_the_level(values: list[float], settled: int | None) -> None:
-    assert metrics.settled_at([10, 20, 30, 40], values) == settled
-    assert metrics.settled_at(np.array([10, 20, 30, 40]).tolist(), np.array(values)) == settled
+    assert metrics.settled_step([10, 20, 30, 40], values) == settled
+    assert metrics.settled_step(np.array([10, 20, 30, 40]).tolist(), np.array(values)) == settled
 
 
 def test_settled_at_another_level_and_without_steps() -> None:
-    assert metrics.settled_at([1, 2, 3], [0.6, 0.7, 1.0], level=0.65) == 2
-    assert metrics.settled_at([], []) is None
+    assert metrics.settled_step([1, 2, 3], [0.6, 0.7, 1.0], level=0.65) == 2
+    assert metrics.settled_step([], []) is None
 
 
 def test_bad_input_is_refused() -> None:
@@ -93,4 +93,4 @@ def test_bad_input_is_refused() -> None:
             metric([[0], [1]], [[0], [1], [2]])
     for steps, values in (([1, 2], [0.5]), ([2, 1], [0.5, 0.6])):
         with pytest.raises(ValueError, match="one value for each of rising steps"):
-            metrics.settled_at(steps, values)
+            metrics.settled_step(steps, values)

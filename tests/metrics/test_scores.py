@@ -55,22 +55,22 @@ def test_domains_without_tokens_are_left_out() -> None:
 
 def test_mean_absolute_cosine() -> None:
     cosine = np.array([[1.0, 0.5, -0.2], [0.5, 1.0, 0.1], [-0.2, 0.1, 1.0]])
-    assert metrics.mean_absolute_cosine(cosine) == pytest.approx((0.5 + 0.2 + 0.1) / 3)
+    assert metrics.router_cosine(cosine) == pytest.approx((0.5 + 0.2 + 0.1) / 3)
     cosine[2], cosine[:, 2] = math.nan, math.nan
-    assert metrics.mean_absolute_cosine(cosine) == pytest.approx(0.5)
-    assert metrics.mean_absolute_cosine(np.eye(4)) == 0
-    assert math.isnan(metrics.mean_absolute_cosine([[1.0]]))
-    assert math.isnan(metrics.mean_absolute_cosine(np.full((2, 2), math.nan)))
+    assert metrics.router_cosine(cosine) == pytest.approx(0.5)
+    assert metrics.router_cosine(np.eye(4)) == 0
+    assert math.isnan(metrics.router_cosine([[1.0]]))
+    assert math.isnan(metrics.router_cosine(np.full((2, 2), math.nan)))
 
 
 def test_random_directions_have_the_cosine_that_the_docstring_states() -> None:
     vectors = np.random.default_rng(1).standard_normal((200, 64))
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-    assert metrics.mean_absolute_cosine(vectors @ vectors.T) == pytest.approx(math.sqrt(2 / (math.pi * 64)), rel=0.02)
+    assert metrics.router_cosine(vectors @ vectors.T) == pytest.approx(math.sqrt(2 / (math.pi * 64)), rel=0.02)
 
 
 def test_bad_shapes_are_refused() -> None:
     with pytest.raises(ValueError, match="square matrix, got shape"):
-        metrics.mean_absolute_cosine(np.ones((2, 3)))
+        metrics.router_cosine(np.ones((2, 3)))
     with pytest.raises(ValueError, match="one sum and one number of tokens a domain"):
         metrics.mean_margin([1.0, 2.0], [1])

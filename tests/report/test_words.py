@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 
 from moe_testbed.launcher.report.numbers.results import read_results
-from moe_testbed.launcher.report.numbers.routing import METRICS
 from moe_testbed.launcher.report.page.definitions import DEFINITIONS
 from moe_testbed.launcher.report.tables.extra_tables import extra_tables
 from moe_testbed.launcher.report.words import headlines, number, verdict
@@ -136,9 +135,10 @@ def test_a_number_that_is_rounded_to_0_has_no_sign() -> None:
 
 
 def test_everything_shown_is_defined(results: dict[str, Any]) -> None:
-    keys, names = {d.key for d in DEFINITIONS}, {d.name for d in DEFINITIONS}
-    assert len(keys) == len(DEFINITIONS) and len(names) == len(DEFINITIONS)
-    assert set(METRICS) <= keys
+    keys, names = {d.metric.name for d in DEFINITIONS}, {d.metric.column_title for d in DEFINITIONS}
+    titles = {d.metric.title for d in DEFINITIONS}
+    assert len(keys) == len(DEFINITIONS) and len(titles) == len(DEFINITIONS)
+    assert set(run(results, "top_k_global")["routing"]["top_k"]) <= keys
     for table in extra_tables(results):
         columns = {column for column in table.columns[1:] if not column.startswith("MoE layer")}
         assert columns <= names

@@ -13,7 +13,10 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from moe_testbed.launcher.report.figures.canvas import Look, legend_below, legend_height, stacked
+from moe_testbed.launcher.report.numbers.training import CURVES
 from moe_testbed.launcher.report.read.records import Suite
+from moe_testbed.launcher.run.files import value_at
+from moe_testbed.routing.metrics import REPORTED
 
 Floats = NDArray[np.float64]
 
@@ -21,38 +24,6 @@ POINTS = 400
 """A line has no more: neither a screen nor a page shows more."""
 MARKED = 20
 """A line of so few points has markers."""
-
-OVER_TRAINING = {
-    "domain_information": "domain\ninformation",
-    "normalised_effective_experts": "effective experts,\nnormalised",
-    "max_violation": "max violation",
-    "saturation": "saturation",
-    "fluctuation": "fluctuation",
-}
-BY_LAYER = {
-    "routing": {
-        "domain_information": "domain\ninformation",
-        "normalised_effective_experts": "effective experts,\nnormalised",
-        "max_violation": "max violation",
-    },
-    "router_measures": {
-        "mean_token_entropy": "token entropy\n(nats)",
-        "entropy_of_mean": "entropy of the\nmean (nats)",
-        "mean_margin": "margin",
-        "router_cosine": "router cosine",
-    },
-    "redundancy": {
-        "expert_cosine": "output cosine",
-        "expert_cka": "output CKA",
-        "effective_rank": "effective rank",
-        "weight_cosine": "weight cosine",
-    },
-    "causes": {
-        "specificity": "specificity",
-        "ablation_damage": "damage without\nan expert (nats)",
-        "mean_replacement_damage": "damage by its\nmean (nats)",
-    },
-}
 
 
 @dataclass(frozen=True)
@@ -125,34 +96,35 @@ def loss_panel(suite: Suite, labels: Sequence[str], kind: str) -> Panel:
 def training_panels(runs: Sequence[dict[str, Any]]) -> list[Panel]:
     """What changes over training, in the runs that recorded it."""
     panels = []
-    for key, title in OVER_TRAINING.items():
+    for metric in CURVES:
         lines = []
         for run in runs:
             course = run["over_training"]
             if course is None:
                 continue
-            y, low, high = (_floats(course["curves"][key][name]) for name in ("mean", "low", "high"))
+            y, low, high = (_floats(course["curves"][metric.name][name]) for name in ("mean", "low", "high"))
             several = course["seeds"] > 1
             if np.isfinite(y).any():
                 x = _floats(course["steps"])
                 lines.append(Line(run["label"], x, y, low if several else None, high if several else None))
         if lines:
-            panels.append(Panel(title, tuple(lines)))
+            panels.append(Panel(metric.axis, tuple(lines)))
     return panels
 
 
 def layer_panels(runs: Sequence[dict[str, Any]], part: str) -> list[Panel]:
     """What changes from layer to layer, mean over seeds."""
     panels = []
-    for key, title in BY_LAYER[part].items():
+    for metric in REPORTED:
+        if metric.part != part or not metric.axis:
+            continue
         lines = []
         for run in runs:
-            numbers = run["routing"]["top_k"] if part == "routing" else run[part] or {}
-            if (stat := numbers.get(key)) is not None and stat["mean"] is not None:
+            if (stat := value_at(run, *metric.path)) is not None and stat["mean"] is not None:
                 y = _floats([layer["mean"] for layer in stat["layers"]])
                 lines.append(Line(run["label"], np.arange(len(y), dtype=np.float64), y))
         if lines:
-            panels.append(Panel(title, tuple(lines)))
+            panels.append(Panel(metric.axis, tuple(lines)))
     return panels
 
 

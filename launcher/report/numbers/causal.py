@@ -13,29 +13,27 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from moe_testbed.launcher.report.numbers.values import Results, by_layer, layered, over_layers, stat
+from moe_testbed.launcher.report.numbers.values import Results, in_part, layered, of_layers, over_layers, part_of, stat
 from moe_testbed.launcher.run.arrays import Ablation
 from moe_testbed.routing import metrics
-from moe_testbed.routing.metrics import Interval
+from moe_testbed.routing.metrics import Interval, Metric
 from moe_testbed.routing.metrics.bootstrap import draws, percentile_interval
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
 
-Measure = Callable[[Floats, Integers], float]
-"""Of a layer's damage [E, D] and its experts' owners [E]."""
-
 RESAMPLES = 100
-"""Of the measures whose every resample costs a table of damage."""
+"""Resamples of the metrics of damage, whose every resample costs a table of damage."""
+
+DAMAGE = {"ablation_damage_YED": "ablation_loss_YEN", "mean_damage_YED": "mean_loss_YEN"}
+"""The tables of damage that metrics are of, and the losses that each is made from."""
 
 
 def causes(analyses: Sequence[Ablation], domains: Sequence[str]) -> Results | None:
     """What barring, replacing and forcing do to the loss. None without any of it."""
     found: Results = {
-        **_ablation(
-            analyses, "ablation_loss_YEN", {"specificity": metrics.mean_specificity, "ablation_damage": _own_damage}
-        ),
-        **_ablation(analyses, "mean_loss_YEN", {"mean_replacement_damage": _own_damage}),
+        **_of_damage(analyses, "ablation_damage_YED"),
+        **_of_damage(analyses, "mean_damage_YED"),
         **_forced(analyses, domains),
         "ablation_matrix": _ablation_matrix(analyses, len(domains)),
     }
@@ -55,57 +53,49 @@ def redundancy(analyses: Sequence[Ablation], widths: Sequence[object] = ()) -> R
 
     widths: model.hidden_size of each training analysed, for `cka_chance`, which is None where one is not known.
     """
-
-    def pairs(name: str, mean: Callable[[Floats], float]) -> Results | None:
-        def of_layers(analysis: Ablation) -> list[float] | None:
-            tables_YEE = getattr(analysis, name)
-            return None if tables_YEE is None else [mean(table_EE) for table_EE in tables_YEE]
-
-        return by_layer(analyses, of_layers)
-
-    found = {
-        "expert_cosine": pairs("expert_cosine_YEE", _mean_of_pairs),
-        "expert_cka": pairs("expert_cka_YEE", _mean_of_pairs),
-        "effective_rank": by_layer(
-            analyses, lambda analysis: None if analysis.effective_rank_Y is None else analysis.effective_rank_Y.tolist()
-        ),
-        "weight_cosine": pairs("weight_cosine_YEE", _mean_of_pairs),
-    }
-    if not any(value is not None for value in found.values()):
+    found = part_of("redundancy", analyses)
+    if found is None:
         return None
     tokens = [analysis.redundancy_tokens for analysis in analyses if analysis.redundancy_tokens is not None]
     return {**found, "cka_chance": _cka_chance(tokens, widths), "tokens": min(tokens) if tokens else None}
 
 
 def _cka_chance(tokens: Sequence[int], widths: Sequence[object]) -> Results | None:
-    """What independent outputs of width M on T tokens have: about M / (T + M)."""
+    """What the outputs of independent experts have, mean over the trainings."""
     known = [width for width in widths if isinstance(width, int)]
     if not known or not len(known) == len(widths) == len(tokens):
         return None
-    return stat([width / (num_tokens + width) for width, num_tokens in zip(known, tokens, strict=True)])
+    return stat([metrics.cka_chance(width, num_tokens) for width, num_tokens in zip(known, tokens, strict=True)])
 
 
-def _ablation(analyses: Sequence[Ablation], losses: str, measures: dict[str, Measure]) -> Results:
-    """Measures of the damage that losing experts does, from the losses of this name."""
+def _of_damage(analyses: Sequence[Ablation], table: str) -> Results:
+    """The metrics of a table of the damage that losing experts does, with their intervals."""
+    measures, losses = [metric for metric in in_part("causes") if table in metric.of], DAMAGE[table]
     present = [a for a in analyses if getattr(a, losses) is not None and a.owner_YE is not None]
     if not present:
-        return dict.fromkeys(measures)
-    every = [_damage(analysis, getattr(analysis, losses)) for analysis in present]
+        return {metric.name: None for metric in measures}
+    tables = [_damage(analysis, getattr(analysis, losses)) for analysis in present]
     resampled = list(_resampled_damage(present[0], getattr(present[0], losses))) if len(present) == 1 else []
     found: Results = {}
-    for name, measure in measures.items():
-        values = [_by_layer(measure, damage, analysis) for damage, analysis in zip(every, present, strict=True)]
+    for metric in measures:
+        values = [_by_layer(metric, analysis, table, of) for analysis, of in zip(present, tables, strict=True)]
         means = [over_layers(layers) for layers in values]
-        drawn = [over_layers(_by_layer(measure, damage_YED, present[0])) for damage_YED in resampled]
-        found[name] = layered(values, _over_seeds(means) or _percentiles(means[0], drawn))
+        drawn = [over_layers(_by_layer(metric, present[0], table, damage_YED)) for damage_YED in resampled]
+        found[metric.name] = layered(values, _over_seeds(means) or _percentiles(means[0], drawn))
     return found
 
 
+def _by_layer(metric: Metric, analysis: Ablation, table: str, damage_YED: Floats) -> list[float]:
+    layers = of_layers(metric, analysis, **{table: damage_YED})
+    assert layers is not None, f"{metric.name} is of something that analyses lack"
+    return layers
+
+
 def _damage(analysis: Ablation, losses_YEN: Floats) -> Floats:
-    """[Y, E, D]."""
+    """The damage [Y, E, D] that losing each expert does to each domain."""
     return np.stack(
         [
-            metrics.ablation_damage(losses_EN, analysis.baseline_loss_N, analysis.sequence_domain_N)
+            metrics.damage_matrix(losses_EN, analysis.baseline_loss_N, analysis.sequence_domain_N)
             for losses_EN in losses_YEN
         ]
     )
@@ -121,18 +111,6 @@ def _resampled_damage(analysis: Ablation, losses_YEN: Floats) -> Iterator[Floats
         if len(of_domain):
             weights_ZND[:, of_domain, d] = draws(rng, len(of_domain), RESAMPLES) / len(of_domain)
     return (change_YEN @ weights_ND for weights_ND in weights_ZND)
-
-
-def _by_layer(measure: Measure, damage_YED: Floats, analysis: Ablation) -> list[float]:
-    assert analysis.owner_YE is not None
-    return [measure(damage_ED, owner_E) for damage_ED, owner_E in zip(damage_YED, analysis.owner_YE, strict=True)]
-
-
-def _own_damage(damage_ED: Floats, owner_E: Integers) -> float:
-    """Mean over experts of the damage to the domain that they serve most."""
-    own_E = damage_ED[np.arange(len(owner_E)), owner_E]
-    known_E = (owner_E >= 0) & ~np.isnan(own_E)
-    return float(own_E[known_E].mean()) if known_E.any() else math.nan
 
 
 def _ablation_matrix(analyses: Sequence[Ablation], num_domains: int) -> list[list[float]] | None:
@@ -192,9 +170,3 @@ def _percentiles(value: float, resampled: Sequence[float]) -> Interval:
     finite = np.array([found for found in resampled if math.isfinite(found)])
     unit = "evaluation sequences"
     return percentile_interval(value, finite, unit) if finite.size else Interval(value, math.nan, math.nan, unit)
-
-
-def _mean_of_pairs(table_EE: Floats) -> float:
-    """Mean over the pairs of different experts that have a value."""
-    pairs = table_EE[~np.eye(len(table_EE), dtype=bool) & ~np.isnan(table_EE)]
-    return float(pairs.mean()) if pairs.size else math.nan

@@ -1,6 +1,6 @@
 """Who is compared with whom, the losses, and the gap to the reference, each with its interval.
 
-Shapes: S seeds, N evaluation sequences.
+Shape legend: I seeds, N evaluated sequences.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 All runs see the same resamples, so that each run is resampled once and a pair costs a difference.
 
-Shapes: A runs, R resamples.
+Shape legend: O runs, Z resamples.
 """
 
 from __future__ import annotations

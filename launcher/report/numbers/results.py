@@ -16,7 +16,7 @@ from pathlib import Path
 
 from moe_testbed.launcher.report.numbers import causal, gap, routing
 from moe_testbed.launcher.report.numbers.training import over_training
-from moe_testbed.launcher.report.numbers.values import Results, rounded, stat
+from moe_testbed.launcher.report.numbers.values import Results, part_of, rounded, stat
 from moe_testbed.launcher.report.read.records import Suite, Training, read_suite
 from moe_testbed.launcher.report.two_processes import in_two
 
@@ -90,8 +90,8 @@ def _measure(trainings: Sequence[Training], domains: Sequence[str]) -> tuple[Res
         "routing": routing.routing(evaluations),
         **routing.usage(evaluations, domains),
         "agreement": lenient("agreement", lambda: routing.agreement(evaluations)),
-        "router_measures": lenient("the router", lambda: routing.router(evaluations)),
-        "coactivation": lenient("co-activation", lambda: routing.coactivation(evaluations)),
+        "router_measures": lenient("the router", lambda: part_of("router_measures", evaluations)),
+        "coactivation": lenient("co-activation", lambda: part_of("coactivation", evaluations)),
         "vocabulary": lenient("the vocabulary", lambda: routing.vocabulary(evaluations)),
         "redundancy": lenient(
             "redundancy",

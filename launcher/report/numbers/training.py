@@ -1,9 +1,9 @@
 """Over training: load, information, saturation and fluctuation by step, and when each layer settles.
 
-Load and information are those of each step's training batch; saturation and fluctuation those of a fixed probe. The
+Load and information are those of each step's training batch; saturation and fluctuation are those of a fixed probe. The
 files of a run are read one at a time, so that memory does not grow with their number.
 
-Shapes: Y MoE layers, T probe tokens, W places for choices.
+Shape legend: Y MoE layers, T tokens of the probe, W places for choices.
 """
 
 from __future__ import annotations
@@ -15,19 +15,18 @@ from pathlib import Path
 
 import numpy as np
 
-from moe_testbed.launcher.report.numbers.values import Results, layered, over_layers, stat
+from moe_testbed.launcher.report.numbers.values import Results, layered, of_layers, over_layers, stat
 from moe_testbed.launcher.report.read.records import Training
 from moe_testbed.launcher.run.array_file import DAMAGED
 from moe_testbed.launcher.run.arrays import RoutingProbe
 from moe_testbed.launcher.run.folder import read_probe
 from moe_testbed.routing import metrics
+from moe_testbed.routing.metrics import COUNTS, REPORTED
 
-COUNTED = {
-    "domain_information": metrics.domain_information,
-    "normalised_effective_experts": metrics.normalised_effective_experts,
-    "max_violation": metrics.max_violation,
-}
-CURVES = (*COUNTED, "saturation", "fluctuation")
+COUNTED = tuple(metric for metric in REPORTED if metric.axis and metric.of == COUNTS)
+OF_PROBE = tuple(metric for metric in REPORTED if metric.axis and metric.part == "over_training")
+CURVES = (*COUNTED, *OF_PROBE)
+"""The metrics of each step's counts, and those of the probe's choices."""
 
 
 @dataclass(frozen=True)
@@ -51,9 +50,9 @@ def over_training(trainings: Sequence[Training]) -> tuple[Results | None, list[s
         return None, notes
     steps = sorted(set.intersection(*(set(course.curves) for course in courses)))
     curves = {}
-    for name in CURVES:
-        values = [[course.curves[step][name] for course in courses] for step in steps]
-        curves[name] = {
+    for metric in CURVES:
+        values = [[course.curves[step][metric.name] for course in courses] for step in steps]
+        curves[metric.name] = {
             "mean": [stat(seeds)["mean"] for seeds in values],
             "low": [min(seeds) for seeds in values],
             "high": [max(seeds) for seeds in values],
@@ -94,16 +93,14 @@ def _course(paths: list[Path]) -> tuple[Course | None, str | None]:
             curves[now.step]["fluctuation"] = over_layers([metrics.fluctuation(*pair) for pair in pairs])
         before = now
     steps = list(curves)
-    settled = [metrics.settled_at(steps, np.array(values)) for values in zip(*saturations, strict=True)]
+    settled = [metrics.settled_step(steps, np.array(values)) for values in zip(*saturations, strict=True)]
     problem = f"{len(left_out)} of {len(paths)} statistics files left out: {left_out[0]}" if left_out else None
     return Course(curves, [math.nan if step is None else float(step) for step in settled]), problem
 
 
 def _counted(probe: RoutingProbe) -> dict[str, float]:
-    counts_YDE = probe.counts_top_k_YDE
-    if counts_YDE is None:
-        return dict.fromkeys(COUNTED, math.nan)
-    return {name: over_layers([metric(counts_DE) for counts_DE in counts_YDE]) for name, metric in COUNTED.items()}
+    found = {metric.name: of_layers(metric, None, counts_YDE=probe.counts_top_k_YDE) for metric in COUNTED}
+    return {name: math.nan if layers is None else over_layers(layers) for name, layers in found.items()}
 
 
 def _read(path: Path, left_out: list[str]) -> RoutingProbe | None:

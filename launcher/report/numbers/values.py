@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
+from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
 
-from moe_testbed.routing.metrics.bootstrap import Interval
+from moe_testbed.routing.metrics import REPORTED, Interval, Metric
 
 Results = dict[str, Any]
 """The content of results.json, or a part of it."""
@@ -46,6 +47,34 @@ def by_layer(sources: Sequence[Source], of_layers: Callable[[Source], Sequence[f
     """`layered` over the seeds that have the number; None where none has."""
     found = [values for source in sources if (values := of_layers(source)) is not None]
     return layered(found) if found else None
+
+
+def of_layers(metric: Metric, source: object, **arrays: Any) -> list[float] | None:
+    """The metric of each MoE layer of an evaluation or an analysis; None where that lacks what the metric is of.
+
+    arrays: what the metric may be of and the source has not under this name.
+    """
+    assert metric.function is not None
+    taken = [arrays[name] if name in arrays else getattr(source, name) for name in metric.of]
+    if any(array is None for array in taken):
+        return None
+    has_layers = [name.rpartition("_")[2].startswith("Y") for name in metric.of]
+    found = []
+    for y in range(len(taken[has_layers.index(True)])):
+        of_layer = [array[y] if layers else array for array, layers in zip(taken, has_layers, strict=True)]
+        found.append(float(metric.function(*of_layer)))
+    return found
+
+
+def in_part(part: str) -> tuple[Metric, ...]:
+    """The metrics of a part of a run that are computed layer by layer."""
+    return tuple(metric for metric in REPORTED if metric.part == part and metric.of)
+
+
+def part_of(part: str, sources: Sequence[object]) -> Results | None:
+    """The numbers of all metrics in a part of a run, over the seeds that have them; None where none has any."""
+    found = {metric.name: by_layer(sources, partial(of_layers, metric)) for metric in in_part(part)}
+    return found if any(value is not None for value in found.values()) else None
 
 
 def rounded(value: Any) -> Any:

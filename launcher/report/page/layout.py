@@ -6,9 +6,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from moe_testbed.routing.metrics import TOPICS, Metric
+
 if TYPE_CHECKING:
     from moe_testbed.launcher.report.tables.extra_tables import ExtraTable
-    from moe_testbed.launcher.report.tables.table import Column
 
 
 NARROW = 6
@@ -58,8 +59,8 @@ class Group:
     """Neighbouring columns of the result table: those always shown, then those behind the switch."""
 
     title: str
-    main: tuple[Column, ...]
-    more: tuple[Column, ...]
+    main: tuple[Metric, ...]
+    more: tuple[Metric, ...]
 
 
 HEADINGS = {
@@ -87,38 +88,17 @@ HEADINGS = {
 }
 """Sections in their order; others follow under their own names."""
 
-GROUPS = {
-    "Loss": ("loss", "recovered", "perplexity"),
-    "Specialization": ("domain_information", "purity", "domain_information_shuffled"),
-    "Utilization": ("normalised_effective_experts", "dead_experts", "max_violation", "experts_per_token", "drop_rate"),
-    "Cost": ("tokens_per_second", "parameters"),
-}
-"""The result table's columns by group; columns of other metrics follow in a group of their own."""
 
-ALWAYS_SHOWN = (
-    "loss",
-    "recovered",
-    "domain_information",
-    "purity",
-    "normalised_effective_experts",
-    "dead_experts",
-    "max_violation",
-    "tokens_per_second",
-)
-"""The metrics that answer the reader's first questions; the others stand behind a switch."""
-
-
-def grouped(columns: Iterable[Column]) -> list[Group]:
-    """The columns by group, in each group those always shown first."""
+def grouped(columns: Iterable[Metric]) -> list[Group]:
+    """The columns by topic, in each group those always shown first."""
     columns = tuple(columns)
-    group_of = {metric: title for title, metrics in GROUPS.items() for metric in metrics}
     groups = []
-    for title in (*GROUPS, "Further"):
-        members = [column for column in columns if group_of.get(column.metric, "Further") == title]
-        main = tuple(column for column in members if column.metric in ALWAYS_SHOWN)
-        more = tuple(column for column in members if column.metric not in ALWAYS_SHOWN)
+    for topic, metrics in TOPICS.items():
+        members = [column for column in columns if column in metrics]
+        main = tuple(column for column in members if column.column == "first")
+        more = tuple(column for column in members if column.column != "first")
         if members:
-            groups.append(Group(title, main, more))
+            groups.append(Group(topic.capitalize(), main, more))
     return groups
 
 

@@ -16,8 +16,9 @@ from moe_testbed.launcher.report.page.layout import Image, Section, grouped, sec
 from moe_testbed.launcher.report.page.templates import render_template
 from moe_testbed.launcher.report.read.records import Suite
 from moe_testbed.launcher.report.tables.domain_tables import domain_tables
-from moe_testbed.launcher.report.tables.table import Column, legend, shown_columns, status, topic
+from moe_testbed.launcher.report.tables.table import legend, metric_cell, shown_columns, status, topic
 from moe_testbed.launcher.report.words import NOTHING, failures, headlines, verdict
+from moe_testbed.routing.metrics import REPORTED, Metric
 
 if TYPE_CHECKING:
     from moe_testbed.launcher.report.figures.drawing import Picture
@@ -49,7 +50,10 @@ def render(suite: Suite, results: dict[str, Any], pictures: list[Picture], table
         groups=groups,
         columns=columns,
         more=[column for group in groups for column in group.more],
-        rows=[{"run": run, "status": status(run), "cells": [column.cell(run) for column in columns]} for run in runs],
+        rows=[
+            {"run": run, "status": status(run), "cells": [metric_cell(column, run) for column in columns]}
+            for run in runs
+        ],
         legend=legend(columns),
         missing=[*failures(runs), *results["notes"]],
         embedded_data=_embedded_data(suite, results, runs, columns),
@@ -59,8 +63,7 @@ def render(suite: Suite, results: dict[str, Any], pictures: list[Picture], table
         compared=compared,
         choices=list(zip(("First run", "Second run"), _first_choice(results, compared), strict=False)),
         pairs_after=parts[0].name if parts else None,
-        keys=[definition.key for definition in DEFINITIONS],
-        explained={definition.name: definition.key for definition in DEFINITIONS},
+        explained={metric.column_title: metric.name for metric in REPORTED if metric.column is None},
         definitions=DEFINITIONS,
         manifest=_manifest(suite),
         reproduction=_reproduction(suite),
@@ -85,16 +88,16 @@ def _links(parts: list[Section], compared: list[str]) -> list[tuple[str, str]]:
 
 
 def _embedded_data(
-    suite: Suite, results: dict[str, Any], runs: list[dict[str, Any]], columns: list[Column]
+    suite: Suite, results: dict[str, Any], runs: list[dict[str, Any]], columns: list[Metric]
 ) -> dict[str, Any]:
     """What the page's script filters by and compares: the runs in the table's order, and the leads between them."""
     return {
         "domains": results["domains"],
-        "metrics": [column.title for column in columns],
+        "metrics": [column.column_title for column in columns],
         "runs": [
             {
                 **{name: run[name] for name in ("label", "role", "router", "description", "causal")},
-                "cells": [vars(column.cell(run)) for column in columns],
+                "cells": [vars(metric_cell(column, run)) for column in columns],
                 "domains": [run["loss_by_domain"][domain]["mean"] for domain in results["domains"]],
             }
             for run in runs

@@ -19,9 +19,14 @@ from moe_testbed.launcher.report.numbers.results import ranked, summarise
 from moe_testbed.launcher.report.numbers.values import Results, rounded
 from moe_testbed.launcher.report.read.records import Suite, read_suite
 from moe_testbed.launcher.report.suites.differences import Pair, Summarised, estimate
+from moe_testbed.routing.metrics import REPORTED
 
 FORMAT = 1
-COMPARED = ("recovered", "loss", "domain_information", "normalised_effective_experts")
+COMPARED = tuple(
+    metric.name
+    for metric in sorted(REPORTED, key=lambda metric: metric.name != "recovered")  # the question of a suite comes first
+    if metric.compared
+)
 FEWEST = 4
 """Of fewer shared routers the order says nothing: three keep theirs by chance one time in six."""
 

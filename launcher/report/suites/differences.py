@@ -1,12 +1,11 @@
 """How far apart two suites are in one run: differences with their intervals, paired where that is possible.
 
-Shapes: A runs, R resamples.
+Shape legend: O runs, Z resamples.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
@@ -14,19 +13,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from moe_testbed.launcher.report.numbers.values import Results, over_layers
+from moe_testbed.launcher.report.numbers.values import Results, of_layers, over_layers
 from moe_testbed.launcher.report.read.arrays import paired_losses
 from moe_testbed.launcher.report.read.records import Suite
 from moe_testbed.launcher.run.arrays import Evaluation
-from moe_testbed.routing import metrics
+from moe_testbed.launcher.run.files import value_at
+from moe_testbed.routing.metrics import COUNTS, REPORTED, Metric
 from moe_testbed.routing.metrics.bootstrap import Interval, percentile_interval, seeds_interval
 from moe_testbed.routing.metrics.gap import resampled_losses
 
-Counted = Callable[[NDArray[np.int64]], float]
-ROUTING: dict[str, Counted] = {
-    "domain_information": metrics.domain_information,
-    "normalised_effective_experts": metrics.normalised_effective_experts,
-}
+BY_NAME = {metric.name: metric for metric in REPORTED}
 
 
 @dataclass(frozen=True)
@@ -50,10 +46,11 @@ class Summarised:
 
 def estimate(run: Results, metric: str) -> Results:
     """Value, low, high and over; low and high are null where the report has no interval."""
-    if metric == "recovered":
-        return {name: run["recovered"][name] for name in ("value", "low", "high", "over")}
-    stat = run["loss"] if metric == "loss" else run["routing"]["top_k"][metric]
-    return {"value": stat["mean"], **{name: stat.get(name) for name in ("low", "high", "over")}}
+    found = value_at(run, *BY_NAME[metric].path) or {}
+    return {
+        "value": found.get("mean", found.get("value")),
+        **{name: found.get(name) for name in ("low", "high", "over")},
+    }
 
 
 @dataclass(frozen=True)
@@ -93,12 +90,8 @@ class Pair:
 
     def _paired(self, label: str, metric: str) -> Interval | None:
         """The paired difference; None where the seeds differ, or where counts would have to be paired by document."""
-        if metric in ROUTING:
-            one, other = (member.suite.evaluations(label) for member in (self.one, self.other))
-            if len(one) < 2 or set(one) != set(other):
-                return None
-            values = [[_over_layers(ROUTING[metric], run[seed]) for seed in sorted(one)] for run in (one, other)]
-            return seeds_interval(np.subtract(values[1], values[0]))
+        if metric not in ("loss", "recovered"):
+            return self._paired_by_seed(label, BY_NAME[metric])
         found = self._resampled(label, with_ends=metric == "recovered")
         if found is None:
             return None
@@ -110,6 +103,13 @@ class Pair:
         usable_Z = (one_Z3[:, 1] > one_Z3[:, 2]) & (other_Z3[:, 1] > other_Z3[:, 2])
         shares_Z = _share(other_Z3[usable_Z].T) - _share(one_Z3[usable_Z].T)
         return percentile_interval(float(_share(means_O[3:]) - _share(means_O[:3])), shares_Z, over)
+
+    def _paired_by_seed(self, label: str, metric: Metric) -> Interval | None:
+        one, other = (member.suite.evaluations(label) for member in (self.one, self.other))
+        if metric.of != COUNTS or len(one) < 2 or set(one) != set(other):
+            return None
+        values = [[_over_layers(metric, run[seed]) for seed in sorted(one)] for run in (one, other)]
+        return seeds_interval(np.subtract(values[1], values[0]))
 
     def _resampled(self, label: str, with_ends: bool) -> tuple[NDArray[Any], NDArray[Any], str] | None:
         """`gap.resampled_losses` of the run in both suites, each followed by its suite's ends."""
@@ -149,5 +149,5 @@ def _share(losses_3: NDArray[np.float64]) -> NDArray[np.float64]:
     return share
 
 
-def _over_layers(metric: Counted, evaluation: Evaluation) -> float:
-    return over_layers([metric(counts_DE) for counts_DE in evaluation.counts_top_k_YDE])
+def _over_layers(metric: Metric, evaluation: Evaluation) -> float:
+    return over_layers(of_layers(metric, evaluation, counts_YDE=evaluation.counts_top_k_YDE) or [])

@@ -14,7 +14,7 @@ from moe_testbed.launcher.report.figures.drawing import Picture
 from moe_testbed.launcher.report.figures.figures import COLOURS
 from moe_testbed.launcher.report.figures.scatter import label_points
 from moe_testbed.launcher.report.suites.comparison import COMPARED
-from moe_testbed.launcher.report.suites.words import FORMS
+from moe_testbed.launcher.report.suites.differences import BY_NAME
 
 DPI = 150
 
@@ -33,7 +33,7 @@ def draw_comparison(comparison: dict[str, Any]) -> Iterator[Picture]:
                 caption = "Bars are bootstrap intervals; a star is a reference, a cross the control."
                 if comparable:
                     caption += f" Above the line a run has more in {names[place]}."
-                title = f"{FORMS[metric].title}: {names[place]} against {names[0]}"
+                title = f"{BY_NAME[metric].column_title}: {names[place]} against {names[0]}"
                 yield Picture(f"{metric}_{place}", metric, title, caption, svg(figure), png(figure, DPI))
 
 
@@ -44,7 +44,7 @@ def _has(run: dict[str, Any], place: int, metric: str) -> bool:
 def _scatter(runs: list[dict[str, Any]], place: int, metric: str, names: tuple[str, str], comparable: bool) -> Figure:
     figure = Figure(figsize=(WIDTH, 5.4))
     axes = figure.add_axes((0.13, 0.13, 0.84, 0.84))
-    form = FORMS[metric]
+    form = BY_NAME[metric]
     scale = 100 if form.in_percent else 1
     estimates = [[run["suites"][suite][metric] for run in runs] for suite in (0, place)]
     x, y = ([scale * estimate["value"] for estimate in row] for row in estimates)
@@ -62,8 +62,8 @@ def _scatter(runs: list[dict[str, Any]], place: int, metric: str, names: tuple[s
         axes.set(xlim=(low, high), ylim=(low, high))
         axes.plot([low, high], [low, high], ":", color="#7b8794", linewidth=1, zorder=1)
     unit = " (%)" if form.in_percent else " (nats per token)" if metric == "loss" else ""
-    axes.set_xlabel(f"{form.title} in {names[0]}{unit}")
-    axes.set_ylabel(f"{form.title} in {names[1]}{unit}")
+    axes.set_xlabel(f"{form.column_title} in {names[0]}{unit}")
+    axes.set_ylabel(f"{form.column_title} in {names[1]}{unit}")
     label_points(axes, [run["label"] for run in runs], x, y)
     return figure
 

@@ -47,7 +47,7 @@ def render_comparison(comparison: dict[str, Any], pictures: list[Picture]) -> st
             (table, [as_image(picture, []) for picture in pictures if picture.section == metric])
             for metric, table in metric_tables(comparison).items()
         ],
-        definitions=[definition for definition in DEFINITIONS if definition.key in COMPARED],
+        definitions=[definition for definition in DEFINITIONS if definition.metric.compared],
         embedded_data={
             "runs": [{key: run[key] for key in ("label", "role", "router", "description", "causal")} for run in runs]
         },

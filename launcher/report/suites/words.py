@@ -2,32 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 from moe_testbed.launcher.report.suites.comparison import COMPARED, FEWEST
+from moe_testbed.launcher.report.suites.differences import BY_NAME
 from moe_testbed.launcher.report.tables.extra_tables import ExtraTable
 from moe_testbed.launcher.report.tables.table import Cell
 from moe_testbed.launcher.report.words import NOTHING, Verdict, number, percent
 from moe_testbed.launcher.run.columns import aligned
+from moe_testbed.routing.metrics import Metric
 
 HOLDS, HOLDS_IN_PART = 0.95, 0.75
 """Bounds of the words for the share of the pairs told apart in both suites that keep their order."""
-
-
-class Form(NamedTuple):
-    """How a metric is written."""
-
-    title: str
-    digits: int
-    in_percent: bool
-
-
-FORMS = {
-    "recovered": Form("Recovered", 0, True),
-    "loss": Form("Loss", 3, False),
-    "domain_information": Form("Domain information", 2, False),
-    "normalised_effective_experts": Form("Effective experts", 2, False),
-}
 
 
 def headlines(comparison: dict[str, Any]) -> list[Verdict]:
@@ -75,14 +61,14 @@ def metric_tables(comparison: dict[str, Any]) -> dict[str, ExtraTable]:
     return {
         metric: ExtraTable(
             metric,
-            FORMS[metric].title,
+            BY_NAME[metric].column_title,
             _caption(comparison, metric),
             ("Run", *names, *(f"{name} less {names[0]}" for name in names[1:])),
             [
                 (
                     Cell(run["label"]),
-                    *(_value(estimates and estimates[metric], FORMS[metric]) for estimates in run["suites"]),
-                    *(_difference(found and found[metric], FORMS[metric]) for found in run["differences"]),
+                    *(_value(estimates and estimates[metric], BY_NAME[metric]) for estimates in run["suites"]),
+                    *(_difference(found and found[metric], BY_NAME[metric]) for found in run["differences"]),
                 )
                 for run in comparison["runs"]
             ],
@@ -117,14 +103,14 @@ def _caption(comparison: dict[str, Any], metric: str) -> str:
     return " ".join(ranks)
 
 
-def _value(estimate: dict[str, Any] | None, form: Form) -> Cell:
+def _value(estimate: dict[str, Any] | None, form: Metric) -> Cell:
     if estimate is None or estimate["value"] is None:
         return Cell(NOTHING)
     text = percent(estimate["value"], form.digits) if form.in_percent else number(estimate["value"], form.digits)
     return Cell(text, _bounds(estimate, form), estimate["value"])
 
 
-def _difference(found: dict[str, Any] | None, form: Form) -> Cell:
+def _difference(found: dict[str, Any] | None, form: Metric) -> Cell:
     if found is None or found["value"] is None:
         return Cell(NOTHING, "" if found is None else found["reason"])
     scale, unit = (100, " points") if form.in_percent else (1, "")
@@ -133,7 +119,7 @@ def _difference(found: dict[str, Any] | None, form: Form) -> Cell:
     return Cell(number(scale * found["value"], form.digits, signed=True) + unit, note, found["value"])
 
 
-def _bounds(estimate: dict[str, Any], form: Form) -> str:
+def _bounds(estimate: dict[str, Any], form: Metric) -> str:
     if estimate["low"] is None or estimate["high"] is None:
         return ""
     scale = 100 if form.in_percent else 1

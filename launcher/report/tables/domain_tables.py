@@ -7,8 +7,7 @@ from typing import Any
 
 from moe_testbed.launcher.report.numbers.results import ranked
 from moe_testbed.launcher.report.tables.extra_tables import ExtraTable
-from moe_testbed.launcher.report.tables.table import DROPPING, Cell, drop_cells, recovered_cell
-from moe_testbed.launcher.report.words import number
+from moe_testbed.launcher.report.tables.table import DROPPING, Cell, drop_cells, recovered_cell, stat_cell
 
 MOST_COLUMNS = 16
 """More domains than these are rows, and the runs columns."""
@@ -22,7 +21,7 @@ def domain_tables(results: dict[str, Any]) -> Iterator[ExtraTable]:
         "Loss by domain",
         "Nats per token of the evaluation split; ± is the standard deviation over seeds.",
         domains,
-        {run["label"]: [_loss_cell(run["loss_by_domain"][domain]) for domain in domains] for run in having},
+        {run["label"]: [stat_cell(run["loss_by_domain"][domain], 3) for domain in domains] for run in having},
     )
     if results["reference"]["lead_over_control"] is not None:
         yield from _table(
@@ -51,8 +50,3 @@ def _table(title: str, caption: str, names: Sequence[str], cells: Mapping[str, S
         columns = ("Domain", *cells)
         rows = [(Cell(name), *of_name) for name, *of_name in zip(names, *cells.values(), strict=True)]
     yield ExtraTable("domains", title, caption, columns, rows)
-
-
-def _loss_cell(stat: dict[str, Any]) -> Cell:
-    spread = stat["spread"]
-    return Cell(number(stat["mean"]), "" if spread is None else f"± {number(spread)}", stat["mean"])

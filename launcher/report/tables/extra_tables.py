@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from moe_testbed.launcher.report.numbers.results import ranked
-from moe_testbed.launcher.report.tables.table import Cell
-from moe_testbed.launcher.report.words import NOTHING, interval, number, percent
+from moe_testbed.launcher.report.tables.table import Cell, stat_cell
+from moe_testbed.launcher.report.words import NOTHING, interval, number
+from moe_testbed.routing.metrics import REPORTED, Metric
 
 Results = dict[str, Any]
 
@@ -24,50 +25,34 @@ class ExtraTable:
     rows: list[tuple[Cell, ...]]
 
 
-@dataclass(frozen=True)
-class Measure:
-    """A column: its title, the key within a part of the run, decimals, and whether it is shown as per cent."""
-
-    title: str
-    key: str
-    digits: int = 2
-    in_percent: bool = False
-
-
 def extra_tables(results: Results) -> list[ExtraTable]:
     """The tables that have rows, runs in the order of the result table."""
     runs = ranked(results)
     return [table for build in _TABLES for table in build(runs)]
 
 
-def _table(
-    runs: Sequence[Results], part: str, section: str, title: str, caption: str, measures: Sequence[Measure]
-) -> Iterator[ExtraTable]:
-    """A table of one part of the runs; measures that no run has are left out."""
+def _table(runs: Sequence[Results], part: str, section: str, title: str, caption: str) -> Iterator[ExtraTable]:
+    """A table of one part of the runs; metrics that no run has are left out."""
     having = [run for run in runs if run[part] is not None]
-    shown = [m for m in measures if any(_mean(run[part].get(m.key)) is not None for run in having)]
+    measures = [metric for metric in REPORTED if metric.part == part]
+    shown = [m for m in measures if any(_mean(run[part].get(m.name)) is not None for run in having)]
     if shown:
-        rows = [(Cell(run["label"]), *(_cell(run[part].get(m.key), m) for m in shown)) for run in having]
-        yield ExtraTable(section, title, caption, ("Run", *(measure.title for measure in shown)), rows)
+        rows = [(Cell(run["label"]), *(_cell(run[part].get(m.name), m) for m in shown)) for run in having]
+        yield ExtraTable(section, title, caption, ("Run", *(metric.column_title for metric in shown)), rows)
 
 
 def _mean(stat: Results | None) -> float | None:
     return None if stat is None else stat["mean"]
 
 
-def _cell(stat: Results | None, measure: Measure) -> Cell:
+def _cell(stat: Results | None, metric: Metric) -> Cell:
     """The mean; beside it the interval, or else the spread."""
-    mean = _mean(stat)
-    if stat is None or mean is None:
+    if stat is None or stat["mean"] is None:
         return Cell(NOTHING)
-    scale = 100 if measure.in_percent else 1
-    text = percent(mean, measure.digits) if measure.in_percent else number(mean, measure.digits)
-    note = ""
-    if stat.get("low") is not None:
-        note = interval(stat, scale, measure.digits)
-    elif stat["spread"] is not None:
-        note = f"± {number(scale * stat['spread'], measure.digits)}"
-    return Cell(text, note, mean)
+    cell = stat_cell(stat, metric.digits, metric.in_percent)
+    if stat.get("low") is None:
+        return cell
+    return replace(cell, note=interval(stat, 100 if metric.in_percent else 1, metric.digits))
 
 
 def _training(runs: Sequence[Results]) -> Iterator[ExtraTable]:
@@ -102,11 +87,6 @@ def _agreement(runs: Sequence[Results]) -> Iterator[ExtraTable]:
         "Experts matched to domains",
         "Each expert is given to one domain, every domain getting its even number of experts, so that as much as "
         "possible of the routing stays within its own domain's experts.",
-        (
-            Measure("Precision", "precision"),
-            Measure("Coverage", "coverage"),
-            Measure("Regret", "regret"),
-        ),
     )
 
 
@@ -117,12 +97,6 @@ def _router(runs: Sequence[Results]) -> Iterator[ExtraTable]:
         "router",
         "Scores and vectors",
         "Entropies in nats. Routers without scores, or without a vector for each expert, have no such numbers.",
-        (
-            Measure("Token entropy", "mean_token_entropy"),
-            Measure("Entropy of the mean", "entropy_of_mean"),
-            Measure("Margin", "mean_margin", 3),
-            Measure("Router cosine", "router_cosine"),
-        ),
     )
 
 
@@ -141,13 +115,6 @@ def _causal(runs: Sequence[Results]) -> Iterator[ExtraTable]:
         "seeds, where few make them little more than a range, or else over the sample's sequences. Routers without "
         "scores (hash, random) have no second choice: what they may not use falls away. Those that read the label are "
         "told another one; the control ignores it.",
-        (
-            Measure("Specificity", "specificity"),
-            Measure("Damage without an expert", "ablation_damage", 3),
-            Measure("Damage by its mean", "mean_replacement_damage", 3),
-            Measure("Own group only", "keep_only_group", 3),
-            Measure("Others' groups only", "forced_elsewhere", 3),
-        ),
     )
 
 
@@ -158,13 +125,6 @@ def _redundancy(runs: Sequence[Results]) -> Iterator[ExtraTable]:
         "redundancy",
         "Outputs and weights",
         "All experts on the same tokens; means over the pairs of each layer.",
-        (
-            Measure("Output cosine", "expert_cosine"),
-            Measure("Output CKA", "expert_cka"),
-            Measure("CKA by chance", "cka_chance"),
-            Measure("Effective rank", "effective_rank", 1),
-            Measure("Weight cosine", "weight_cosine"),
-        ),
     )
     yield from _table(
         runs,
@@ -172,10 +132,6 @@ def _redundancy(runs: Sequence[Results]) -> Iterator[ExtraTable]:
         "redundancy",
         "Co-activation",
         "How much of an expert's tokens its most frequent partner shares, and how much a partner does on average.",
-        (
-            Measure("Strongest partner", "mean_strongest_share", 0, in_percent=True),
-            Measure("Mean partner", "mean_share", 0, in_percent=True),
-        ),
     )
 
 
@@ -187,11 +143,6 @@ def _vocabulary(runs: Sequence[Results]) -> Iterator[ExtraTable]:
         "How much the token alone decides",
         "First choices by token id, over the ids seen at least 10 times in the evaluation set, the most frequent 2,048 "
         "at most.",
-        (
-            Measure("Token information", "token_information"),
-            Measure("Its chance level", "token_information_chance", 3),
-            Measure("Vocabulary share", "vocabulary_share"),
-        ),
     )
 
 

@@ -11,24 +11,22 @@ from typing import Any
 
 from moe_testbed.launcher.report.numbers.pairwise import lead_rows
 from moe_testbed.launcher.report.numbers.results import ranked
-from moe_testbed.launcher.report.page.layout import ALWAYS_SHOWN
 from moe_testbed.launcher.report.read.records import Suite
 from moe_testbed.launcher.report.tables.domain_tables import domain_tables
 from moe_testbed.launcher.report.tables.extra_tables import ExtraTable
 from moe_testbed.launcher.report.tables.latex import latex_table
-from moe_testbed.launcher.report.tables.table import Cell, legend, shown_columns, topic
+from moe_testbed.launcher.report.tables.table import Cell, legend, metric_cell, shown_columns, topic
 from moe_testbed.launcher.run.files import write_atomically
 
 
 def write_tables(suite: Suite, results: dict[str, Any], tables: Iterable[ExtraTable], folder: Path) -> None:
-    """Write results.tex, pairwise.csv and, as SECTION_TITLE.csv, the tables of the sections, those by domain as LaTeX
-    too."""
+    """Writes results.tex, pairwise.csv, the tables by domain as LaTeX, and those of sections as SECTION_TITLE.csv."""
     folder.mkdir(parents=True, exist_ok=True)
     name = results["suite"]
-    shown = [column for column in shown_columns(results) if column.metric in ALWAYS_SHOWN]
-    rows = [(Cell(run["label"]), *(column.cell(run) for column in shown)) for run in ranked(results)]
+    shown = [column for column in shown_columns(results) if column.column == "first"]
+    rows = [(Cell(run["label"]), *(metric_cell(column, run) for column in shown)) for run in ranked(results)]
     caption = f"{name}: {topic(results)}. {legend(shown)}"
-    titles = ["Run", *(column.title for column in shown)]
+    titles = ["Run", *(column.column_title for column in shown)]
     write_atomically(folder / "results.tex", latex_table(caption, f"tab:{_slug(name)}-results", titles, rows))
     for table in domain_tables(results):
         slug = _slug(table.title)
@@ -47,7 +45,7 @@ def write_tables(suite: Suite, results: dict[str, Any], tables: Iterable[ExtraTa
 
 
 def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Write a table with a line of headings."""
+    """Writes a table with a line of headings."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(columns)

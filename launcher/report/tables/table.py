@@ -10,6 +10,7 @@ from moe_testbed.launcher.report.numbers.gap import NO_REFERENCE
 from moe_testbed.launcher.report.numbers.results import ranked
 from moe_testbed.launcher.report.words import NOTHING, failures, number, percent, without_result
 from moe_testbed.launcher.run.columns import aligned
+from moe_testbed.routing.metrics import REPORTED, Metric
 
 
 @dataclass(frozen=True)
@@ -21,31 +22,18 @@ class Cell:
     value: float | None = None
 
 
-@dataclass(frozen=True)
-class Column:
-    """A column of the result table; `metric` is the name under which the definitions explain it."""
-
-    title: str
-    metric: str
-    cell: Callable[[dict[str, Any]], Cell]
-    in_terminal: bool = True
-
-
-def _stat(key: str, digits: int, in_percent: bool = False) -> Callable[[dict[str, Any]], Cell]:
-    def cell(run: dict[str, Any]) -> Cell:
-        return _stat_cell(run[key], digits, in_percent)
-
-    return cell
+def metric_cell(metric: Metric, run: dict[str, Any]) -> Cell:
+    """What a run's row of the result table has in the column of this metric."""
+    if metric.name in _SPECIAL:
+        return _SPECIAL[metric.name](run)
+    number_of: Any = run
+    for key in metric.path:
+        number_of = number_of[key]
+    return stat_cell(number_of, metric.digits, metric.in_percent)
 
 
-def _routing(metric: str, digits: int = 2, in_percent: bool = False) -> Callable[[dict[str, Any]], Cell]:
-    def cell(run: dict[str, Any]) -> Cell:
-        return _stat_cell(run["routing"]["top_k"][metric], digits, in_percent)
-
-    return cell
-
-
-def _stat_cell(stat: dict[str, Any], digits: int, in_percent: bool) -> Cell:
+def stat_cell(stat: dict[str, Any], digits: int, in_percent: bool = False) -> Cell:
+    """A mean with its spread over seeds beside it."""
     mean, spread = stat["mean"], stat["spread"]
     if in_percent:
         return Cell(percent(mean, digits), "" if spread is None else f"± {number(100 * spread, digits)}", mean)
@@ -69,14 +57,14 @@ def recovered_cell(share: dict[str, Any] | None) -> Cell:
 
 
 DROPPING = ("Domain information before", "and after dropping")
-"""Columns behind those of the domains in the table of what was dropped."""
+"""The columns behind those of the domains in the table of what was dropped."""
 
 
 def drop_cells(run: dict[str, Any]) -> list[Cell]:
     """What a capacity took from each domain, and what that did to specialization, in a run that dropped something."""
-    rates = [_stat_cell(stat, 1, in_percent=True) for stat in run["drop_rate_by_domain"].values()]
+    rates = [stat_cell(stat, 1, in_percent=True) for stat in run["drop_rate_by_domain"].values()]
     forms = [run["routing"][form]["domain_information"] for form in ("top_k", "top_k_kept")]
-    return rates + [_stat_cell(stat, 2, in_percent=False) for stat in forms]
+    return rates + [stat_cell(stat, 2) for stat in forms]
 
 
 def _parameters(run: dict[str, Any]) -> Cell:
@@ -86,23 +74,10 @@ def _parameters(run: dict[str, Any]) -> Cell:
     return Cell(f"{total / 1e6:.1f} M", "" if active is None else f"{active / 1e6:.1f} M active", total)
 
 
-COLUMNS = (
-    Column("Loss", "loss", _stat("loss", 3)),
-    Column("Recovered", "recovered", _recovered),
-    Column("Perplexity", "perplexity", _stat("perplexity", 2), in_terminal=False),
-    Column("Domain information", "domain_information", _routing("domain_information")),
-    Column(
-        "Shuffled labels", "domain_information_shuffled", _routing("domain_information_shuffled"), in_terminal=False
-    ),
-    Column("Purity", "purity", _routing("purity")),
-    Column("Effective experts", "normalised_effective_experts", _routing("normalised_effective_experts")),
-    Column("Dead experts", "dead_experts", _routing("dead_experts", 0, in_percent=True)),
-    Column("Max violation", "max_violation", _routing("max_violation")),
-    Column("Experts per token", "experts_per_token", _stat("experts_per_token", 2)),
-    Column("Dropped", "drop_rate", _stat("drop_rate", 1, in_percent=True), in_terminal=False),
-    Column("Tokens/s", "tokens_per_second", _stat("tokens_per_second", 0)),
-    Column("Parameters", "parameters", _parameters, in_terminal=False),
-)
+_SPECIAL: dict[str, Callable[[dict[str, Any]], Cell]] = {"recovered": _recovered, "parameters": _parameters}
+"""The cells that are no mean over seeds with their spread."""
+
+COLUMNS = tuple(metric for metric in REPORTED if metric.column is not None)
 
 
 def topic(results: dict[str, Any]) -> str:
@@ -110,22 +85,22 @@ def topic(results: dict[str, Any]) -> str:
     return "routers against the reference" if results["reference"]["labels"] else "how experts are used"
 
 
-def shown_columns(results: dict[str, Any]) -> list[Column]:
+def shown_columns(results: dict[str, Any]) -> list[Metric]:
     """The columns that say anything: a suite that names neither reference nor control has nothing to recover."""
     compares = (
         results["reference"]["labels"]
         or results["control"]
         or any(run["recovered"]["value"] is not None for run in results["runs"])
     )
-    return [column for column in COLUMNS if compares or column.metric != "recovered"]
+    return [column for column in COLUMNS if compares or column.name != "recovered"]
 
 
-def legend(columns: Iterable[Column]) -> str:
+def legend(columns: Iterable[Metric]) -> str:
     """What these columns mean, in a line."""
     recovered = "Recovered: share of the reference's lead over its control (with its bootstrap interval). "
     return (
         "Loss: nats per token of the evaluation split, mean over domains. "
-        f"{recovered if any(column.metric == 'recovered' for column in columns) else ''}"
+        f"{recovered if any(column.name == 'recovered' for column in columns) else ''}"
         "Routing metrics: top-k choices, mean over layers; effective experts as a share of the maximum's logarithm. "
         "± is the standard deviation over seeds."
     )
@@ -142,13 +117,13 @@ def status(run: dict[str, Any]) -> str:
 
 def terminal_table(results: dict[str, Any]) -> str:
     """Aligned columns, then the reason of every training without a result, then the legend."""
-    columns = [column for column in shown_columns(results) if column.in_terminal]
-    rows = [["Run", "Role", *(column.title for column in columns)]]
+    columns = [column for column in shown_columns(results) if column.column != "third"]
+    rows = [["Run", "Role", *(column.column_title for column in columns)]]
     for run in ranked(results):
         note = status(run)
-        cells = [column.cell(run) for column in columns]
+        cells = [metric_cell(column, run) for column in columns]
         notes = [
-            cell.note if column.metric in ("loss", "recovered") else ""
+            cell.note if column.name in ("loss", "recovered") else ""
             for column, cell in zip(columns, cells, strict=True)
         ]
         texts = [f"{cell.text} {note}".strip() for cell, note in zip(cells, notes, strict=True)]
