@@ -1,7 +1,7 @@
 """The numbers of an evaluation's tables: specialization, utilization, router, vocabulary; each per layer and averaged.
 
-Shape legend: Y MoE layers, D domains, E experts, C clusters of sequences that share a document, X columns of
-all layers.
+Shape legend: Y MoE layers, D domains, E experts, C clusters of sequences that share a document, V token ids, X columns
+of all layers.
 """
 
 from __future__ import annotations
