@@ -1,6 +1,6 @@
 """Readers: each turns the bytes of one file into the texts of documents.
 
-A new reader is one file here and one import line below.
+A new reader is one file here, one import line below, and its name in `__all__`.
 """
 
 from moe_testbed.data.readers.abc_tunes import AbcTunes

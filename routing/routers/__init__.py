@@ -1,4 +1,4 @@
-"""All routers. A new one is a file here and a line below."""
+"""All routers. A new one is a file here and its name in the two lists below; CONTRIBUTING.md has the other steps."""
 
 from moe_testbed.routing.routers import (
     base,
