@@ -1,4 +1,4 @@
-"""`moe-testbed analyze`: checkpoints on labelled text, as a suite's folder and its report."""
+"""`moe-testbed analyze`: analyses checkpoints on labelled text and writes a suite's folder and its report."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def analyze(checkpoints: Sequence[str], request: Request, out: Path) -> int:
 
 
 def _analysis(checkpoints: Sequence[str], request: Request) -> Callable[[str], Result]:
-    """What analyses the checkpoints: all are runs, or none is."""
+    """Returns what analyses the checkpoints, of which all are runs or none is."""
     ours = [checkpoint for checkpoint in checkpoints if _is_run(checkpoint)]
     others = [checkpoint for checkpoint in checkpoints if (Path(checkpoint) / _HUB_CONFIG).is_file()]
     if ours and others:
@@ -110,7 +110,7 @@ def _refuse_unknown(checkpoint: str) -> None:
 
 
 def _names(checkpoints: Sequence[str]) -> list[tuple[str, int]]:
-    """Label and seed of each in the suite, every pair once.
+    """Returns the label and the seed of each checkpoint in the suite, every pair once.
 
     Folders named LABEL-seedN are seed N of LABEL, if every label is there with every seed; else each has its own label.
     """

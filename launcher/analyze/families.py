@@ -1,4 +1,4 @@
-"""Where each family of models keeps its routers, and what they return. A new family is one line of `FAMILIES`.
+"""Knows where each family of models keeps its routers, and what they return. A new family is one line of `FAMILIES`.
 
 Shape legend: T tokens, M model width, E experts, K choices, X columns of a router's matrix.
 """
@@ -81,7 +81,7 @@ class RouterModule:
 
 
 def find_routers(model: nn.Module, family: Family) -> list[RouterModule]:
-    """The routers in the order of their layers. Raises CheckpointError if there is none."""
+    """Returns the routers in the order of their layers. Raises CheckpointError if there is none."""
     pattern = re.compile(rf"(?:.*\.)?layers\.(\d+)\.{re.escape(family.router)}")
     matches = ((pattern.fullmatch(name), module) for name, module in model.named_modules())
     routers = [RouterModule(int(match[1]), module) for match, module in matches if match]
@@ -107,7 +107,7 @@ class Routed:
 
 
 def read_output(output: Any, family: Family, num_tokens: int) -> Routed:
-    """What a router's forward hook sees. Raises CheckpointError if it is not what `FAMILIES` says."""
+    """Returns what a router's forward hook sees. Raises CheckpointError if it is not what `FAMILIES` says."""
     if not _is_routing(output, num_tokens):
         raise _unknown_router(f"a router did not return logits, weights and expert ids of {num_tokens} tokens")
     logits_TE, weights_TK, ids_TK = output

@@ -1,4 +1,4 @@
-"""A model of the Hugging Face hub's format: its routing on the passages of a mix."""
+"""Analyses the routing of a model of the Hugging Face hub's format on the passages of a mix."""
 
 from __future__ import annotations
 

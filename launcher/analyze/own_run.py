@@ -78,7 +78,7 @@ def open_run(folder: Path, cache_dir: Path | None, log: Any) -> OwnRun:
 
 
 def load_model(run: OwnRun, dtype: torch.dtype | None, ranks: Ranks) -> LanguageModel:
-    """The model with the checkpoint's weights and balancer state, in evaluation mode.
+    """Returns the model with the checkpoint's weights and balancer state, in evaluation mode.
 
     Args:
         dtype: None: as it was trained.
@@ -103,7 +103,7 @@ def load_model(run: OwnRun, dtype: torch.dtype | None, ranks: Ranks) -> Language
 
 
 def is_own_mix(run: OwnRun, mix: MixConfig) -> bool:
-    """The mix is what the run was trained on, but for the weights of its domains."""
+    """Tells whether the mix is what the run was trained on, but for the weights of its domains."""
     return store_path(mix, Path()) == store_path(run.config.data.mix, Path())
 
 
@@ -117,7 +117,7 @@ def refuse_labels(run: OwnRun, mix: MixConfig) -> None:
 
 
 def store_of(documents: Mapping[str, Sequence[Document]], run: OwnRun, cache_dir: Path) -> Store:
-    """Other text in the run's own tokens, as a store in memory whose split `VALIDATION` has all of it.
+    """Returns other text in the run's own tokens, as a store in memory whose split `VALIDATION` has all of it.
 
     The domains are unlabelled for the model, since it has not learned their numbers.
     """

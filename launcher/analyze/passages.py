@@ -1,4 +1,4 @@
-"""Labelled text as passages, the same for every checkpoint of the hub's format, and their tokens.
+"""Cuts labelled text into passages, the same for every checkpoint of the hub's format, and tokenises them.
 
 Shape legend: N evaluated sequences: passages, B sequences: passages of a batch, L positions, C clusters, D domains.
 """
@@ -129,7 +129,7 @@ class Tokens:
         return hashlib.sha256(pieces.encode()).hexdigest()[:16]
 
     def batches(self, passages: Passages, batch_size: int, device: torch.device) -> Iterator[TokenBatch]:
-        """All passages in order, each batch as long as its longest."""
+        """Yields all passages in order, each batch as long as its longest."""
         for first in range(0, len(passages.texts), batch_size):
             yield self._batch(first, passages.texts[first : first + batch_size], device)
 

@@ -27,7 +27,7 @@ from moe_testbed.routing.metrics.recording import RoutingTables, tracked_ids
 
 @dataclass(frozen=True)
 class Labels:
-    """Of the tokens of a batch that count. `counted_X` tells which of all they are."""
+    """Labels of the tokens of a batch that count. `counted_X` tells which of all they are."""
 
     counted_X: Tensor
     domain_T: Tensor
@@ -131,7 +131,7 @@ class Recorder:
         )
 
     def cut_shares(self) -> dict[str, float]:
-        """Of each domain the share of passages that had more tokens than are read, once they were read."""
+        """Returns the share of each domain's passages that had more tokens than are read, once they were read."""
         passages = self.passages
         return {name: float(self.cut_N[passages.domain_N == d].mean()) for d, name in enumerate(passages.domains)}
 
@@ -163,7 +163,7 @@ class Recorder:
 
     @contextmanager
     def _hooks(self, labels: Labels) -> Iterator[list[int]]:
-        """While it is open every call of a router is counted; yields the MoE layers that were called."""
+        """Counts every call of a router while it is open; yields the MoE layers that were called."""
         called: list[int] = []
 
         def receive(y: int, module: nn.Module, inputs: Any, output: Any) -> None:
@@ -188,7 +188,8 @@ class Recorder:
                 handle.remove()
 
     def _losses(self, hidden_BLM: Tensor, batch: TokenBatch) -> Tensor:
-        """Sum over each passage, [B]; one passage at a time, since logits are the largest tensors of all."""
+        """Returns the sum over each passage, [B]; one passage at a time, since logits are the largest tensors of
+        all."""
         output = self.model.get_output_embeddings()
         losses = [
             F.cross_entropy(output(hidden_LM[counted_L]).float(), targets_L[counted_L], reduction="sum").double()
@@ -205,7 +206,7 @@ def active_parameters(model: nn.Module, routers: list[RouterModule], top_k: int)
 
 
 def _linearised(loss_sum_N: Tensor, tokens_N: Tensor, domain_N: Tensor, loss_D: Tensor) -> Tensor:
-    """``L_d + (s_n - L_d t_n) N_d / t_d`` for a passage of t_n tokens and summed loss s_n, [N].
+    """Returns ``L_d + (s_n - L_d t_n) N_d / t_d`` for a passage of t_n tokens and summed loss s_n, [N].
 
     Its mean over the N_d passages of a domain is the domain's loss per token, L_d, and its variance that of this ratio
     (delta method), so that what resamples sequences of equal length serves passages of any length.

@@ -19,7 +19,7 @@ Dtype = Literal["auto", "float32", "bfloat16"]
 
 @dataclass(frozen=True)
 class Request:
-    """Options that are None have a default that depends on the kind of checkpoint.
+    """What the user asks for. Options that are None have a default that depends on the kind of checkpoint.
 
     Attributes:
         mix: labelled text.
@@ -68,7 +68,7 @@ def log(text: str) -> None:
 
 
 def made_here(device: torch.device) -> dict[str, Any]:
-    """How and where the analysis was made."""
+    """Returns how and where the analysis was made."""
     return {
         "peak_memory_bytes": environment.peak_memory_bytes(),
         "commit": environment.commit(),

@@ -1,4 +1,4 @@
-"""One of our runs: its routing on its own held-out text, or on another mix in its own tokens."""
+"""Analyses the routing of one of our runs on its own held-out text, or on another mix in its own tokens."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ class RunAnalysis:
         )
 
     def _text(self, run: OwnRun) -> tuple[Store, str, str, dict[str, Any]]:
-        """The text as a store, the store's split, the split's name in the mix, and the manifest."""
+        """Returns the text as a store, the store's split, the split's name in the mix, and the manifest."""
         request, mix = self.request, self.request.mix
         if is_own_mix(run, mix):
             split: str = request.split or run.config.evaluation.split
@@ -99,7 +99,7 @@ class RunAnalysis:
         return store_of(labelled_documents(texts, split), run, cache_dir), VALIDATION, split, manifest
 
     def _config(self, run: OwnRun, split: str) -> Any:
-        """The run's config with what the request says; `split` is the store's."""
+        """Returns the run's config with what the request says; `split` is the store's."""
         request, config = self.request, run.config
         examined = request.examined_sequences
         own_length = config.data.sequence_length

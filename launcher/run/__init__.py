@@ -1,1 +1,1 @@
-"""The folder of a run, and what is written there of the machine that made it."""
+"""The folders of runs and suites, and what is written there about the machine that made them."""

@@ -1,4 +1,4 @@
-"""Tables for a terminal."""
+"""Aligns tables for a terminal."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 
 
 def aligned(rows: Sequence[Sequence[str]], left: Collection[int]) -> list[str]:
-    """A line of text for each row, its cells in columns.
+    """Returns a line of text for each row, its cells in columns.
 
     Args:
         rows: of equal length, the heads among them.

@@ -1,4 +1,4 @@
-"""Where a run was made: versions, commit, hardware, memory."""
+"""Tells where a run was made: versions, commit, hardware, memory."""
 
 from __future__ import annotations
 
@@ -16,12 +16,13 @@ _PACKAGES = ("moe-testbed", "torch", "deepspeed", "datasets", "sentencepiece", "
 
 
 def versions() -> dict[str, str]:
-    """Python and the packages that results depend on."""
+    """Returns the versions of Python and of the packages that results depend on."""
     return {"python": platform.python_version()} | {name: metadata.version(name) for name in _PACKAGES}
 
 
 def commit() -> str | None:
-    """Commit of the checkout that the code was imported from, marked if it has changes; None outside a checkout."""
+    """Returns the commit of the checkout that the code was imported from, marked if it has changes; None outside
+    one."""
     folder = Path(__file__).resolve().parent
     try:
         done = subprocess.run(
@@ -37,7 +38,7 @@ def commit() -> str | None:
 
 
 def hardware(device: torch.device) -> str:
-    """Processor or GPU in words, and the number of threads."""
+    """Returns the processor and the number of threads, or the GPU, in words."""
     if device.type == "cuda":
         return f"{torch.cuda.get_device_name(device)}"
     model = platform.processor() or platform.machine()
@@ -51,11 +52,11 @@ def hardware(device: torch.device) -> str:
 
 
 def peak_memory_bytes() -> int:
-    """Largest resident size of this process so far."""
+    """Returns the largest resident size of this process so far."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 
 
 def command() -> str:
-    """How this process was started."""
+    """Returns the command that started this process."""
     return shlex.join(["moe-testbed", *sys.argv[1:]])

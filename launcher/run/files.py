@@ -1,4 +1,4 @@
-"""Files that one process writes while others read: replaced as a whole, read without trust."""
+"""Writes files that others may be reading as a whole, and reads them without trust."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def write_atomically(path: Path, text: str) -> None:
 
 
 def write_bytes_atomically(path: Path, content: bytes) -> None:
-    """`write_atomically` for what is no text."""
+    """Does what `write_atomically` does, for bytes."""
     # Processes of several hosts may have the same number.
     temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}")
     temporary.write_bytes(content)
@@ -35,7 +35,7 @@ def write_privately(path: Path, text: str) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file; empty if there is none or the file was cut off."""
+    """Returns the object in a JSON file; empty if there is none or the file was cut off."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -44,7 +44,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file; empty if there is none or the file is damaged."""
+    """Returns the mapping in a YAML file; empty if there is none or the file is damaged."""
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError):
@@ -53,14 +53,14 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def value_at(tree: Any, *keys: str) -> Any:
-    """The value under these keys, one in the other; None if there is none."""
+    """Returns the value under these keys, one in the other; None if there is none."""
     for key in keys:
         tree = tree.get(key) if isinstance(tree, Mapping) else None
     return tree
 
 
 def read_json_lines(path: Path, last_bytes: int | None = None) -> list[dict[str, Any]]:
-    """The objects in a file of JSON lines; empty if there is none. A line that was cut off is left out.
+    """Returns the objects in a file of JSON lines; empty if there is none. A line that was cut off is left out.
 
     Args:
         last_bytes: only the lines that begin within so many bytes of the end; None: all.

@@ -359,6 +359,11 @@ def mlflow_file(folder: Path) -> Path:
     return folder / "mlflow.json"
 
 
+def mlflow_lock_file(folder: Path) -> Path:
+    """Returns the file in a run's or suite's folder that is locked by whoever talks with an MLflow store about it."""
+    return folder / ".mlflow.lock"
+
+
 def read_probe(path: Path) -> RoutingProbe:
     """Returns a probe of the routing, whole. Raises one of `DAMAGED`."""
     found, left_out = RoutingProbe.read(path)

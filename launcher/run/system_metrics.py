@@ -1,4 +1,4 @@
-"""What a training takes of its machine: processor, memory and GPU, under the names that MLflow itself uses."""
+"""Measures what a training takes of its machine: processor, memory and GPU, under the names that MLflow itself uses."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class SystemMetrics:
         self._values()  # psutil counts the processor's time from the call before
 
     def due(self) -> dict[str, float] | None:
-        """The values now; None if the interval is not over yet.
+        """Returns the values now; None if the interval is not over yet.
 
         Returns:
             Percentages from 0 to 100 and megabytes (1,000,000 bytes). Processor and system memory are the whole

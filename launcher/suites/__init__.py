@@ -1,1 +1,1 @@
-"""Many trainings on one machine."""
+"""Trains the many runs of a suite on one machine."""

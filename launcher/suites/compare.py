@@ -1,4 +1,4 @@
-"""Trains what is missing of a suite and reports on all of it."""
+"""Trains the runs of a suite that are not finished and reports on all of them."""
 
 from __future__ import annotations
 

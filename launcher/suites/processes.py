@@ -1,4 +1,4 @@
-"""Child processes that never outlive the one that started them."""
+"""Starts child processes that never outlive the one that started them."""
 
 from __future__ import annotations
 

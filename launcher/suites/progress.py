@@ -66,7 +66,7 @@ class ProgressView:
 
 
 def duration(seconds: float) -> str:
-    """M:SS, or H:MM:SS from an hour on."""
+    """Returns seconds as M:SS, or as H:MM:SS from an hour on."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

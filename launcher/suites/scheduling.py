@@ -102,7 +102,7 @@ def _start(attempt: _Attempt, command: Sequence[str], environment: Mapping[str, 
 
 
 def _failure(attempt: _Attempt) -> str | None:
-    """Why a process that has ended did not train the run to its end; None if it did."""
+    """Returns why a process that has ended did not train the run to its end; None if it did."""
     assert attempt.process is not None
     code = attempt.process.returncode
     folder = RunFolder(attempt.run.run_dir)
@@ -120,13 +120,13 @@ def _failure(attempt: _Attempt) -> str | None:
 
 
 def last_words(log: str, status: int) -> str:
-    """The reason of a process that has left no other than what it said last: one line."""
+    """Returns in one line why a process has ended that has left no other reason than what it said last."""
     lines = [line.strip() for line in log.replace("\r", "\n").splitlines() if line.strip()]
     return lines[-1].removeprefix("moe-testbed: ") if lines else f"ended with status {status} without a message"
 
 
 def gives_up(status: int, reason: str, earlier_reasons: Sequence[str]) -> bool:
-    """A run that ended with this status and for this reason is not started again, after failures for earlier ones."""
+    """Tells whether a run is given up that ended with this status and for this reason, after failures for earlier ones."""
     return status == WRONG_INPUT or reason in earlier_reasons[-1:] or len(earlier_reasons) + 1 >= MOST_ATTEMPTS
 
 

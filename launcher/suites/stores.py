@@ -1,4 +1,4 @@
-"""The data of a suite, built before its trainings start."""
+"""Builds the data of a suite before its trainings start."""
 
 from __future__ import annotations
 

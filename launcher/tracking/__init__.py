@@ -1,1 +1,1 @@
-"""MLflow as a mirror of the runs' folders."""
+"""Mirrors the folders of runs and suites to MLflow."""

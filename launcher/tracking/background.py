@@ -1,4 +1,4 @@
-"""Work that nobody may wait for: done by a daemon thread, its failures told once."""
+"""Does work that nobody may wait for: in a daemon thread, its failures told once."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Background:
             self._thread.start()
 
     def attempt(self, call: Callable[[], object]) -> bool:
-        """Whether ``call`` raised nothing; what it raised is told."""
+        """Tells whether ``call`` raised nothing; what it raised is printed."""
         try:
             call()
         except Exception as error:  # whatever a store's driver raises, training goes on
@@ -67,11 +67,11 @@ class Background:
 
 
 def _in_short(error: Exception) -> str:
-    """One line with both ends of a long message: what was tried, and the cause."""
+    """Returns one line with both ends of a long message: what was tried, and the cause."""
     text = without_password(" ".join(str(error).split())) or type(error).__name__
     return text if len(text) <= 250 else f"{text[:100]} … {text[-150:]}"
 
 
 def without_password(text: str) -> str:
-    """The text, names and passwords of its URLs left out."""
+    """Returns the text without the names and passwords of its URLs."""
     return re.sub(r"//[^/@\s]*@", "//", text)

@@ -1,4 +1,4 @@
-"""What a tracking store is told of a run or a suite besides values over time: read from their folders, leniently.
+"""Reads from folders what a tracking store is told of a run or suite besides values over time, leniently.
 
 Nothing here knows MLflow, but for the names of tags that its pages show.
 """
@@ -58,7 +58,7 @@ class Content:
 
 
 def run_content(run_dir: Path, suite_dir: Path | None = None, more_tags: Mapping[str, str] | None = None) -> Content:
-    """Of a run's folder; what its suite's report says of it too, if it belongs to a suite.
+    """Returns what is told of a run's folder, with what its suite's report says of it, if it belongs to a suite.
 
     Every seed of a run gets the same results, the report's: means over its seeds. Tags that are empty are left out.
     """
@@ -90,7 +90,8 @@ def run_content(run_dir: Path, suite_dir: Path | None = None, more_tags: Mapping
 
 
 def suite_content(suite_dir: Path) -> Content:
-    """Of a suite's folder. A suite has no parameters: they cannot be changed later, and its runs and seeds can."""
+    """Returns what is told of a suite's folder. A suite has no parameters, since those cannot be changed later, and its
+    runs and seeds can."""
     folder = SuiteFolder(suite_dir)
     suite, report = folder.read_config_tree(), folder.read_results()
     tags = {
@@ -119,7 +120,7 @@ def _router(config: Mapping[str, Any]) -> str:
 
 
 def _balancers(config: Mapping[str, Any]) -> dict[str, str]:
-    """Label of each balancer -> its scope, empty for one that has none."""
+    """Returns the scope of each balancer by its label, empty for one that has none."""
     balance = value_at(config, "routing", "balance")
     labels = balance if isinstance(balance, dict) else {}
     return {str(label): str(value_at(options, "scope") or "") for label, options in labels.items()}
@@ -156,7 +157,7 @@ def _suite_description(report: Mapping[str, Any], page: str) -> str:
 
 
 def _numbers(report: Mapping[str, Any], paths: Mapping[str, tuple[str, ...]]) -> dict[str, float]:
-    """result/NAME -> the number at its path, a mean over seeds or the value of an interval, where there is one."""
+    """Returns the number at each path, a mean over seeds or the value of an interval, under the key result/NAME."""
     values = {}
     for name, path in paths.items():
         number = value_at(report, *path)
@@ -165,7 +166,7 @@ def _numbers(report: Mapping[str, Any], paths: Mapping[str, tuple[str, ...]]) ->
 
 
 def _figures_of(label: str, suite: SuiteFolder) -> dict[str, Path | str]:
-    """The suite's pictures KIND_LABEL and KIND_LABEL_MORE that are of this label and of no longer one."""
+    """Returns the suite's pictures KIND_LABEL and KIND_LABEL_MORE that are of this label and of no longer one."""
     labels = {str(other) for other in suite.read_config_tree().get("runs") or ()} | {label}
     figures: dict[str, Path | str] = {}
     for kind in _RUN_FIGURES:

@@ -1,4 +1,4 @@
-"""MLflow as a mirror of run folders. The folder is the truth: what a store missed is read from it and sent later.
+"""Mirrors folders to MLflow. The folder is the truth: what a store missed is read from it and sent later.
 
 Nothing here may stop or slow training: MLflow is imported and talked to by another thread, a store that cannot be
 reached is told once on stderr and tried again at the next push, the end of a training waits for it no longer than
@@ -44,22 +44,25 @@ class Mirror:
         self._read_file: int | None = None
 
     def start(self) -> None:
-        """Push from a background thread from now on; the first time after one interval."""
+        """Pushes from a background thread from now on; the first time after one interval."""
         self._background.start(self.push, self._interval)
 
     def push(self) -> bool:
-        """Send the new lines of metrics.jsonl. False if the store cannot be reached; they are sent by a later push."""
+        """Sends the new lines of the metrics. Returns False if the store cannot be reached; they are sent by a later
+        push."""
         return not self._has_news() or self._background.attempt(self._send)
 
     def finish(self, status: str = "finished") -> bool:
-        """Send what remains, artifacts included, and end the MLflow run; False if the store does not take it in time.
+        """Sends what remains, artifacts included, and ends the MLflow run. Returns False if the store does not take it
+        in time.
 
         status: finished, failed or killed. May be called again, by another process too: it then sends what is new.
         """
         return self._background.end(lambda: self.settle(status), FINISH_SECONDS)
 
     def settle(self, status: str | None) -> bool:
-        """`finish` without a bound on the time; with None, the MLflow run goes on as the training does."""
+        """Does what `finish` does without a bound on the time; with None, the MLflow run goes on as the training
+        does."""
         return self._background.attempt(lambda: self._send(status, True))
 
     def _has_news(self) -> bool:
@@ -113,31 +116,34 @@ class SuiteMirror:
         self._settled: set[Path] = set()
 
     def start(self) -> None:
-        """Push the suite and its runs from a background thread from now on; the first time after one interval."""
+        """Pushes the suite and its runs from a background thread from now on; the first time after one interval."""
         self._background.start(self.push, self._interval)
 
     def parent(self) -> str | None:
-        """The id of the suite's MLflow run, made if it is not there yet; None while the store cannot be reached."""
+        """Returns the id of the suite's MLflow run, made if it is not there yet; None while the store cannot be
+        reached."""
         ledger = read_ledger(self._suite_dir, self._uri)
         if (ledger.run_id is None or ledger.status is not None) and not self._background.attempt(self._open):
             return None
         return read_ledger(self._suite_dir, self._uri).run_id
 
     def push(self) -> bool:
-        """Send what is new in every run folder, and end the runs that have ended. False if the store is away."""
+        """Sends what is new in every run's folder, and ends the runs that have ended. Returns False if the store is
+        away."""
         return self.parent() is not None and all(self._push(folder) for folder in begun_runs(self._suite_dir))
 
     def finish(self, status: str = "finished") -> bool:
-        """End the children by their status.json, send the suite's results and report, and end the parent run."""
+        """Ends the children by their status, sends the suite's results and report, and ends the parent run."""
         seconds = FINISH_SECONDS * (1 + len(begun_runs(self._suite_dir)))
         return self._background.end(lambda: self._finish(status), seconds)
 
     def settle(self, status: str | None) -> bool:
-        """Send what the store lacks of the suite, its runs left out, and end its MLflow run; with None, it goes on."""
+        """Sends what the store lacks of the suite, its runs left out, and ends its MLflow run; with None, it goes
+        on."""
         return self._background.attempt(lambda: self._end(status))
 
     def open(self) -> bool:
-        """Make the suite's run if it is not there yet; False if the store does not do so in time."""
+        """Makes the suite's run if it is not there yet. Returns False if the store does not do so in time."""
         return self._background.end(lambda: self.parent() is not None, FINISH_SECONDS)
 
     def _open(self) -> None:
@@ -188,7 +194,7 @@ def begun_runs(suite_dir: Path) -> list[Path]:
 
 
 def ended_as(run_dir: Path) -> str | None:
-    """The status of the MLflow run of a training that has ended; None for one that goes on."""
+    """Returns the status of the MLflow run of a training that has ended; None for one that goes on."""
     return _ENDED_AS.get(RunFolder(run_dir).read_status().state)
 
 

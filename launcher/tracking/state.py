@@ -1,4 +1,4 @@
-"""What a tracking store has been sent of a folder, and what is new in it since. Nothing here knows MLflow."""
+"""Knows what a tracking store has been sent of a folder, and what is new in it since. Nothing here knows MLflow."""
 
 from __future__ import annotations
 
@@ -62,7 +62,8 @@ class Point(NamedTuple):
 
 
 def read_ledger(folder: Path, store: str) -> Ledger:
-    """The folder's ledger; a new one if there is none, or if it is about another store than the one at this URI.
+    """Returns the folder's ledger; a new one if there is none, or if it is about another store than the one at this
+    URI.
 
     A damaged one is told on stderr and put aside, so that it is told once. A run keeps its key and its times from store
     to store: sent to one, to another and to the first again, it is found there, and its values are known.
@@ -81,7 +82,8 @@ def read_ledger(folder: Path, store: str) -> Ledger:
 
 
 def _started_ms(folder: RunFolder) -> int:
-    """When the training began, also of one that a store hears of only after its end; now if nothing is written yet."""
+    """Returns when the training began, also if a store hears of it only after its end; now if nothing is written
+    yet."""
     try:
         written = folder.metrics_file.stat().st_mtime
     except OSError:
@@ -91,7 +93,7 @@ def _started_ms(folder: RunFolder) -> int:
 
 
 def write_ledger(folder: Path, ledger: Ledger) -> None:
-    """Replace the folder's ledger at once."""
+    """Replaces the folder's ledger as a whole."""
     write_atomically(mlflow_file(folder), json.dumps(asdict(ledger), indent=1))
 
 
@@ -126,7 +128,7 @@ def new_points(folder: RunFolder, ledger: Ledger) -> Iterator[tuple[list[Point],
 
 
 def _with_keys(ledger: Ledger, kind: str, keys: Iterable[str]) -> Ledger:
-    """The ledger with the new ones among a line's keys, as far as there is room for more of its kind."""
+    """Returns the ledger with the new ones among a line's keys, as far as there is room for more of its kind."""
     new = [key for key in keys if key not in ledger.keys]
     if not new:
         return ledger
@@ -136,7 +138,7 @@ def _with_keys(ledger: Ledger, kind: str, keys: Iterable[str]) -> Ledger:
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """A nested config as dotted keys with text values, within MLflow's limits on both."""
+    """Returns a nested config as dotted keys with text values, within MLflow's limits on both."""
     flat: dict[str, str] = {}
     for key, value in config.items():
         if isinstance(value, Mapping) and value:
@@ -148,5 +150,5 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
 
 
 def allowed_key(key: str) -> str:
-    """The key with what MLflow refuses in it replaced, within its limit."""
+    """Returns the key, what MLflow refuses in it replaced, within MLflow's limit."""
     return re.sub(r"[^\w\-. :/]", "_", key, flags=re.ASCII)[:MAX_KEY_LENGTH]

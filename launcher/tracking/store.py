@@ -1,4 +1,4 @@
-"""MLflow's store: the one file that knows MLflow.
+"""Talks to MLflow's store: the one file that knows MLflow.
 
 The store is MLFLOW_TRACKING_URI, or else sqlite:///mlflow.db in the working directory with artifacts in mlartifacts/
 beside it. Writers to a SQLite store take turns by a lock file, the creation of its tables included.
@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
 
-from moe_testbed.launcher.run.folder import RunFolder, mlflow_file
+from moe_testbed.launcher.run.folder import RunFolder, mlflow_file, mlflow_lock_file
 from moe_testbed.launcher.tracking.content import Content, DatasetCard
 from moe_testbed.launcher.tracking.state import Ledger, Point, read_ledger, write_ledger
 
@@ -40,7 +40,7 @@ QUIET = {
 
 
 def store_uri() -> str:
-    """Of the store, with an absolute path if it is a SQLite file."""
+    """Returns the store's URI, with an absolute path if it is a SQLite file."""
     uri = os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_STORE
     path = _sqlite_path(uri)
     return f"sqlite:///{path}" if path else uri
@@ -54,12 +54,12 @@ def ask(uri: str) -> None:
 
 @contextlib.contextmanager
 def session(folder: Path, uri: str, experiment: str) -> Iterator[Session]:
-    """The folder's MLflow run, made in the experiment if there is none; no other process talks of the folder meanwhile.
+    """Yields the folder's MLflow run, made if there is none; no other process talks of the folder meanwhile.
 
     Raises:
         Exception: whatever MLflow raises if the store cannot be reached.
     """
-    with FileLock(folder / ".mlflow.lock"), _connected(uri) as client:
+    with FileLock(mlflow_lock_file(folder)), _connected(uri) as client:
         yield Session(client, folder, uri, experiment)
 
 
@@ -75,19 +75,20 @@ class Session:
         self.run_id: str = self.ledger.run_id or self._open(_experiment_id(client, experiment, uri))
 
     def keep(self, ledger: Ledger) -> None:
-        """Remember the ledger, in the folder too."""
+        """Remembers the ledger, in the folder too."""
         if ledger != self.ledger:
             write_ledger(self._folder, ledger)
         self.ledger = ledger
 
     def reopen(self) -> None:
-        """Let a run that was ended go on."""
+        """Lets a run that was ended go on."""
         if self.ledger.status is not None:
             self._client.update_run(self.run_id, status="RUNNING")
             self.keep(replace(self.ledger, status=None))
 
     def settle(self, status: str | None, last: Path) -> None:
-        """End the run, if it has not been ended so already, at the time when its last file was written; None: go on."""
+        """Ends the run at the time when its last file was written, unless it has been ended so already; None: it goes
+        on."""
         if status is None:
             self.reopen()
         elif self.ledger.status != status:
@@ -96,7 +97,7 @@ class Session:
             self.keep(replace(self.ledger, status=status))
 
     def log_points(self, points: Sequence[Point]) -> None:
-        """Send values over time, and let a run that was ended go on with them."""
+        """Sends values over time, and lets a run that was ended go on with them."""
         from mlflow.entities import Metric
 
         self.reopen()
@@ -104,7 +105,7 @@ class Session:
         self._client.log_batch(self.run_id, metrics=metrics, synchronous=True)
 
     def tell(self, content: Content, with_files: bool) -> None:
-        """Send of this what the run does not have yet."""
+        """Sends of this what the run does not have yet."""
         self._once("parameters", "", lambda: self._log_parameters(content.parameters))
         self._once("tags", json.dumps(content.tags, sort_keys=True), lambda: self._log_tags(content.tags))
         if (dataset := content.dataset) is not None:
@@ -116,7 +117,8 @@ class Session:
                 self._log_file(name, file)
 
     def _open(self, experiment_id: str) -> str:
-        """The id of the folder's run. Its key is written before the run is made, so that no run is ever made twice."""
+        """Returns the id of the folder's run. Its key is written before the run is made, so that no run is ever made
+        twice."""
         write_ledger(self._folder, self.ledger)
         key = {"moe_testbed.key": self.ledger.key}
         search = f"tags.`moe_testbed.key` = '{self.ledger.key}'"
@@ -132,7 +134,7 @@ class Session:
         return run_id
 
     def _once(self, name: str, content: str | bytes, send: Callable[[], Any]) -> None:
-        """Send what has changed since it was sent last; a failure leaves it for the next time."""
+        """Sends what has changed since it was sent last; a failure leaves it for the next time."""
         digest = hashlib.sha256(content.encode() if isinstance(content, str) else content).hexdigest()[:16]
         if self.ledger.sent.get(name) != digest:
             send()
@@ -187,7 +189,8 @@ def _sqlite_path(uri: str) -> Path | None:
 
 @contextlib.contextmanager
 def _connected(uri: str) -> Iterator[MlflowClient]:
-    """A client of the store; alone with it if it is SQLite, which takes one writer and must be created only once."""
+    """Yields a client of the store, alone with it if it is SQLite, which takes one writer and must be created only
+    once."""
     path = _sqlite_path(uri)
     if path is None:
         yield _client(uri)

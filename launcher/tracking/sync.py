@@ -43,7 +43,7 @@ def sync(folders: Sequence[Path]) -> int:
 
 
 def _with_suites(folders: Sequence[Path]) -> list[Path]:
-    """The folders of suites and runs to send, each once, a suite before its runs."""
+    """Returns the folders of suites and runs to send, each once, a suite before its runs."""
     found: dict[Path, None] = {}
     for folder in folders:
         if not folder.is_dir():
@@ -89,7 +89,8 @@ def _experiment(run_dir: Path) -> str:
 
 
 def _suite_ended_as(suite_dir: Path) -> str | None:
-    """Finished or failed once all its runs are; one that was stopped, or has not begun, goes on some day."""
+    """Returns finished or failed once all the suite's runs are; None before, since one that was stopped, or has not
+    begun, goes on some day."""
     states = {ended_as(folder.path) for folder in SuiteFolder(suite_dir).trainings()}
     if not states or states - {"finished", "failed"}:
         return None
@@ -97,7 +98,7 @@ def _suite_ended_as(suite_dir: Path) -> str | None:
 
 
 def _news(before: Ledger, after: Ledger) -> str:
-    """What was sent between the two."""
+    """Returns what was sent between the two, in words."""
     if before.run_id != after.run_id:
         before = Ledger(after.store, after.key, after.started_ms)
     first, last = (max(ledger.steps.values(), default=0) for ledger in (before, after))

@@ -21,6 +21,7 @@ FILES = (
     "ends.json",
     "jobs.json",
     "mlflow.json",
+    ".mlflow.lock",
     "suite.yaml",
     "results.json",
     "results.csv",

@@ -1,1 +1,1 @@
-"""Suites as SLURM job arrays."""
+"""Trains suites as SLURM job arrays."""

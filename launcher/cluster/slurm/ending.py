@@ -1,4 +1,4 @@
-"""What becomes of a job whose processes have ended: called by the batch script."""
+"""Decides what becomes of a job whose processes have ended; the batch script calls it."""
 
 from __future__ import annotations
 

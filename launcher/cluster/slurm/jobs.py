@@ -1,4 +1,4 @@
-"""What SLURM knows of the jobs of a suite."""
+"""Asks SLURM what it knows of the jobs of a suite."""
 
 from __future__ import annotations
 
@@ -42,17 +42,17 @@ class Job:
 
     @property
     def is_over(self) -> bool:
-        """It neither waits nor runs, and will not."""
+        """Whether the job neither waits nor runs, and will not."""
         return self.state in _OVER
 
     @property
     def is_waiting(self) -> bool:
-        """Its processes are not there yet, and nothing but SLURM keeps them from starting."""
+        """Whether nothing but SLURM keeps the job's processes from starting."""
         return not self.is_over and not self.is_running and self.state != "COMPLETING"
 
     @property
     def is_running(self) -> bool:
-        """Its processes are there."""
+        """Whether the job's processes run."""
         return self.state == "RUNNING"
 
 
@@ -66,7 +66,7 @@ def require(command: str) -> None:
 
 
 def call_slurm(command: Sequence[str]) -> str:
-    """What one of SLURM's commands prints.
+    """Runs one of SLURM's commands and returns what it prints.
 
     Raises:
         ConfigError: it is not installed, or it complains; one line with its own words.
@@ -85,7 +85,7 @@ def call_slurm(command: Sequence[str]) -> str:
 
 
 def read_jobs(suite: SuiteFolder) -> dict[str, Job]:
-    """Name of each run that was submitted -> its newest job, as far as SLURM remembers it.
+    """Returns the newest job of each run that was submitted, by the run's name, as far as SLURM remembers it.
 
     Raises:
         ConfigError: SLURM does not answer.
@@ -106,6 +106,6 @@ def read_jobs(suite: SuiteFolder) -> dict[str, Job]:
 
 
 def _complaint(text: str) -> str:
-    """The lines of an error message as one, without the name of the program before each."""
+    """Returns the lines of an error message as one, without the name of the program before each."""
     lines = [line.strip().partition("error: ") for line in text.splitlines() if line.strip()]
     return "; ".join(after or before for before, _, after in lines)

@@ -1,4 +1,4 @@
-"""The batch script of a suite: one job for each run, one process for each GPU."""
+"""Writes the batch script of a suite: one job for each run, one process for each GPU."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ exit $status
 
 
 def job_script(suite_dir: Path, runs: Sequence[str], cluster: ClusterConfig, slurm: SlurmConfig) -> str:
-    """The script that trains runs of a suite, as `sbatch` takes it.
+    """Returns the script that trains runs of a suite, as `sbatch` takes it.
 
     Args:
         suite_dir: absolute, on a disk that all nodes see; holds the runs' folders.
@@ -160,7 +160,7 @@ def _srun_options(slurm: SlurmConfig) -> list[str]:
 
 
 def _surroundings(slurm: SlurmConfig) -> list[str]:
-    """Lines of shell, after which `python` names what trains."""
+    """Returns lines of shell, after which `python` names the Python that trains."""
     here = Path(sys.executable)
     around = [*(f"module load {shlex.quote(module)}" for module in slurm.modules), *slurm.setup]
     lines = [f"export PATH={shlex.quote(str(here.parent))}:$PATH", *around, "export python=python3"]

@@ -1,4 +1,4 @@
-"""How far the runs of a suite are: what their folders say, and what SLURM says of their jobs."""
+"""Tells how far the runs of a suite are: what their folders say, and what SLURM says of their jobs."""
 
 from __future__ import annotations
 

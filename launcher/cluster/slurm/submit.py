@@ -1,4 +1,4 @@
-"""Submits what is missing of a suite."""
+"""Submits the runs of a suite that are not finished."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def _slurm_part(cluster: ClusterConfig) -> SlurmConfig:
 
 
 def _seconds(time: str) -> int:
-    """Of D-HH:MM:SS or HH:MM:SS."""
+    """Returns the seconds in D-HH:MM:SS or HH:MM:SS."""
     days, hours, minutes, seconds = (int(part) for part in re.split("[-:]", time if "-" in time else f"0-{time}"))
     return ((days * 24 + hours) * 60 + minutes) * 60 + seconds
 

@@ -1,1 +1,1 @@
-"""Run folders as records and arrays, read leniently."""
+"""Reads the folders of runs and suites for a report, leniently."""

@@ -1,4 +1,4 @@
-"""What a report takes from a run's arrays: what does not fit costs itself, not the report.
+"""Reads a run's arrays for a report. What does not fit costs itself, not the report.
 
 Shape legend: O runs, I seeds, N evaluated sequences, C clusters of sequences that share a document.
 """

@@ -1,4 +1,4 @@
-"""Run folders and suite folders as records: read leniently, so that a report of an old or broken suite is made."""
+"""Reads the folders of runs and suites as records, leniently, so that an old or broken suite has a report."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from moe_testbed.launcher.run.suite_folder import SuiteFolder
 
 @dataclass(frozen=True)
 class Training:
-    """One run folder: one run of the suite under one seed. `evaluation` is there only if the training is usable.
+    """One run of the suite under one seed. `evaluation` is there only if the training is usable.
 
     `notes` say in a line each what the folder has and the report leaves out.
     """
@@ -77,13 +77,13 @@ class Training:
         return self.setting("evaluation", "sequence_length") or self.setting("data", "sequence_length")
 
     def setting(self, *keys: str) -> Any:
-        """The value under these keys, one in the other, of the config; None if it is not there."""
+        """Returns the config's value under these keys, one in the other; None if it is not there."""
         return value_at(self.config, *keys)
 
 
 @dataclass(frozen=True)
 class Suite:
-    """A suite folder: what its config says, and a training for every run and seed, missing ones included.
+    """What a suite's config says, and a training for every run and seed, missing ones included.
 
     `analysis`: it is one of analysed checkpoints, of which the trainings are not known.
     """
@@ -103,16 +103,16 @@ class Suite:
         return [f"{t.label}, seed {t.seed}: {note}" for t in self.trainings for note in t.notes]
 
     def of(self, label: str) -> list[Training]:
-        """The trainings of one run, in the order of the seeds."""
+        """Returns the trainings of one run, in the order of the seeds."""
         return [training for training in self.trainings if training.label == label]
 
     def evaluations(self, label: str) -> dict[int, Evaluation]:
-        """The last evaluations of one run's trainings that finished, by seed."""
+        """Returns the last evaluations of one run's finished trainings, by seed."""
         return {t.seed: t.evaluation for t in self.of(label) if t.evaluation is not None}
 
 
 def read_suite(suite_dir: Path) -> Suite:
-    """Read a suite folder; broken runs become failed trainings.
+    """Reads a suite's folder; broken runs become failed trainings.
 
     Raises ValueError, in one line, if its config cannot be read or does not say which trainings there are.
     """
@@ -157,7 +157,7 @@ def _check(path: Path, content: dict[str, Any]) -> None:
 
 
 def read_training(suite: SuiteFolder, label: str, seed: int) -> Training:
-    """Read one run folder. The state is finished, or failed, stopped, running or missing with a reason."""
+    """Reads one run's folder. The state is finished, or failed, stopped, running or missing with a reason."""
     folder = suite.training(label, seed)
     status = folder.read_status()
     state, reason = status.state, status.reason
@@ -198,7 +198,8 @@ def read_training(suite: SuiteFolder, label: str, seed: int) -> Training:
 
 
 def _comparable(trainings: list[Training]) -> Iterator[Training]:
-    """The trainings, those failed that have no place beside the first usable one of the suite or of their run."""
+    """Yields the trainings; those that have no place beside the first usable one of the suite or of their run have
+    failed."""
     first: Evaluation | None = None
     first_of_run: dict[str, Training] = {}
     for training in trainings:
@@ -230,7 +231,7 @@ def _same_sequences(one: Evaluation, other: Evaluation) -> bool:
 
 
 def _words(error: BaseException) -> str:
-    """The error in one line; a KeyError says only a name."""
+    """Returns the error in one line; a KeyError says only a name."""
     text = " ".join(str(error).split()) or type(error).__name__
     return f"it has no {text}" if isinstance(error, KeyError) else text
 
