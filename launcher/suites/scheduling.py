@@ -126,7 +126,7 @@ def last_words(log: str, status: int) -> str:
 
 
 def gives_up(status: int, reason: str, earlier_reasons: Sequence[str]) -> bool:
-    """Tells whether a run is given up that ended with this status and for this reason, after failures for earlier ones."""
+    """Tells whether a run is given up that ended with this status and for this reason, after failures for others."""
     return status == WRONG_INPUT or reason in earlier_reasons[-1:] or len(earlier_reasons) + 1 >= MOST_ATTEMPTS
 
 

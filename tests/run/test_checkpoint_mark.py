@@ -1,0 +1,57 @@
+"""The mark of a checkpoint, and that whoever reads it or a run's folder waits for no torch."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from moe_testbed.launcher.run.checkpoint_mark import (
+    CheckpointMark,
+    checkpoint_path,
+    checkpoints_in,
+    newest_marked_step,
+    read_mark,
+    write_mark,
+)
+
+
+def test_a_mark_is_read_as_it_was_written_and_has_the_form_of_old(tmp_path: Path) -> None:
+    mark = CheckpointMark(7, {"ranks": 2, "expert_parallel_size": 1}, {"a.pt": 3})
+    write_mark(tmp_path, mark)
+    assert read_mark(tmp_path) == mark
+    assert json.loads((tmp_path / "complete.json").read_text()) == {
+        "step": 7,
+        "layout": {"ranks": 2, "expert_parallel_size": 1},
+        "files": {"a.pt": 3},
+    }
+
+
+@pytest.mark.parametrize("content", [None, "", "{}", '{"files": [1]}', '{"step": 7, "files": {'])
+def test_a_mark_that_cannot_be_read_is_none(tmp_path: Path, content: str | None) -> None:
+    if content is not None:
+        (tmp_path / "complete.json").write_text(content)
+    assert read_mark(tmp_path) is None
+
+
+def test_the_newest_marked_step(tmp_path: Path) -> None:
+    assert newest_marked_step(tmp_path / "nowhere") == 0
+    for step in (9, 100, 2):
+        checkpoint_path(tmp_path, step).mkdir()
+    assert [path.name for path in checkpoints_in(tmp_path)] == ["step_00000002", "step_00000009", "step_00000100"]
+    assert newest_marked_step(tmp_path) == 0
+    for step in (2, 9):
+        write_mark(checkpoint_path(tmp_path, step), CheckpointMark(step))
+    assert newest_marked_step(tmp_path) == 9
+
+
+def test_reading_a_folder_imports_no_torch() -> None:
+    modules = ("run.checkpoint_mark", "run.folder", "run.suite_folder", "cluster.slurm.ending")
+    script = "; ".join(["import sys", *(f"import moe_testbed.launcher.{name}" for name in modules)])
+    done = subprocess.run(
+        [sys.executable, "-c", f"{script}; sys.exit('torch' in sys.modules)"], timeout=60, check=False
+    )
+    assert done.returncode == 0
