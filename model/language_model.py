@@ -22,7 +22,7 @@ from moe_testbed.model.refusals import refuse_expert_names, refuse_scalars
 from moe_testbed.model.transformer import Attention, FeedForward, RMSNorm, RotaryPositions
 from moe_testbed.routing.balance.balancing import Balancing
 from moe_testbed.routing.config import RoutingConfig
-from moe_testbed.routing.layer import LayerRouter, without_barred
+from moe_testbed.routing.layer import LayerRouter, make_layer_router, without_barred
 from moe_testbed.routing.records import UNLABELLED, LayerStep, RouterSetting, RoutingContext, RoutingDecision
 from moe_testbed.routing.router import Router
 
@@ -123,7 +123,8 @@ class LanguageModel(nn.Module):
     """Pre-norm transformer with tied embeddings and MoE in every n-th layer.
 
     Parameters start from a draw that depends on (seed, parameter name, expert number) alone: runs with different
-    routers, expert-parallel sizes or numbers of ranks share their start.
+    routers, expert-parallel sizes or numbers of ranks share their start. Built under ``torch.device("meta")`` the model
+    has shapes and no numbers, enough to be counted.
 
     Args:
         config: sizes.
@@ -158,7 +159,10 @@ class LanguageModel(nn.Module):
         self.config = config
         self.activation_checkpointing = activation_checkpointing
         self.needs_domains = config.num_moe_layers > 0 and routing.needs_domains
-        self.embedding = nn.Embedding(vocab_size, config.hidden_size)
+        # Drawn by _initialise alone.
+        self.embedding = nn.Embedding(
+            vocab_size, config.hidden_size, _weight=torch.empty(vocab_size, config.hidden_size)
+        )
         self.positions = RotaryPositions(config.hidden_size // config.num_heads, sequence_length, config.rope_theta)
         self.blocks = nn.ModuleList()
         keep_outputs = any(balancer.needs_outputs for balancer in routing.balance.values())
@@ -170,7 +174,7 @@ class LanguageModel(nn.Module):
                 # A router draws its own start; the draw must not depend on what was built before it.
                 with torch.random.fork_rng(devices=[]):
                     torch.manual_seed(_seed_of(seed, f"router.{deciding}"))
-                    part = LayerRouter(routing, setting_of_layer(deciding))
+                    part = make_layer_router(routing, setting_of_layer(deciding))
                 deciding += 1
             self.blocks.append(Block(config, layer, part, expert_parallel_size, keep_outputs, moe_layer))
         self.final_norm = RMSNorm(config.hidden_size, config.norm_epsilon)
@@ -292,5 +296,7 @@ def _seed_of(seed: int, name: str) -> int:
 
 
 def _draw(weight: Tensor, seed: int, name: str, std: float) -> None:
+    if weight.is_meta:
+        return
     generator = torch.Generator().manual_seed(_seed_of(seed, name))
     weight.copy_(torch.randn(weight.shape, generator=generator) * std)

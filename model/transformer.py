@@ -30,8 +30,9 @@ class RotaryPositions(nn.Module):
 
     def __init__(self, head_size: int, length: int, theta: float) -> None:
         super().__init__()
-        frequency = theta ** (-torch.arange(0, head_size, 2, dtype=torch.float64) / head_size)
-        angle = torch.arange(length, dtype=torch.float64)[:, None] * frequency
+        # To count on the meta device, torch would load its compiler.
+        frequency = theta ** (-torch.arange(0, head_size, 2, dtype=torch.float64, device="cpu") / head_size)
+        angle = torch.arange(length, dtype=torch.float64, device="cpu")[:, None] * frequency
         angle_LP = torch.cat([angle, angle], dim=-1)
         self.register_buffer("cosine_LP", angle_LP.cos().float(), persistent=False)
         self.register_buffer("sine_LP", angle_LP.sin().float(), persistent=False)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import torch
 from torch import Tensor, nn
 
 from moe_testbed.routing.config import RoutingConfig
@@ -33,6 +34,21 @@ class LayerRouter(nn.Module):
         setting, config = self.router.setting, self.router.config
         check_decision(decision, setting.num_experts, setting.top_k, len(x_TM), config, context.layer, context.step)
         return decision
+
+
+def make_layer_router(config: RoutingConfig, setting: RouterSetting) -> LayerRouter:
+    """The routing of a layer, on the default device.
+
+    On the meta device tensors have no numbers. A router that looks at some while it is built, to lay out a table, say,
+    is built on the CPU instead.
+    """
+    if torch.get_default_device().type != "meta":
+        return LayerRouter(config, setting)
+    try:
+        return LayerRouter(config, setting)
+    except (NotImplementedError, RuntimeError):
+        with torch.device("cpu"):
+            return LayerRouter(config, setting)
 
 
 def without_barred(decision: RoutingDecision, barred_TE: Tensor) -> RoutingDecision:

@@ -50,7 +50,9 @@ class LinearScore(Scorer):
     def __init__(self, hidden_size: int, num_outputs: int, trainable: bool = True, std: float = 0.02) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(num_outputs, hidden_size), requires_grad=trainable)
-        nn.init.normal_(self.weight, std=std)
+        if not self.weight.is_meta:
+            # torch would load its compiler to draw nothing.
+            nn.init.normal_(self.weight, std=std)
 
     def forward(self, x_TM: Tensor) -> Tensor:
         """Logits, float32 [T, num_outputs]."""

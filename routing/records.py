@@ -163,4 +163,4 @@ class RouterSetting:
         """Expected share of every token id in the training stream, float64, sums to 1."""
         share_DV = self.token_counts_DV.double()
         share_DV = share_DV / share_DV.sum(1, keepdim=True).clamp(min=1)
-        return torch.tensor(self.domain_weights, dtype=torch.float64) @ share_DV
+        return torch.tensor(self.domain_weights, dtype=torch.float64, device=share_DV.device) @ share_DV

@@ -138,7 +138,7 @@ class Reference(Router):
     def _token_weights_V(self, domains: list[int]) -> Tensor:
         """Relative frequency of every token id in the mix of these domains, float64; a single one's counts."""
         counts_DV = self.setting.token_counts_DV[domains].double()
-        weights_D = torch.tensor([self.setting.domain_weights[domain] for domain in domains], dtype=torch.float64)
+        weights_D = counts_DV.new_tensor([self.setting.domain_weights[domain] for domain in domains])
         factors_D = weights_D / counts_DV.sum(1).clamp(min=1)
         largest = factors_D.max()
         return (factors_D / largest if largest > 0 else torch.ones_like(factors_D)) @ counts_DV

@@ -39,7 +39,8 @@ def make_model() -> Callable[..., LanguageModel]:
     ) -> LanguageModel:
         checkpointing = options.pop("activation_checkpointing", False)
         config = ModelConfig.model_validate({**MODEL, **options, "moe": {**MODEL["moe"], **(moe or {})}})  # type: ignore[dict-item]
-        counts_DV = torch.randint(1, 9, (len(DOMAINS), VOCAB_SIZE), generator=torch.Generator().manual_seed(5))
+        generator = torch.Generator().manual_seed(5)
+        counts_DV = torch.randint(1, 9, (len(DOMAINS), VOCAB_SIZE), generator=generator, device="cpu")
 
         def setting(layer: int) -> RouterSetting:
             return RouterSetting(

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -12,8 +15,11 @@ from torch.nn import functional as F
 
 from moe_testbed.model.language_model import LanguageModel, ModelOutput
 from moe_testbed.model.refusals import refuse_expert_names, refuse_scalars
-from moe_testbed.routing.records import UNLABELLED, RoutingContext
+from moe_testbed.routing.config import RoutingConfig
+from moe_testbed.routing.layer import make_layer_router
+from moe_testbed.routing.records import UNLABELLED, RouterSetting, RoutingContext
 from moe_testbed.routing.router import ROUTERS
+from moe_testbed.routing.routers.top_k import TopK, TopKConfig
 
 MakeModel = Callable[..., LanguageModel]
 MakeBatch = Callable[..., tuple[RoutingContext, Tensor]]
@@ -229,3 +235,36 @@ def test_cross_entropy_is_of_the_tied_embedding(make_model: MakeModel, make_batc
     output = model(context, targets_BL)
     assert output.layers == []
     torch.testing.assert_close(output.cross_entropy_BL, oracle_BL)
+
+
+@pytest.mark.parametrize("router", ["top_k", "hash", "reference", "cosine"])
+def test_a_model_on_the_meta_device_has_the_parameters_of_a_real_one(make_model: MakeModel, router: str) -> None:
+    options: dict[str, Any] = {
+        "routing": {"router": {"name": router}},
+        "moe": {"num_experts": 6, "num_shared_experts": 1, "num_constant_experts": 1},
+    }
+    real = make_model(**options)
+    with torch.device("meta"):
+        counted = make_model(**options)
+    for (name, parameter), (other_name, other) in zip(real.named_parameters(), counted.named_parameters(), strict=True):
+        assert (name, parameter.shape, parameter.requires_grad) == (other_name, other.shape, other.requires_grad)
+    assert counted.embedding.weight.is_meta and counted.moe_layers()[0].experts.down.is_meta
+
+
+def test_a_router_that_looks_at_its_tensors_is_built_on_the_cpu_where_a_model_is_only_counted() -> None:
+    class Looks(TopK):
+        def __init__(self, config: TopKConfig, setting: RouterSetting) -> None:
+            super().__init__(config, setting)
+            assert self.scorer.weight.abs().sum().item() > 0
+
+    setting = RouterSetting(4, 2, 8, 0, 1, ("all",), (1.0,), torch.ones(1, 5, dtype=torch.int64))
+    config = RoutingConfig.model_validate({"router": {"name": "top_k"}})
+    with pytest.MonkeyPatch.context() as patch, torch.device("meta"):
+        patch.setattr(ROUTERS, "get", lambda name: Looks)
+        router = make_layer_router(config, setting).router
+    assert {name: tuple(p.shape) for name, p in router.named_parameters()} == {"scorer.weight": (4, 8)}
+
+
+def test_no_deepspeed_is_imported_to_build_a_model() -> None:
+    code = "import sys, moe_testbed.model.language_model; sys.exit('deepspeed' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -47,15 +47,18 @@ class Plan:
         return sum(traffic.seconds(self.cluster.interconnect) for traffic in self.traffic)
 
 
-def make_plan(config: ExperimentConfig, cluster: ClusterConfig) -> Plan:
+def make_plan(config: ExperimentConfig, cluster: ClusterConfig, weights: list[Weight] | None = None) -> Plan:
     """The plan of a training.
+
+    Args:
+        weights: those of one rank, if they are known already.
 
     Raises:
         ConfigError: the ranks cannot share the batch or the experts, a group leaves its node without leave to do so, or
             router, model and mix do not go together.
     """
     layout, training = layout_of(config, cluster), config.training
-    weights = rank_weights(config)
+    weights = rank_weights(config) if weights is None else weights
     micro = micro_batch_size(config, layout.world_size)
     activations = planned_activations(config, micro, ELEMENT_SIZES[training.precision])
     return Plan(

@@ -61,6 +61,8 @@ def _override(part: str, key: str, value: Any) -> str:
 
 def _fits(plan: Plan, config: ExperimentConfig) -> bool:
     try:
-        return make_plan(config, plan.cluster).fits
+        # Only the expert-parallel size changes what a rank holds.
+        weights = plan.weights if config.parallel == plan.config.parallel else None
+        return make_plan(config, plan.cluster, weights).fits
     except ConfigError:
         return False

@@ -121,5 +121,5 @@ def group_sizes(num_experts: int, shares: tuple[float, ...], smallest: int) -> l
 
 def group_masks(sizes: list[int]) -> Tensor:
     """Which experts belong to which group, bool [J, E]; groups are consecutive."""
-    owner_E = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))
-    return owner_E[None, :] == torch.arange(len(sizes))[:, None]
+    owners = [group for group, size in enumerate(sizes) for _ in range(size)]
+    return torch.tensor([[owner == group for owner in owners] for group in range(len(sizes))])

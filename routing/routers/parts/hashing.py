@@ -86,8 +86,10 @@ def balanced_table(token_weights_V: Tensor, num_experts: int, top_k: int, seed: 
         token_weights_V: frequency of each token id, any scale.
 
     Returns:
-        int64 [V, K].
+        int64 [V, K]; on the meta device, where a model is only counted, without the work.
     """
+    if torch.get_default_device().type == "meta":
+        return torch.empty(len(token_weights_V), top_k, dtype=torch.int64)
     generator = torch.Generator().manual_seed(seed)
     shaken_V = token_weights_V.double() * (
         0.5 + torch.rand(token_weights_V.shape, generator=generator, dtype=torch.float64)
