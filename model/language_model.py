@@ -6,7 +6,6 @@ layers.
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
@@ -17,6 +16,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from moe_testbed.model.config import ModelConfig
+from moe_testbed.model.initialisation import initialise, seed_of
 from moe_testbed.model.moe import MoELayer
 from moe_testbed.model.refusals import refuse_expert_names, refuse_scalars
 from moe_testbed.model.transformer import Attention, FeedForward, RMSNorm, RotaryPositions
@@ -159,7 +159,7 @@ class LanguageModel(nn.Module):
         self.config = config
         self.activation_checkpointing = activation_checkpointing
         self.needs_domains = config.num_moe_layers > 0 and routing.needs_domains
-        # Drawn by _initialise alone.
+        # Drawn by initialise alone.
         self.embedding = nn.Embedding(
             vocab_size, config.hidden_size, _weight=torch.empty(vocab_size, config.hidden_size)
         )
@@ -173,7 +173,7 @@ class LanguageModel(nn.Module):
             if decides:
                 # A router draws its own start; the draw must not depend on what was built before it.
                 with torch.random.fork_rng(devices=[]):
-                    torch.manual_seed(_seed_of(seed, f"router.{deciding}"))
+                    torch.manual_seed(seed_of(seed, f"router.{deciding}"))
                     part = make_layer_router(routing, setting_of_layer(deciding))
                 deciding += 1
             self.blocks.append(Block(config, layer, part, expert_parallel_size, keep_outputs, moe_layer))
@@ -184,28 +184,9 @@ class LanguageModel(nn.Module):
             self.balancing = Balancing(
                 routing.balance, deciding, moe.num_routed_experts, moe.choices, data_parallel_group
             )
-        self._initialise(seed)
+        initialise(self, seed, config.num_layers)
         refuse_expert_names(self)
         refuse_scalars(self)
-
-    @torch.no_grad()
-    def _initialise(self, seed: int) -> None:
-        """Normal draws of variance 1 / fan-in; the layers that write to the residual stream are scaled by ``1 / sqrt(2
-        * num_layers)``."""
-        residual = (2 * self.config.num_layers) ** -0.5
-        for name, module in self.named_modules():
-            if isinstance(module, nn.Embedding):
-                _draw(module.weight, seed, name, module.weight.shape[1] ** -0.5)
-            elif isinstance(module, nn.Linear) and ".routing." not in name:
-                writes = name.endswith((".output", ".down"))
-                _draw(module.weight, seed, name, module.weight.shape[1] ** -0.5 * (residual if writes else 1.0))
-            elif isinstance(module, MoELayer):
-                experts = module.experts
-                for part, scale in (("gate_up", 1.0), ("down", residual)):
-                    weight = getattr(experts, part)
-                    for index in range(experts.num_experts):
-                        number = module.first_expert + index
-                        _draw(weight[index], seed, f"{name}.{number}.{part}", weight.shape[1] ** -0.5 * scale)
 
     def forward(self, context: RoutingContext, targets_BL: Tensor) -> ModelOutput:
         """One micro-batch.
@@ -289,14 +270,3 @@ class LanguageModel(nn.Module):
         """Parameters of all routers and of what they are shown."""
         routings = [block.routing for block in self.blocks if isinstance(block.routing, LayerRouter)]
         return sum(parameter.numel() for routing in routings for parameter in routing.parameters())
-
-
-def _seed_of(seed: int, name: str) -> int:
-    return zlib.crc32(f"{seed}/{name}".encode())
-
-
-def _draw(weight: Tensor, seed: int, name: str, std: float) -> None:
-    if weight.is_meta:
-        return
-    generator = torch.Generator().manual_seed(_seed_of(seed, name))
-    weight.copy_(torch.randn(weight.shape, generator=generator) * std)

@@ -11,7 +11,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
@@ -187,18 +186,6 @@ class MoELayer(nn.Module):
         added_TKM = self.zero_computation(x_TM, weights_TKX)
         hidden_BLM = output.hidden_BLM + added_TKM.sum(1).view_as(hidden_BLM)
         return MoEOutput(hidden_BLM, kept_TK, output.outputs_TKM + added_TKM)
-
-    @torch.no_grad()
-    def neurons_EFX(self) -> Tensor:
-        """All weights of each neuron of the experts with a feed-forward layer, of all ranks: what its gate reads, what
-        it reads, what it writes. [E, F, 3 * M]."""
-        gate, up = self.experts.gate_up.transpose(1, 2).chunk(2, dim=1)
-        mine = torch.cat([gate, up, self.experts.down], dim=-1)
-        if self.group is None:
-            return mine
-        parts = [torch.empty_like(mine) for _ in range(dist.get_world_size(self.group))]
-        dist.all_gather(parts, mine, group=self.group)
-        return torch.cat(parts)
 
     @contextmanager
     def without_drops(self) -> Iterator[None]:

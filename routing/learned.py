@@ -107,11 +107,6 @@ def gathered(scores_TE: Tensor, expert_ids_TK: Tensor, normalise: bool) -> Tenso
     return weights_TK
 
 
-def softmax_over_chosen(logits_TE: Tensor, expert_ids_TK: Tensor) -> Tensor:
-    """Softmax over the logits of the chosen experts only (Mixtral, arXiv 2401.04088, section 2.1). Float32 [T, K]."""
-    return logits_TE.gather(-1, expert_ids_TK).softmax(-1)
-
-
 def uniform(expert_ids_TK: Tensor) -> Tensor:
     """1/K for each choice. Float32 [T, K]."""
     return torch.full(expert_ids_TK.shape, 1.0 / expert_ids_TK.shape[1], device=expert_ids_TK.device)

@@ -153,10 +153,3 @@ def load_in_sets(
         sets.mean(probabilities_TE, valid_T),
         sets.shares(valid_T, probabilities_TE),
     )
-
-
-def load_in_scope(
-    scope: Scope, decision: RoutingDecision, context: RoutingContext, wider_counts_E: Tensor | None = None
-) -> Load:
-    """:func:`load_in_sets` of the sets of a scope."""
-    return load_in_sets(token_sets(scope, context), decision, context.valid_T, wider_counts_E)

@@ -125,7 +125,7 @@ class AblatedModel:
     def neurons(self, layer: int) -> Float | None:
         if self.num_experts > MOST_COMPARED or self.model.config.moe.expert_size > MOST_NEURONS:
             return None
-        neurons_EFX = self.layers[layer].neurons_EFX().float().cpu().numpy()
+        neurons_EFX = _neurons_EFX(self.layers[layer]).float().cpu().numpy()
         without = self.num_experts - len(neurons_EFX)
         return np.pad(neurons_EFX, ((0, without), (0, 0), (0, 0)), constant_values=np.nan)
 
@@ -191,6 +191,19 @@ class AblatedModel:
         here_T = torch.isin(sequence_T, share.numbers_B)
         row_T = torch.searchsorted(share.numbers_B, sequence_T[here_T])
         self.probe_YTM[y, here_T] = hidden_BLM[share.counted_B][row_T, place_T[here_T]].float()
+
+
+@torch.no_grad()
+def _neurons_EFX(moe: MoELayer) -> Tensor:
+    """Returns all weights of each neuron of the experts with a feed-forward layer, of all ranks: what its gate reads,
+    what it reads, what it writes. [E, F, 3 * M]."""
+    gate, up = moe.experts.gate_up.transpose(1, 2).chunk(2, dim=1)
+    mine = torch.cat([gate, up, moe.experts.down], dim=-1)
+    if moe.group is None:
+        return mine
+    parts = [torch.empty_like(mine) for _ in range(dist.get_world_size(moe.group))]
+    dist.all_gather(parts, mine, group=moe.group)
+    return torch.cat(parts)
 
 
 def _all_to(expert: int, hidden_BLM: Tensor) -> RoutingDecision:

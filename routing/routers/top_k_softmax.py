@@ -4,9 +4,14 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from moe_testbed.routing.learned import LinearRouter, LinearRouterConfig, softmax_over_chosen
+from moe_testbed.routing.learned import LinearRouter, LinearRouterConfig
 from moe_testbed.routing.records import RouterSetting, RoutingContext
 from moe_testbed.routing.router import ROUTERS, Scores
+
+
+def softmax_over_chosen(logits_TE: Tensor, expert_ids_TK: Tensor) -> Tensor:
+    """Softmax over the logits of the chosen experts only (Mixtral, arXiv 2401.04088, section 2.1). Float32 [T, K]."""
+    return logits_TE.gather(-1, expert_ids_TK).softmax(-1)
 
 
 class TopKSoftmaxConfig(LinearRouterConfig):

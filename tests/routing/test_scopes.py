@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from moe_testbed.routing.balance.balancers.load_balancing_loss import load_balancing_loss
-from moe_testbed.routing.load import count_assignments, load_in_scope, token_sets
+from moe_testbed.routing.load import Load, count_assignments, load_in_sets, token_sets
 from moe_testbed.routing.records import NO_EXPERT, RoutingContext, RoutingDecision
 from moe_testbed.routing.scopes import Estimator, Scope, ScopeConfig
 from tests.routing.cases import DOMAINS, make_context, make_router
@@ -21,6 +21,13 @@ def draw_experts(tokens: int, num_experts: int, top_k: int) -> Tensor:
     """K different experts for every token; some choices are no expert's."""
     expert_ids_TK = torch.rand(tokens, num_experts).argsort(-1)[:, :top_k]
     return expert_ids_TK.masked_fill(torch.rand(tokens, top_k) < 0.2, NO_EXPERT)
+
+
+def load_in_scope(
+    scope: Scope, decision: RoutingDecision, context: RoutingContext, wider_counts_E: Tensor | None = None
+) -> Load:
+    """The load over the balance sets of a scope."""
+    return load_in_sets(token_sets(scope, context), decision, context.valid_T, wider_counts_E)
 
 
 class AsGiven(torch.nn.Module):
