@@ -27,6 +27,8 @@ class Base(LinearRouter):
     exact, on the CPU. No balancing loss is needed. Padding is routed as in evaluation. Balancers see ``g / sum(g)``.
 
     Causal in evaluation only: in training a token's experts depend on all tokens of the pool, later ones too.
+
+    Oracle: ``route_base`` in tests/routing/oracles_pool.py.
     """
 
     Config = BaseConfig

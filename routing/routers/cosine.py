@@ -63,6 +63,8 @@ class Cosine(TopK):
 
     X-MoE (Chi et al., arXiv 2204.09179, section 3): P has E / 2 rows, and tau, their inverse temperature, is learned.
     As in Tutel (arXiv 2206.03382) its logarithm is learned, tau stays below 100 and starts at 2.
+
+    Oracle: ``route_cosine`` in tests/routing/oracles_learned.py.
     """
 
     Config = CosineConfig

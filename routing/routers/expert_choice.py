@@ -44,6 +44,8 @@ class ExpertChoice(LinearRouter):
 
     It is not causal, in training or in evaluation, over whatever pool: a token's experts depend on later tokens, which
     tell of the next token what a language model must not know. Its losses are no language model's.
+
+    Oracle: ``route_expert_choice`` in tests/routing/oracles_pool.py.
     """
 
     Config = ExpertChoiceConfig

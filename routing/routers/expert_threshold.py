@@ -55,6 +55,8 @@ class ExpertThreshold(LinearRouter):
     the first ones the plain mean of all q so far, with q the mean of the micro-batches' quantiles, weighted by their
     tokens. With few tokens in a micro-batch that mean is off: at K = 2 of 24 experts by 10 % of the load for 64 tokens
     and by 2 % for 512. In the first step, which has no thresholds yet, S = topk(p).
+
+    Oracle: ``route_expert_threshold`` in tests/routing/oracles_learned.py.
     """
 
     Config = ExpertThresholdConfig

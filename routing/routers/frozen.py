@@ -21,7 +21,10 @@ class FrozenConfig(TopKConfig):
 @ROUTERS.register("frozen")
 class Frozen(TopK):
     """``top_k`` with W as initialised (Fan et al., arXiv 2402.13089): the hidden states still move, the
-    router's map does not."""
+    router's map does not.
+
+    Oracle: ``route_top_k`` in tests/routing/oracles.py.
+    """
 
     Config = FrozenConfig
     config: FrozenConfig

@@ -44,6 +44,8 @@ class GroupLimited(LinearRouter):
     2.5`` is DeepSeek-V3 (arXiv 2412.19437, section 2.1.2 and equations 12-16). Where K / groups_kept is not whole, the
     sum is of the next larger number.
 
+    Oracle: ``route_group_limited`` in tests/routing/oracles_learned.py.
+
     Raises:
         ValueError: the experts cannot be divided into the groups, or the groups kept have fewer than K experts.
     """

@@ -35,7 +35,10 @@ class HashConfig(RouterConfig):
 @ROUTERS.register("hash")
 class Hash(Router):
     """``S = table[token id]``, ``g = 1/k``: a control that knows the token and nothing of its domain (Hash Layers,
-    arXiv 2106.04426)."""
+    arXiv 2106.04426).
+
+    Oracle: ``route_hash`` in tests/routing/oracles.py.
+    """
 
     Config = HashConfig
     config: HashConfig

@@ -41,7 +41,10 @@ class MLPScore(LinearScore):
 @ROUTERS.register("mlp")
 class MLP(TopK):
     """``top_k`` with ``z = W2 gelu(W1 x)``: a router that separates what no linear map does (the learned router of Fan
-    et al., arXiv 2402.13089, is such a network)."""
+    et al., arXiv 2402.13089, is such a network).
+
+    Oracle: ``route_mlp`` in tests/routing/oracles_learned.py.
+    """
 
     Config = MLPConfig
     config: MLPConfig

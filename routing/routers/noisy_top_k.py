@@ -40,6 +40,8 @@ class NoisyTopK(TopK):
     With normalised weights ``g = softmax(z_S)`` as in Shazeer et al. (arXiv 1701.06538, equations 3-5), where the
     balancers ``importance`` and ``load`` belong to it. W_n starts at 0 as there (appendix A), so that the noise starts
     with a standard deviation of ln 2 for all. eps is a function of (seed, layer, sequence, position, expert).
+
+    Oracle: ``route_noisy_top_k`` in tests/routing/oracles_learned.py.
     """
 
     Config = NoisyTopKConfig

@@ -23,6 +23,8 @@ class PermutedReference(Reference):
     The tokens of one sequence that share a group in ``reference`` share one here, but it is drawn for each (sequence,
     reference's group) with the groups' shares of the mix. The draw is a function of (seed, sequence, reference's
     group), the same in all layers.
+
+    Oracle: ``route_permuted_reference`` in tests/routing/oracles.py.
     """
 
     Config = PermutedReferenceConfig

@@ -57,6 +57,8 @@ class Quantile(LinearRouter):
     every route depend on tokens that come later. Here it is what the last step's tokens asked for: the load is even
     as far as that step foretells this one, and the routing is causal, the same function in training and in evaluation.
 
+    Oracle: ``route_quantile`` in tests/routing/oracles_pool.py.
+
     Raises:
         ValueError: top_k is the number of experts, which leaves nothing to choose.
     """

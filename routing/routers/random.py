@@ -33,6 +33,8 @@ class Random(Router):
 
     The draw is a function of (seed, layer, sequence, position). A sequence's number never comes twice in training, so
     every step is drawn afresh.
+
+    Oracle: ``route_random`` in tests/routing/oracles.py.
     """
 
     Config = RandomConfig

@@ -90,6 +90,8 @@ class Reference(Router):
     With ``document_parts`` n every group becomes n groups, and the document's number decides by hash which of them
     serves its tokens, the same in all layers.
 
+    Oracle: ``route_reference`` in tests/routing/oracles.py.
+
     Raises:
         ValueError: a domain without a group, groups that need more experts than there are, or ``all`` and a group whose
             size is not top_k.

@@ -74,6 +74,8 @@ class ReLU(Router):
     ReMoE's z has no offset c, and half of its gates are open at the start: in small trials the penalty then shrank W
     instead of closing gates, and top_k was not reached however far it grew. Here 98 % are open at the start, and their
     sum of E outputs is as large as one output. Balancers see ``g / sum g``.
+
+    Oracle: ``route_relu`` in tests/routing/oracles_learned.py.
     """
 
     Config = ReLUConfig

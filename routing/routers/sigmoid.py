@@ -25,6 +25,8 @@ class Sigmoid(LinearRouter):
     """``s = sigmoid(W x)``, ``S = topk(s + b)``, ``g_i = route_scale * s_i / sum_S s`` with b the selection bias.
 
     DeepSeek-V3 (arXiv 2412.19437, equations 13-16). Balancers see ``s / sum(s)`` (equation 19).
+
+    Oracle: ``route_sigmoid`` in tests/routing/oracles.py.
     """
 
     Config = SigmoidConfig

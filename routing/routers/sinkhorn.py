@@ -30,6 +30,8 @@ class Sinkhorn(LinearRouter):
     in a pool of few tokens not at all. Padding is routed as in evaluation. Balancers see ``g / sum(g)``.
 
     Causal in evaluation only: in training a token's experts depend on all tokens of the pool, later ones too.
+
+    Oracle: ``route_sinkhorn`` in tests/routing/oracles_pool.py.
     """
 
     Config = SinkhornConfig

@@ -25,6 +25,8 @@ class TopK(LinearRouter):
 
     ``normalise: false`` is Switch (k = 1; arXiv 2101.03961, equations 1-2) and OLMoE (arXiv 2409.02060), ``normalise:
     true`` GShard without noise (k = 2; arXiv 2006.16668, algorithm 1) and Qwen3 (arXiv 2505.09388).
+
+    Oracle: ``route_top_k`` in tests/routing/oracles.py.
     """
 
     Config = TopKConfig

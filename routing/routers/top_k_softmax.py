@@ -32,6 +32,8 @@ class TopKSoftmax(LinearRouter):
     Equal to ``top_k`` with ``normalise: true`` as long as no bias enters the selection: a bias is added to the
     probabilities there and to the logits here.
 
+    Oracle: ``route_top_k_softmax`` in tests/routing/oracles.py.
+
     Raises:
         ValueError: top_k is 1; the only weight would always be 1.
     """

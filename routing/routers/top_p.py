@@ -61,6 +61,8 @@ class TopP(LinearRouter):
     Here a controller sets tau, so that the router costs on average what top-k does: after each optimizer step
     ``logit(tau) += rate * log(K / m)`` with m the experts per token in the global batch, starting from tau = K / E,
     which would be right for uniform p. In logits, since near 1 a little of tau is many experts.
+
+    Oracle: ``route_top_p`` in tests/routing/oracles_learned.py.
     """
 
     Config = TopPConfig
