@@ -10,10 +10,10 @@ STRONG, MODERATE, WEAK = 0.5, 0.15, 0.03
 EVEN, UNEVEN = 0.95, 0.85
 """Bounds of the words for `normalised_effective_experts`."""
 SLOW, DROPS, DIFFERENT = 0.9, 0.005, 0.02
-"""What a verdict tells of the cost: fewer tokens/s than this share of the fastest run's, more assignments dropped than
-this, active parameters that differ from the reference's by more than this."""
+"""A verdict tells of the cost where a run has fewer tokens/s than this share of the fastest run's, drops more
+assignments than this, or has active parameters that differ from the reference's by more than this."""
 RANGE, FEW = 3, 5
-"""So many seeds at most: the bootstrap interval of their mean is their range; it falls well short of 95 %."""
+"""With at most so many seeds the bootstrap interval of their mean is their range, or falls well short of 95 %."""
 
 NOTHING = "–"
 
@@ -28,7 +28,7 @@ class Verdict:
 
 
 def number(value: float | None, digits: int = 3, signed: bool = False) -> str:
-    """A number at so many decimals, or a dash; one that is rounded to 0 has no sign."""
+    """Writes a number at so many decimals, or a dash; one that is rounded to 0 has no sign."""
     if value is None:
         return NOTHING
     text = f"{value:{'+' if signed else ''},.{digits}f}"
@@ -36,17 +36,17 @@ def number(value: float | None, digits: int = 3, signed: bool = False) -> str:
 
 
 def percent(value: float | None, digits: int = 0) -> str:
-    """A share as per cent, or a dash."""
+    """Writes a share as per cent, or a dash."""
     return NOTHING if value is None else f"{number(100 * value, digits)} %"
 
 
 def interval(estimate: dict[str, Any], scale: float = 1.0, digits: int = 3) -> str:
-    """The bounds of an estimate in brackets."""
+    """Writes the bounds of an estimate in brackets."""
     return f"[{number(estimate['low'] * scale, digits)}, {number(estimate['high'] * scale, digits)}]"
 
 
 def headlines(results: dict[str, Any]) -> list[Verdict]:
-    """Whether the reference wins and whether `recovered` has a meaning: what a reader must know first."""
+    """Says whether the reference wins and whether `recovered` has a meaning, which a reader must know first."""
     reference = results["reference"]
     best, lead = reference["best"], reference["lead_over_control"]
     if not reference["labels"]:
@@ -75,7 +75,7 @@ def headlines(results: dict[str, Any]) -> list[Verdict]:
 
 
 def _without_reference(results: dict[str, Any]) -> Verdict:
-    """What a suite shows that compares with nothing, such as one of analysed checkpoints."""
+    """Says what a suite shows that compares with nothing, such as one of analysed checkpoints."""
     text = "This suite names no reference: it shows how experts are used, not how far from a reference they are."
     known = [run for run in results["runs"] if run["routing"]["top_k"]["domain_information"]["mean"] is not None]
     if not known:
@@ -188,7 +188,7 @@ def _gap(run: dict[str, Any], results: dict[str, Any]) -> str:
 
 
 def _experts(run: dict[str, Any]) -> str | None:
-    """Do the experts specialise, and are all used?"""
+    """Says whether the experts specialise and whether all are used."""
     routing = run["routing"]["top_k"]
     above = routing["domain_information_above_shuffled"]
     used, dead = routing["normalised_effective_experts"]["mean"], routing["dead_experts"]["mean"]
@@ -208,7 +208,7 @@ def _experts(run: dict[str, Any]) -> str | None:
 
 
 def _causes(run: dict[str, Any]) -> str | None:
-    """Does it matter which experts a domain uses?"""
+    """Says whether it matters which experts a domain uses."""
     causes = run.get("causes") or {}
     parts = []
     own, elsewhere = causes.get("keep_only_group"), causes.get("forced_elsewhere")
@@ -234,7 +234,7 @@ def _causes(run: dict[str, Any]) -> str | None:
 
 
 def _can_be_forced(run: dict[str, Any]) -> bool:
-    """Whether the router chooses again among the experts that it is left, by its scores or by the label that it reads.
+    """Says whether the router chooses again among the experts left to it, by its scores or by the label that it reads.
 
     Without scores the choices just fall away; the control ignores the label that it is told.
     """
@@ -244,7 +244,7 @@ def _can_be_forced(run: dict[str, Any]) -> bool:
 
 
 def _cost(run: dict[str, Any], results: dict[str, Any]) -> str | None:
-    """What differs from the other runs: speed, dropping, size."""
+    """Says what differs from the other runs: speed, dropping, size."""
     fastest = max((other["tokens_per_second"]["mean"] or 0.0 for other in results["runs"]), default=0.0)
     speed, dropped = run["tokens_per_second"]["mean"], run["drop_rate"]["mean"]
     parts = []

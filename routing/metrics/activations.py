@@ -19,7 +19,7 @@ from moe_testbed.routing.metrics.metric import Metric
 
 @dataclass(frozen=True)
 class Pair:
-    """`share` of the tokens of `expert` that use `partner` too."""
+    """A pair of experts: `share` of the tokens of `expert` use `partner` too."""
 
     expert: int
     partner: int
@@ -108,7 +108,7 @@ def linear_cka(X_TM: ArrayLike, Y_TM: ArrayLike) -> float:
 
 
 def cka_matrix(outputs_ETM: ArrayLike) -> FloatArray:
-    """`linear_cka` of every pair of experts [E, E]; the diagonal is 1, or nan where an expert's outputs do not vary.
+    """Returns `linear_cka` of every pair of experts [E, E]; the diagonal is 1, or nan for outputs that do not vary.
 
     By the tokens' inner products, ||Y^T X||_F^2 = <X X^T, Y Y^T>: memory is 8 E T^2 bytes, whatever M is.
     """
@@ -162,7 +162,7 @@ def matched_cosine(one_FX: ArrayLike, other_FX: ArrayLike) -> float:
 
 
 def weight_cosine_matrix(weights_EFX: ArrayLike) -> FloatArray:
-    """`matched_cosine` of every pair of experts [E, E]. One matching a pair: time grows with E^2 F^3."""
+    """Returns `matched_cosine` of every pair of experts [E, E]. Each pair is matched: time grows with E^2 F^3."""
     weights = np.asarray(weights_EFX, dtype=np.float64)
     if weights.ndim != 3:
         raise ValueError(f"weights_EFX must be experts x neurons x weights, got shape {weights.shape}")
@@ -193,7 +193,7 @@ def _outputs(outputs_ETM: ArrayLike) -> NDArray[np.floating]:
 
 
 def _by_token(outputs_ETM: NDArray[np.floating]) -> Iterator[FloatArray]:
-    """[E, M] of each token in double precision, which the whole would need much memory for."""
+    """Yields the outputs [E, M] of each token in double precision, for which the whole would need much memory."""
     for output_EM in outputs_ETM.swapaxes(0, 1):
         yield output_EM.astype(np.float64)
 

@@ -26,9 +26,9 @@ from moe_testbed.routing.metrics.metric import Metric
 
 CONFIDENCE = 0.95
 RESAMPLES = 2000
-"""Of a mean, which costs next to nothing."""
+"""The number of resamples of a mean, which costs next to nothing."""
 COUNTS_RESAMPLES = 200
-"""Of a metric of counts, which is computed once for each resample."""
+"""The number of resamples of a metric of counts, which is computed once for each of them."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ def counts_interval(
     resamples: int = COUNTS_RESAMPLES,
     within: tuple[float, float] = (0.0, float("inf")),
 ) -> Interval:
-    """`metric` of the table of counts, with its interval over documents.
+    """Returns `metric` of the table of counts, with its interval over documents.
 
     The basic interval, [2m - q_high, 2m - q_low] for the estimate m and the quantiles q of the resampled metric. It
     takes off the bias of metrics such as `domain_information`, which few documents push up: a resample has fewer

@@ -15,7 +15,7 @@ from moe_testbed.routing.metrics.metric import Metric
 
 
 def damage_matrix(ablation_loss_EN: ArrayLike, baseline_loss_N: ArrayLike, domain_N: ArrayLike) -> FloatArray:
-    """By how much domain d's loss rises without expert e, in nats per token [E, D]; below 0 where it falls.
+    """Returns by how much domain d's loss rises without expert e, in nats per token [E, D]; below 0 where it falls.
 
     The expert is barred and its tokens choose anew among the others, or its output is replaced by its mean: the
     formula is the same. Rows of experts that were not tried are nan and stay nan. Blind to experts that stand in for
@@ -69,7 +69,7 @@ def ablation_damage(damage_ED: ArrayLike, owner_E: ArrayLike) -> float:
 
 
 def forced_matrix(forced_loss_DN: ArrayLike, baseline_loss_N: ArrayLike, domain_N: ArrayLike) -> FloatArray:
-    """By how much the loss of domain d's tokens (row) rises when all may use only domain g's experts (column), [D, D].
+    """Returns by how much domain d's loss (row) rises when all may use only domain g's experts (column), [D, D].
 
     forced_loss_DN: row g, every token is kept to group g in all layers; a nan row gives a nan column. The diagonal is
     the price of keeping only one's own group. Blind to layers: all are forced at once.
@@ -124,7 +124,7 @@ def _means_by_domain(values_XN: FloatArray, domain_N: NDArray[np.int64], num_dom
 
 
 def _damage(damage_ED: ArrayLike) -> FloatArray:
-    """What makes a loss worse; the nan of domains without sequences counts as none, that of an expert as nan."""
+    """Returns what makes a loss worse; the nan of domains without sequences counts as 0, that of an expert stays."""
     damage = np.asarray(damage_ED, dtype=np.float64)
     return np.where(np.isnan(damage).all(axis=1, keepdims=True), np.nan, np.fmax(damage, 0.0))
 

@@ -87,7 +87,7 @@ def domain_information(counts_DE: ArrayLike, weights_D: ArrayLike | None = None)
 def domain_information_above_shuffled(
     counts_DE: ArrayLike, shuffled_DE: ArrayLike, weights_D: ArrayLike | None = None
 ) -> float:
-    """`domain_information` less that of the same assignments under labels permuted among sequences.
+    """Returns `domain_information` less that of the same assignments under labels permuted among sequences.
 
     -1 to 1; 0 is chance. It removes what few sequences, or sequences of one topic, would show without any
     specialization by domain. One permutation is itself a sample, so small negative values are noise.

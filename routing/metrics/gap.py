@@ -28,7 +28,7 @@ from moe_testbed.routing.metrics.metric import Metric
 
 @dataclass(frozen=True)
 class Recovered:
-    """`share` of the reference's `lead` over its control, or the reason why the share is undefined."""
+    """What a router recovers: its `share` of the reference's `lead` over the control, or why that is undefined."""
 
     share: Interval
     lead: Interval

@@ -73,7 +73,7 @@ class Sheet:
         upright: bool = False,
         colour: str = "black",
     ) -> None:
-        """Write a line, centred on y; `side` says which part of it is at x: left, center or right.
+        """Writes a line, centred on y; `side` says which part of it is at x: left, center or right.
 
         Upright it is turned to the left: centred on x, and `side` says which part is at y.
         """

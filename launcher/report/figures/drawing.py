@@ -1,4 +1,4 @@
-"""From a figure to a picture: SVG and PNG, on which page and with which words."""
+"""Pictures: a figure as SVG and PNG, with its words and the section of the page where it stands."""
 
 from __future__ import annotations
 

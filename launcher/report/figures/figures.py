@@ -27,7 +27,7 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 MARKERS = "osD^vP<>"
 LINES = ("-", "--", ":", "-.")
 SHOWN_LAYERS = 4
-"""Of a model with more MoE layers the page shows the first, the middle and the last."""
+"""Where a model has more MoE layers, the page shows the first, the middle and the last."""
 
 
 def draw_all(suite: Suite, results: dict[str, Any]) -> list[Picture]:
@@ -36,7 +36,7 @@ def draw_all(suite: Suite, results: dict[str, Any]) -> list[Picture]:
 
 
 def save(pictures: list[Picture], folder: Path) -> None:
-    """Write each figure as NAME.svg and NAME.png; all layers, where it shows some, as NAME_all_layers."""
+    """Writes each figure as NAME.svg and NAME.png; all layers, where it shows some, as NAME_all_layers."""
     folder.mkdir(parents=True, exist_ok=True)
     for picture in pictures:
         write_bytes_atomically(folder / f"{picture.name}.svg", picture.svg)

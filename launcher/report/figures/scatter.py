@@ -57,7 +57,7 @@ def draw_scatter(points: Sequence[Point], split: str) -> Figure:
 
 
 def label_points(axes: Axes, labels: Sequence[str], x: Sequence[float], y: Sequence[float]) -> None:
-    """Write each label beside its point, at the nearest place where it covers no other label and no point."""
+    """Writes each label beside its point, at the nearest place where it covers no other label and no point."""
     scale = 72 / axes.figure.dpi
     points = axes.transData.transform(np.column_stack([x, y])) * scale
     taken: list[Rectangle] = [(px - 7, py - 7, px + 7, py + 7) for px, py in points]

@@ -30,7 +30,7 @@ DAMAGE = {"ablation_damage_YED": "ablation_loss_YEN", "mean_damage_YED": "mean_l
 
 
 def causes(analyses: Sequence[Ablation], domains: Sequence[str]) -> Results | None:
-    """What barring, replacing and forcing do to the loss. None without any of it."""
+    """Returns what barring, replacing and forcing do to the loss; None without any of it."""
     found: Results = {
         **_of_damage(analyses, "ablation_damage_YED"),
         **_of_damage(analyses, "mean_damage_YED"),
@@ -114,7 +114,7 @@ def _resampled_damage(analysis: Ablation, losses_YEN: Floats) -> Iterator[Floats
 
 
 def _ablation_matrix(analyses: Sequence[Ablation], num_domains: int) -> list[list[float]] | None:
-    """Domains x owner domain: mean over seeds, layers and the owner's experts of the damage; nan where it owns none."""
+    """Returns the mean damage, domain x owner, over seeds, layers and the owner's experts; nan where it owns none."""
     by_owner: list[list[Floats]] = [[] for _ in range(num_domains)]
     for analysis in analyses:
         if analysis.ablation_loss_YEN is None or analysis.owner_YE is None:

@@ -21,7 +21,7 @@ NO_REFERENCE = "the suite names no reference"
 
 
 def role(suite: Suite, label: str) -> str:
-    """reference, control, learned, fixed or unknown."""
+    """Returns reference, control, learned, fixed or unknown."""
     if label in suite.reference:
         return "reference"
     if label == suite.control:
@@ -31,12 +31,12 @@ def role(suite: Suite, label: str) -> str:
 
 
 def causal(suite: Suite, label: str) -> bool:
-    """False if a training says that its router sees later tokens: its loss then is no competitor of the others'."""
+    """Returns False if a training says that its router sees later tokens: its loss then competes with no other."""
     return all(training.summary.get("causal", True) for training in suite.of(label))
 
 
 def router(suite: Suite, label: str) -> str:
-    """Name of the run's router."""
+    """Returns the name of the run's router."""
     known = [training.router for training in suite.of(label) if training.router != "unknown"]
     return known[0] if known else "unknown"
 
@@ -76,7 +76,7 @@ def losses(suite: Suite, label: str, domains: Sequence[str]) -> Results:
 
 
 def recovered(suite: Suite, label: str, best: str | None, domains: Sequence[str]) -> Results:
-    """`recovered` overall and by domain; with a reason instead of a value where it is undefined."""
+    """Returns `recovered` overall and by domain, with a reason instead of a value where it is undefined."""
     nothing = {"value": None, "low": None, "high": None, "over": None}
     paired = _paired(suite, suite.control, label, best)
     if paired is None:
@@ -115,7 +115,7 @@ def _lead(suite: Suite, behind: str | None, ahead: str | None) -> Results | None
 def _paired(
     suite: Suite, *labels: str | None
 ) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.int64] | None] | None:
-    """`paired_losses` of the runs over the seeds that all of them finished; None without such a seed."""
+    """Returns `paired_losses` of the runs over the seeds that all of them finished; None without such a seed."""
     runs = [suite.evaluations(label) if label is not None else {} for label in labels]
     seeds = [seed for seed in suite.seeds if all(seed in run for run in runs)]
     return paired_losses([[run[seed] for seed in seeds] for run in runs]) if seeds else None

@@ -34,7 +34,7 @@ USAGE = tuple(metric for metric in REPORTED if metric.part == "" and metric.of)
 
 
 def routing(evaluations: Sequence[Evaluation]) -> Results:
-    """form -> metric -> mean, spread and layers; and the interval of each metric of all choices that has one."""
+    """Returns form -> metric -> mean, spread and layers, with the interval of each bounded metric of all choices."""
     forms: dict[str, Callable[[Evaluation], NDArray[np.int64]]] = {
         "top_1": lambda evaluation: evaluation.counts_top_1_YDE,
         "top_k": lambda evaluation: evaluation.counts_top_k_YDE,
@@ -72,7 +72,7 @@ def _add_intervals(top_k: Results, evaluations: Sequence[Evaluation]) -> None:
 
 
 def usage(evaluations: Sequence[Evaluation], domains: Sequence[str]) -> Results:
-    """Experts per token and dropped assignments, these by domain too."""
+    """Returns experts per token and dropped assignments, these by domain too."""
 
     def of_domain(evaluation: Evaluation, d: int) -> list[float]:
         tables = zip(evaluation.counts_top_k_YDE, evaluation.dropped_YDE, strict=True)
@@ -87,7 +87,7 @@ def usage(evaluations: Sequence[Evaluation], domains: Sequence[str]) -> Results:
 
 
 def agreement(evaluations: Sequence[Evaluation]) -> Results | None:
-    """How far the routing weight, or the counts where no weights were recorded, go as the reference's would."""
+    """Says how far the routing weight goes as the reference's would, or the counts where no weights were recorded."""
 
     def of_run(evaluation: Evaluation, metric: Metric) -> list[float] | None:
         counts_YDE, weight_YDE = evaluation.counts_top_k_YDE, evaluation.weight_YDE
@@ -100,7 +100,7 @@ def agreement(evaluations: Sequence[Evaluation]) -> Results | None:
 
 
 def vocabulary(evaluations: Sequence[Evaluation]) -> Results | None:
-    """How far the token id decides the first choice, with the level of chance."""
+    """Says how far the token id decides the first choice, with the level of chance."""
     with_words = [e for e in evaluations if e.vocabulary_ids_V is not None and len(e.vocabulary_ids_V)]
     found = part_of("vocabulary", with_words)
     ids = [len(e.vocabulary_ids_V) for e in evaluations if e.vocabulary_ids_V is not None]

@@ -44,7 +44,7 @@ def over_layers(values: Sequence[float]) -> float:
 
 
 def by_layer(sources: Sequence[Source], of_layers: Callable[[Source], Sequence[float] | None]) -> Results | None:
-    """`layered` over the seeds that have the number; None where none has."""
+    """Returns `layered` over the seeds that have the number; None where none has."""
     found = [values for source in sources if (values := of_layers(source)) is not None]
     return layered(found) if found else None
 

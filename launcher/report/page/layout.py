@@ -50,7 +50,7 @@ class Section:
 
     @property
     def beside(self) -> bool:
-        """Whether its only picture and its tables fit side by side."""
+        """Says whether its only picture and its tables fit side by side."""
         return len(self.pictures) == 1 and 0 < max((len(table.columns) for table in self.tables), default=0) <= NARROW
 
 

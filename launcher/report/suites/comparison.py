@@ -28,7 +28,7 @@ COMPARED = tuple(
     if metric.compared
 )
 FEWEST = 4
-"""Of fewer shared routers the order says nothing: three keep theirs by chance one time in six."""
+"""The order of fewer shared routers says nothing: three keep theirs by chance one time in six."""
 
 
 def open_suites(folders: Sequence[Path]) -> list[Suite]:
@@ -139,7 +139,7 @@ def _told_apart(pair: Pair) -> dict[str, int]:
 
 
 def _sign(lead: Sequence[float] | None) -> int:
-    """1 or -1 where the interval is on one side of 0, else 0."""
+    """Returns 1 or -1 where the interval is on one side of 0, else 0."""
     if lead is None or lead[1] <= 0 <= lead[2]:
         return 0
     return 1 if lead[1] > 0 else -1

@@ -45,7 +45,7 @@ class Summarised:
 
 
 def estimate(run: Results, metric: str) -> Results:
-    """Value, low, high and over; low and high are null where the report has no interval."""
+    """Returns value, low, high and over; low and high are null where the report has no interval."""
     found = value_at(run, *BY_NAME[metric].path) or {}
     return {
         "value": found.get("mean", found.get("value")),
@@ -62,7 +62,7 @@ class Pair:
 
     @cached_property
     def same(self) -> str:
-        """`sequences`, `data` or `nothing`: how much of what the two suites were evaluated on is the same."""
+        """Says how much of what the two suites were evaluated on is the same: `sequences`, `data` or `nothing`."""
         trainings = [t for member in (self.one, self.other) for t in member.suite.trainings if t.evaluation is not None]
         data = [(training.manifest, training.split) for training in trainings]
         if not data or not data[0][0] or any(content != data[0] for content in data):
@@ -77,7 +77,7 @@ class Pair:
         return "sequences" if len(lengths) == 1 and all(alike) else "data"
 
     def difference(self, label: str, metric: str) -> Results:
-        """value, low, high, over and paired; without a value the reason why."""
+        """Returns value, low, high, over and paired; without a value, the reason why."""
         nothing = {"value": None, "low": None, "high": None, "over": None, "paired": False}
         estimates = [estimate(member.runs[label], metric) for member in (self.one, self.other)]
         if any(found["value"] is None for found in estimates):
@@ -112,7 +112,7 @@ class Pair:
         return seeds_interval(np.subtract(values[1], values[0]))
 
     def _resampled(self, label: str, with_ends: bool) -> tuple[NDArray[Any], NDArray[Any], str] | None:
-        """`gap.resampled_losses` of the run in both suites, each followed by its suite's ends."""
+        """Returns `gap.resampled_losses` of the run in both suites, each followed by its suite's ends."""
         runs = [
             member.suite.evaluations(name)
             for member in (self.one, self.other)
@@ -125,7 +125,7 @@ class Pair:
 
 
 def independent_difference(one: Interval, other: Interval) -> Interval:
-    """`other` less `one` with its interval, for independent estimates with intervals of their own.
+    """Returns `other` less `one` with its interval, for independent estimates with intervals of their own.
 
     The distances of the bounds from the estimates are added in squares: MOVER, Zou and Donner (2008), "Construction of
     confidence limits about effect measures: a general approach".
@@ -143,7 +143,7 @@ def _interval(found: Results) -> Interval:
 
 
 def _share(losses_3: NDArray[np.float64]) -> NDArray[np.float64]:
-    """`recovered` of the losses of a router, its control and the reference."""
+    """Returns `recovered` for the losses of a router, its control and the reference."""
     router, control, reference = losses_3
     share: NDArray[np.float64] = (control - router) / (control - reference)
     return share

@@ -20,7 +20,7 @@ from moe_testbed.launcher.run.files import write_atomically
 
 
 def write_comparison(comparison: dict[str, Any], folder: Path) -> Path:
-    """Write all files into the folder, which is made where it is missing; returns the path of the page."""
+    """Writes all files into the folder, which is made where it is missing; returns the path of the page."""
     folder.mkdir(parents=True, exist_ok=True)
     pictures = list(draw_comparison(comparison))
     save(pictures, folder / "figures")

@@ -17,13 +17,13 @@ HOLDS, HOLDS_IN_PART = 0.95, 0.75
 
 
 def headlines(comparison: dict[str, Any]) -> list[Verdict]:
-    """For each other suite: whether the order of the routers holds, and what the differences are worth."""
+    """Says of each other suite whether the order of the routers holds and what the differences are worth."""
     first = comparison["suites"][0]["name"]
     return [verdict for pair in comparison["pairs"] for verdict in (_order(first, pair), _data(first, pair))]
 
 
 def _order(first: str, pair: dict[str, Any]) -> Verdict:
-    """By the pairs of routers that noise lets tell apart: among level routers a rank correlation is noise too."""
+    """Judges by the pairs of routers that differ beyond noise: among equal routers a rank correlation is noise too."""
     rank, apart = pair["ranks"]["loss"], pair["told_apart"]
     count = len(rank["runs"])
     subject = f"the order of the routers by loss in {first}"
@@ -56,7 +56,7 @@ def _data(first: str, pair: dict[str, Any]) -> Verdict:
 
 
 def metric_tables(comparison: dict[str, Any]) -> dict[str, ExtraTable]:
-    """By metric: a row a run, a column a suite, then the differences to the first suite."""
+    """Returns a table for each metric: a row a run, a column a suite, then the differences to the first suite."""
     names = [suite["name"] for suite in comparison["suites"]]
     return {
         metric: ExtraTable(
