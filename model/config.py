@@ -178,7 +178,7 @@ def model_size(config: ModelConfig, vocab_size: int, sequence_length: int, route
     """Counts without building the model.
 
     Args:
-        router_parameters: of all layers together; a token uses all of them.
+        router_parameters: number of parameters of all routers together; a token uses all of them.
     """
     width, moe = config.hidden_size, config.moe
     embedding = vocab_size * width

@@ -30,7 +30,7 @@ def check_decision(
 
     Args:
         decision: what the router returned for ``num_tokens`` tokens.
-        config: of the router; says whether the number of choices may vary and whether there are scores.
+        config: the router's; it says whether the number of choices may vary and whether there are scores.
         layer, step: where the router was asked, for the message.
 
     Raises:

@@ -19,7 +19,10 @@ UNLABELLED = -1
 
 @dataclass(frozen=True)
 class RoutingContext:
-    """What a router may look at besides the hidden states.
+    """What a router may look at besides the hidden states: what is known of the tokens (the fields up to ``valid_BL``),
+    where the router is asked (``step`` and ``layer``), and what it must heed when it chooses (the last two).
+
+    The properties give the same token by token, and for the layer that asks.
 
     Attributes:
         token_ids_BL: input token ids, int64.
@@ -28,9 +31,9 @@ class RoutingContext:
         position_BL: position of every token inside its sequence, int64.
         sequence_B: number of every sequence in the training stream (or the evaluation set), int64. It does not depend
             on how the batch was split into ranks and micro-batches, so whatever is drawn from it does not either.
+        valid_BL: False for padding, which is counted nowhere; None when there is no padding.
         step: optimizer steps completed.
         layer: MoE layer that asks, counted from 0.
-        valid_BL: False for padding, which is counted nowhere; None when there is no padding.
         selection_bias_YE: added to the scores for the selection only, float32; None without a balancer that sets one.
         barred_YBE: experts that the tokens of a sequence may not use, bool; None in training and evaluation, where no
             expert is barred.
@@ -41,9 +44,9 @@ class RoutingContext:
     document_BL: Tensor | None
     position_BL: Tensor
     sequence_B: Tensor
+    valid_BL: Tensor | None = None
     step: int = 0
     layer: int = 0
-    valid_BL: Tensor | None = None
     selection_bias_YE: Tensor | None = None
     barred_YBE: Tensor | None = None
 
@@ -99,7 +102,7 @@ class RoutingDecision:
             router without scores.
         logits_TE: scores before normalisation, float32; None for a router without scores.
         vectors_EX: the vector that stands for each expert in the score, differentiable; None without such vectors.
-        noise: of the logits; None without noise, as in evaluation.
+        noise: the noise in the logits; None without noise, as in evaluation.
     """
 
     expert_ids_TK: Tensor

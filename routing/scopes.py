@@ -55,9 +55,9 @@ class Estimator(str, Enum):
 class Counts(str, Enum):
     """Which counts a balance set that is wider than a rank's micro-batch is counted by.
 
-    - ``now``: of all ranks, up to the micro-batch that is running.
-    - ``earlier``: of completed steps; in the very first step ``now``.
-    - ``ahead``: of the whole step that is running; ``now`` where nobody has told them.
+    - ``now``: the counts of all ranks, up to the micro-batch that is running.
+    - ``earlier``: the counts of completed steps; in the very first step ``now``.
+    - ``ahead``: the counts of the whole step that is running; ``now`` where nobody has told them.
     """
 
     NOW = "now"

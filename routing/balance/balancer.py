@@ -63,13 +63,13 @@ class RoutedBatch:
     """What the balancers see of one training micro-batch.
 
     Attributes:
-        decisions: of every deciding layer.
-        context: of the model, the same for all layers.
+        decisions: the decision of every deciding layer.
+        context: the model's, the same for all layers.
         loads: the load of every layer in the scope that a balancer's config asks for.
         sets: the balance sets of a scope.
         mean_over_ranks: mean of a tensor over the data-parallel ranks, without gradient.
-        outputs_TKM: of every MoE layer, deciding or not, what each token's experts returned, weighted, zeros where
-            there is none; empty if no balancer needs it.
+        outputs_TKM: what each token's experts returned in every MoE layer, deciding or not, weighted, zeros where there
+            is no expert; empty if no balancer needs it.
     """
 
     decisions: list[RoutingDecision]

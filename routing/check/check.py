@@ -76,7 +76,7 @@ def check_router(router_class: type[Router], config: RouterConfig) -> list[Findi
     """Tries every property on a router. If it cannot be built, or returns no decision, the others are not tried.
 
     Args:
-        router_class: of the router.
+        router_class: the class of the router.
         config: its options, an object of ``router_class.Config``.
     """
     with _undisturbed():

@@ -29,7 +29,7 @@ class Trial:
     """A router's class and config in a setting.
 
     Attributes:
-        router_class, config: of the router.
+        router_class, config: the router's class and config.
         setting: what it is built for.
     """
 

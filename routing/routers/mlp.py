@@ -24,7 +24,7 @@ class MLPScore(LinearScore):
 
     Args:
         hidden_size: M.
-        width: of the hidden layer.
+        width: width of the hidden layer.
         num_outputs: experts scored.
     """
 

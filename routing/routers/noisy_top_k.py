@@ -22,7 +22,7 @@ class NoisyTopKConfig(TopKConfig):
 
     @property
     def provides(self) -> frozenset[Capability]:
-        """As ``top_k``, and noise."""
+        """What ``top_k`` provides, and noise."""
         return super().provides | {Capability.NOISE}
 
 

@@ -16,7 +16,7 @@ _FLOAT, _INDEX = 4, 8
 
 @dataclass(frozen=True)
 class Activations:
-    """Bytes of one micro-batch on one rank.
+    """The bytes of one micro-batch on one rank.
 
     Attributes:
         blocks: what each block keeps, what its caller keeps of it included.
@@ -33,11 +33,11 @@ class Activations:
     block_gradients: int
 
     def held(self, checkpointing: bool) -> int:
-        """Between forward and backward pass, with activation checkpointing or without."""
+        """What is held between forward and backward pass, with activation checkpointing or without."""
         return sum(self.kept_of_blocks if checkpointing else self.blocks) + self.head
 
     def peak(self, checkpointing: bool) -> int:
-        """At most, in the backward pass: at its start, or in the last block, there recomputed or not."""
+        """The most that is held in the backward pass: at its start, or in the last block, recomputed there or not."""
         blocks = sum(self.kept_of_blocks) + max(self.blocks) if checkpointing else sum(self.blocks)
         return max(self.held(checkpointing) + self.loss_gradients, blocks + self.block_gradients)
 
@@ -82,14 +82,14 @@ def planned_activations(config: ExperimentConfig, micro_batch_size: int, element
 
 
 def _decision(config: ExperimentConfig) -> int:
-    """Per token, what the caller keeps: choices, their weights, which of them arrived, and logits and probabilities."""
+    """Bytes that the caller keeps of each token: choices, their weights, which arrived, logits and probabilities."""
     moe = config.model.moe
     scores = 2 * _FLOAT * moe.num_routed_experts if _scores(config) else 0
     return scores + moe.choices * (_INDEX + _FLOAT + 1)
 
 
 def _scoring(config: ExperimentConfig) -> int:
-    """Per token, what the router keeps beside: its input in float32, the chosen scores and their sum."""
+    """Bytes that the router keeps of each token, too: its input in float32, the chosen scores and their sum."""
     return _FLOAT * (config.model.hidden_size + config.model.moe.choices + 2) if _scores(config) else 0
 
 
@@ -98,12 +98,12 @@ def _scores(config: ExperimentConfig) -> bool:
 
 
 def _feed_forward(hidden: int, element_size: int) -> int:
-    """Per token: both projections, the activation of one, and their product."""
+    """Bytes that a feed-forward layer keeps of each token: projections, the activation of one, and their product."""
     return 4 * hidden * element_size
 
 
 def _experts(config: ExperimentConfig, tokens: int, element_size: int) -> tuple[int, int]:
-    """What the experts keep for all tokens; and per token, what the caller keeps of their outputs."""
+    """The bytes that the experts keep for all tokens, and those that the caller keeps of each token's outputs."""
     moe, width = config.model.moe, config.model.hidden_size * element_size
     hidden = moe.expert_size * element_size
     if moe.dispatch == "capacity":
@@ -125,8 +125,8 @@ def _experts(config: ExperimentConfig, tokens: int, element_size: int) -> tuple[
 
 
 def _gradients(config: ExperimentConfig, layer: int, tokens: int, element_size: int) -> int:
-    """Bytes of a layer's feed-forward part: of its product and both projections, and what computing them takes in
-    between (in float32 where rows are weighted), less the product itself, which is freed."""
+    """The bytes of a layer's feed-forward gradients: those of its product and both projections, and what computing them
+    takes in between (in float32 where rows are weighted), less the product itself, which is freed."""
     moe = config.model.moe
     if not config.model.is_moe_layer(layer):
         return tokens * 3 * config.model.dense_size(layer) * element_size

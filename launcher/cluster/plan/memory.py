@@ -30,9 +30,9 @@ class Group:
     """Weights that DeepSpeed lays end to end and divides over ranks.
 
     Attributes:
-        sizes: of the weights, in order.
-        expert: divided over the ranks that hold the same experts, not over all.
-        ranks: over which it is divided.
+        sizes: the sizes of the weights, in order.
+        expert: the group is divided over the ranks that hold the same experts, not over all.
+        ranks: number of ranks over which it is divided.
     """
 
     sizes: tuple[int, ...]
@@ -41,11 +41,11 @@ class Group:
 
     @property
     def partition_size(self) -> int:
-        """Numbers of each rank's part, with what is added to make parts equal and aligned."""
+        """How many numbers each rank's part has, with what is added to make parts equal and aligned."""
         return -(-sum(self.sizes) // (2 * self.ranks)) * 2
 
     def touched(self) -> list[int]:
-        """By rank, numbers of the weights of which a part is its own."""
+        """For each rank, how many numbers the weights have of which it owns a part."""
         touched, start = [0] * self.ranks, 0
         for size in self.sizes:
             for rank in range(start // self.partition_size, (start + size - 1) // self.partition_size + 1):
@@ -82,7 +82,7 @@ class Memory:
         reduction_buffer: where ZeRO gathers gradients before it sends them.
         activations: at most.
         activations_otherwise: with activation checkpointing if it is off, without if it is on.
-        copies: when the activations are gone: of the gradients to be sent, or in the optimizer's step.
+        copies: what is copied when the activations are gone: gradients to be sent, or numbers of the optimizer's step.
         reserved: for the libraries themselves.
     """
 
@@ -110,7 +110,7 @@ class Memory:
 
     @property
     def total(self) -> int:
-        """At the start of the backward pass, or in the optimizer's step if that needs more."""
+        """The bytes at the start of the backward pass, or in the optimizer's step if that needs more."""
         return sum(self.parts.values())
 
 
@@ -155,13 +155,16 @@ def _copies(groups: list[Group], zero_stage: int, element_size: int) -> int:
 
 
 def optimizer_numbers(groups: list[Group], zero_stage: int) -> int:
-    """Numbers of a rank's optimizer state."""
+    """How many numbers a rank's optimizer state has."""
     if zero_stage == 0:
         return 2 * sum(sum(group.sizes) for group in groups)
     return 3 * sum(group.partition_size for group in groups)
 
 
 def touched_numbers(groups: list[Group], layout: Layout) -> list[int]:
-    """By rank, numbers of all weights of which it owns a part: whole ones, which is what ZeRO 2 keeps gradients of."""
+    """For each rank, how many numbers the weights have of which it owns a part.
+
+    ZeRO 2 keeps gradients of whole weights.
+    """
     by_group = [(group.touched(), layout.expert_parallel_size if group.expert else 1) for group in groups]
     return [sum(touched[rank // divisor] for touched, divisor in by_group) for rank in range(layout.world_size)]

@@ -19,9 +19,9 @@ class Plan:
     """A training on a cluster.
 
     Attributes:
-        weights: of one rank.
-        memory: of the GPU that needs most.
-        traffic: of one optimizer step.
+        weights: the weights that one rank holds.
+        memory: what the GPU needs that needs most.
+        traffic: what one optimizer step sends.
     """
 
     config: ExperimentConfig
@@ -43,7 +43,7 @@ class Plan:
 
     @property
     def seconds(self) -> float:
-        """Of a step's messages one after another, while nothing is computed."""
+        """The time that a step's messages take one after another, while nothing is computed."""
         return sum(traffic.seconds(self.cluster.interconnect) for traffic in self.traffic)
 
 

@@ -31,9 +31,9 @@ class Traffic:
     """One kind of message, all of it that a step sends.
 
     Attributes:
-        what: is sent.
-        ranks: of a group.
-        handed: bytes that a rank hands to the collective; of an all-gather the bytes of the result.
+        what: what is sent.
+        ranks: number of ranks in a group.
+        handed: bytes that a rank hands to the collective; for an all-gather, the bytes of the result.
         within, between: bytes that a GPU of the busiest node sends to others of its node, and to other nodes.
         ranks_per_node: which share the node's link to the others.
     """
@@ -47,7 +47,7 @@ class Traffic:
     ranks_per_node: int
 
     def seconds(self, interconnect: InterconnectConfig) -> float:
-        """At the full rate of the slower link, nothing else going on."""
+        """The time at the full rate of the slower link, with nothing else going on."""
         within = self.within / (interconnect.within_node_gb_per_s * 1e9)
         return max(within, self.between * self.ranks_per_node / (interconnect.between_nodes_gb_per_s * 1e9))
 
@@ -82,7 +82,7 @@ def planned_traffic(config: ExperimentConfig, weights: list[Weight], layout: Lay
 
 
 def _forward_passes(config: ExperimentConfig, accumulation: int) -> int:
-    """Of each micro-batch: one, one more to recompute it, and one more to count it ahead."""
+    """The forward passes of each micro-batch: one, one more to recompute it, and one more to count it ahead."""
     scoped = [c for c in config.routing.balance.values() if isinstance(c, ScopedBalancerConfig)]
     ahead = accumulation > 1 and any(balancer.counts is Counts.AHEAD for balancer in scoped)
     return 1 + config.training.activation_checkpointing + ahead
