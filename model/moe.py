@@ -6,8 +6,6 @@ zero-computation experts, e experts of a rank.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -186,13 +184,3 @@ class MoELayer(nn.Module):
         added_TKM = self.zero_computation(x_TM, weights_TKX)
         hidden_BLM = output.hidden_BLM + added_TKM.sum(1).view_as(hidden_BLM)
         return MoEOutput(hidden_BLM, kept_TK, output.outputs_TKM + added_TKM)
-
-    @contextmanager
-    def without_drops(self) -> Iterator[None]:
-        """No assignment is dropped, whatever is configured."""
-        way = self.deepspeed_moe
-        drops, way.drops = way.drops, False
-        try:
-            yield
-        finally:
-            way.drops = drops

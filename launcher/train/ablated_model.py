@@ -55,7 +55,7 @@ def ablate_model(
     training = model.training
     with ExitStack() as stack:
         for moe in model.moe_layers():
-            stack.enter_context(moe.without_drops())
+            stack.enter_context(_without_drops(moe))
         subject = AblatedModel(model.eval(), sample, micro_batch_size, step, ranks)
         found = ablate(subject, sample.domains, counts_YDE, sample.domain_N, progress=ranks.rank == 0)
     model.train(training)
@@ -191,6 +191,17 @@ class AblatedModel:
         here_T = torch.isin(sequence_T, share.numbers_B)
         row_T = torch.searchsorted(share.numbers_B, sequence_T[here_T])
         self.probe_YTM[y, here_T] = hidden_BLM[share.counted_B][row_T, place_T[here_T]].float()
+
+
+@contextmanager
+def _without_drops(moe: MoELayer) -> Iterator[None]:
+    """Lets no assignment of a layer be dropped, whatever is configured."""
+    way = moe.deepspeed_moe
+    drops, way.drops = way.drops, False
+    try:
+        yield
+    finally:
+        way.drops = drops
 
 
 @torch.no_grad()

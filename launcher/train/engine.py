@@ -1,8 +1,9 @@
-"""The model of an experiment, and DeepSpeed's engine around it."""
+"""The model of an experiment, and DeepSpeed's engine around it with its learning rates."""
 
 from __future__ import annotations
 
 import logging
+import math
 import warnings
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from torch import nn
 
 from moe_testbed.data.tokens.store import Store
-from moe_testbed.launcher.config.experiment import ExperimentConfig
+from moe_testbed.launcher.config.experiment import ExperimentConfig, TrainingConfig
 from moe_testbed.launcher.errors import ConfigError
 from moe_testbed.launcher.ranks.ranks import Ranks
 from moe_testbed.launcher.ranks.sharing import accumulation_steps, micro_batch_size
@@ -113,3 +114,17 @@ def build_engine(model: nn.Module, config: ExperimentConfig, ranks: Ranks) -> An
         dist_init_required=False,
     )
     return engine
+
+
+def learning_rate(training: TrainingConfig, step: int) -> float:
+    """Returns the rate of the update that follows ``step`` completed ones: linear warm-up, then cosine to
+    ``final_learning_rate_ratio``.
+
+    It is a function of the step alone, so that nothing of it has to be saved.
+    """
+    if step < training.warmup_steps:
+        return training.learning_rate * (step + 1) / training.warmup_steps
+    progress = (step - training.warmup_steps) / max(training.steps - training.warmup_steps - 1, 1)
+    cosine = 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
+    ratio = training.final_learning_rate_ratio
+    return training.learning_rate * (ratio + (1 - ratio) * cosine)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections import defaultdict
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor
 
 from moe_testbed.launcher.config.experiment import TrainingConfig
+from moe_testbed.launcher.train.engine import learning_rate
 from moe_testbed.launcher.train.inputs import MicroBatches
 from moe_testbed.launcher.train.probe import Probe
 from moe_testbed.model.language_model import LanguageModel
@@ -70,17 +70,3 @@ def train_step(
     if (norm := engine.get_global_grad_norm()) is not None:
         others["gradient_norm"] = float(norm)
     return StepValues(dict(means), others)
-
-
-def learning_rate(training: TrainingConfig, step: int) -> float:
-    """Returns the rate of the update that follows ``step`` completed ones: linear warm-up, then cosine to
-    ``final_learning_rate_ratio``.
-
-    It is a function of the step alone, so that nothing of it has to be saved.
-    """
-    if step < training.warmup_steps:
-        return training.learning_rate * (step + 1) / training.warmup_steps
-    progress = (step - training.warmup_steps) / max(training.steps - training.warmup_steps - 1, 1)
-    cosine = 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
-    ratio = training.final_learning_rate_ratio
-    return training.learning_rate * (ratio + (1 - ratio) * cosine)
