@@ -28,7 +28,7 @@ def _share_of_sigmoids(logits_TE: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Family:
-    """One family.
+    """What the analysis knows of one family.
 
     Attributes:
         router: end of a router's name among the model's modules, below the layer's number.
@@ -98,7 +98,7 @@ class Routed:
 
     Attributes:
         probabilities_TE: distribution over all experts, float32.
-        weights_TK, expert_ids_TK: of the experts that the model used.
+        weights_TK, expert_ids_TK: weights and numbers of the experts that the model used.
     """
 
     probabilities_TE: Tensor

@@ -32,9 +32,9 @@ class OwnRun:
     """A run that has a whole checkpoint.
 
     Attributes:
-        folder: of the run.
-        config: for one process.
-        store: of the run's own mix.
+        folder: the folder of the run.
+        config: the config of the run, for one process.
+        store: the token store of the run's own mix.
         checkpoint: folder of the newest whole checkpoint.
         step: optimizer steps completed in it.
     """

@@ -107,7 +107,8 @@ class Tokens:
     """Tokenises passages batch by batch, anew every time, so that not all of them are held.
 
     Args:
-        tokenizer: of transformers. A token that it sets before every text (Mixtral's <s>) is set before a passage.
+        tokenizer: a tokenizer of transformers. A token that it sets before every text (Mixtral's <s>) is set before
+            a passage.
         length: most tokens of a passage, L.
     """
 

@@ -23,9 +23,9 @@ class Request:
 
     Attributes:
         mix: labelled text.
-        split: which of its documents.
+        split: the documents of the mix that are read.
         sequences_per_domain, sequence_length, batch_size: how much of it, and how much at once.
-        examined_sequences: of each domain, for the causal measures of a run; 0 for none.
+        examined_sequences: number of sequences of each domain for the causal measures of a run; 0 for none.
         tokenizer: folder or name of a tokenizer, for models of the hub's format.
         cache_dir: downloads and token stores.
         dtype: auto: as the checkpoint has it.
@@ -49,8 +49,8 @@ class Result:
 
     Attributes:
         description: one line for the report.
-        evaluation: of its routing; its step is 0 where the steps of the training are not known.
-        ablation: of its experts; None where it was not made.
+        evaluation: what its routing was; the step is 0 where the steps of the training are not known.
+        ablation: what its experts cause; None where it was not made.
         config, summary, manifest: content of the run folder's files.
     """
 

@@ -61,14 +61,14 @@ def add_analyze_command(commands: Commands) -> None:
 
 
 def whole_number(text: str) -> int:
-    """From 0 on, for argparse."""
+    """Reads a whole number from 0 on, for argparse."""
     if not text.isdigit():
         raise argparse.ArgumentTypeError(f"expected a whole number, got '{text}'")
     return int(text)
 
 
 def at_least_one(text: str) -> int:
-    """A whole number from 1 on, for argparse."""
+    """Reads a whole number from 1 on, for argparse."""
     number = whole_number(text)
     if number < 1:
         raise argparse.ArgumentTypeError(f"expected a number of at least 1, got '{text}'")
@@ -76,7 +76,7 @@ def at_least_one(text: str) -> int:
 
 
 def _analyze(arguments: argparse.Namespace) -> int:
-    """Runs the command. Returns its exit status; raises what `analysis.analyze` does."""
+    """Runs the command and returns its exit status. Raises what `analyze.analyze` does."""
     from moe_testbed.launcher.config.mix import load_mix
 
     mix = load_mix(arguments.mix)

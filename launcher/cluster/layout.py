@@ -1,4 +1,4 @@
-"""Which rank lies on which node, and which ranks share what.
+"""The layout of a training says which rank lies on which node, and which ranks share what.
 
 DeepSpeed numbers experts and groups by rank: consecutive ranks make an expert-parallel group, which holds every expert
 once; the ranks at the same place of all groups hold the same experts and average their gradients (the
@@ -20,7 +20,7 @@ class Layout:
     """The ranks of a training.
 
     Attributes:
-        nodes: of the cluster.
+        nodes: number of nodes of the cluster.
         ranks_per_node: consecutive ones.
         expert_parallel_size: ranks that share one set of experts.
     """

@@ -268,7 +268,7 @@ def load_experiment(path: str | Path, overrides: Iterable[str] = ()) -> Experime
     """Returns the experiment in a YAML file, under overrides like ``training.steps=100``.
 
     Args:
-        path: of the file; one that is not there is looked for among the embedded configs.
+        path: the path of the file; one that is not there is looked for among the embedded configs.
 
     Raises:
         ConfigError: one line that says what is wrong, where, what is allowed and how to mend it.

@@ -68,7 +68,7 @@ class ArrayField:
         """Returns what is wrong with an array that was read, in one line; None if it fits.
 
         Args:
-            sizes: of the axes that are known.
+            sizes: the sizes of the axes that are known.
         """
         expected = [sizes.get(axis) for axis in self.axes]
         if array.ndim != len(self.axes) or any(

@@ -26,8 +26,8 @@ class Evaluation(ArrayFile):
         step: optimizer steps completed, 0 where they are not known.
         loss_sum_D: over the tokens of a domain.
         sequence_loss_N: mean over a sequence.
-        shuffled_counts_top_k_YDE: as counts_top_k_YDE, every sequence with the domain of another one: what a table
-            shows by chance.
+        shuffled_counts_top_k_YDE: the same as counts_top_k_YDE, every sequence with the domain of another one: what a
+            table shows by chance.
         sequence_domain_N: -1 for a sequence of none.
         sequence_cluster_N, cluster_domain_C: the cluster of each sequence, and the domain of each cluster.
         weight_YDE: sum of the weights of the chosen experts.
@@ -104,14 +104,14 @@ class Ablation(ArrayFile):
 
     Attributes:
         sequence_domain_N: domain of each sequence of the sample.
-        baseline_loss_N: of the model as it is.
+        baseline_loss_N: the loss of the model as it is.
         owner_YE: domain that uses the expert most.
         group_YE: domain that the expert is matched to.
-        ablation_loss_YEN: with the expert barred, so that its tokens choose again.
-        mean_loss_YEN: with the expert's output replaced by its mean.
-        forced_loss_DN: with all tokens sent to the domain's experts.
+        ablation_loss_YEN: the loss with the expert barred, so that its tokens choose again.
+        mean_loss_YEN: the loss with the expert's output replaced by its mean.
+        forced_loss_DN: the loss with all tokens sent to the domain's experts.
         expert_cosine_YEE, expert_cka_YEE: between outputs for the same `redundancy_tokens` tokens.
-        effective_rank_Y: of these outputs.
+        effective_rank_Y: the effective rank of these outputs.
         weight_cosine_YEE: between the weights, neurons matched.
     """
 

@@ -9,7 +9,7 @@ def aligned(rows: Sequence[Sequence[str]], left: Collection[int]) -> list[str]:
     """Returns a line of text for each row, its cells in columns.
 
     Args:
-        rows: of equal length, the heads among them.
+        rows: the rows, of equal length, the heads among them.
         left: numbers of the columns whose text begins at their left edge; that of the others ends at their right one.
     """
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]

@@ -37,7 +37,7 @@ class RunFolder:
     """Reads and writes the files of a run. Making one touches no file.
 
     Attributes:
-        path: of the folder; the others are paths in it.
+        path: the path of the folder; the others are paths in it.
         checkpoints: folder of the checkpoints.
         log_file: what the process says that trains, where a suite has started it.
         rank_logs: folder of what each rank says, where SLURM has started it.
@@ -71,7 +71,7 @@ class RunFolder:
         """Returns the folder of a new run, or of the same run begun earlier, locked until `release`.
 
         Args:
-            manifest: of the token store that the run reads.
+            manifest: the manifest of the token store that the run reads.
 
         Raises:
             ConfigError: the folder holds a run of another config or on other data, or another process is at it.

@@ -56,7 +56,7 @@ class MetricsLine:
     Attributes:
         kind: train, evaluation or system.
         step: optimizer steps completed.
-        seconds: of training up to here, over all starts.
+        seconds: seconds of training up to here, over all starts.
         values: name of each metric -> value.
     """
 

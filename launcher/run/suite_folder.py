@@ -39,7 +39,7 @@ class SuiteFolder:
     """Reads and writes the files of a suite. Making one touches no file.
 
     Attributes:
-        path: of the folder; the others are paths in it.
+        path: the path of the folder; the others are paths in it.
         results_table: the numbers of the results, a row each.
         slurm: folder of the batch script and of what SLURM itself says of the jobs.
     """

@@ -34,7 +34,7 @@ def launch(
     """Trains one experiment on all hosts of a cluster; the same call continues it.
 
     Args:
-        run_dir: on a disk that all hosts share.
+        run_dir: the folder of the run, on a disk that all hosts share.
         node_rank: start the processes of the hostfile's host of this number here, without ssh; None: all, by ssh, or
             here where the cluster has no hostfile.
         dry_run: print the command; write and start nothing.

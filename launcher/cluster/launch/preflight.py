@@ -1,4 +1,4 @@
-"""Before a launch: are the programs there, can the hosts be reached, and does each offer what the training needs?"""
+"""Checks before a launch: are the programs there, can the hosts be reached, does each offer what the training needs?"""
 
 from __future__ import annotations
 

@@ -15,9 +15,9 @@ class Offer:
 
     Attributes:
         sees_run: the run's folder.
-        finds_address: of the place where the processes meet.
+        finds_address: whether it finds the address of the place where the processes meet.
         port_is_free: nobody listens at the port.
-        gpus: that torch sees; None where they do not matter.
+        gpus: number of GPUs that torch sees; None where they do not matter.
     """
 
     sees_run: bool

@@ -29,8 +29,8 @@ class Job:
     """A job of the array.
 
     Attributes:
-        number: as SLURM's commands take it, such as 12_3.
-        state: in SLURM's words, such as PENDING.
+        number: the job's number as SLURM's commands take it, such as 12_3.
+        state: the job's state in SLURM's words, such as PENDING.
         nodes: compressed, such as node[1-2]; empty before it starts.
         reason: why it waits, in SLURM's words.
     """

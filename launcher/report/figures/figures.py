@@ -140,7 +140,7 @@ def _of_losses(suite: Suite, results: dict[str, Any], runs: list[dict[str, Any]]
 
 
 def _place(run: dict[str, Any]) -> tuple[Any, Any]:
-    """Where a run stands in the overview."""
+    """The place of a run in the overview."""
     top_k = run["routing"]["top_k"]
     return top_k["domain_information"]["mean"], top_k["normalised_effective_experts"]["mean"]
 

@@ -78,7 +78,7 @@ def _first_choice(results: dict[str, Any], compared: list[str]) -> list[str]:
 
 
 def _links(parts: list[Section], compared: list[str]) -> list[tuple[str, str]]:
-    """Where the navigation leads: a section's id and its short title."""
+    """A goal of the navigation: a section's id and its short title."""
     links = [("table", "Results"), ("verdicts", "In words")]
     for place, section in enumerate(parts):
         links.append((section.name, section.heading.short))

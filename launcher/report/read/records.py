@@ -68,7 +68,7 @@ class Training:
 
     @property
     def split(self) -> str:
-        """Which split was evaluated: validation or tuning."""
+        """The split that was evaluated: validation or tuning."""
         return str(self.setting("evaluation", "split") or "validation")
 
     @property
