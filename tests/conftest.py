@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from textwrap import dedent
 
 import pytest
+
+# Two pytest processes share the cores, and so do the ranks that they start. Torch reads it when it is imported.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 Write = Callable[[str, str], Path]
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import yaml
 
 from tests.analyze import models
 from tests.distributed import corpus
+from tests.processes.python import run_python
 
 Analyze = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -23,9 +23,8 @@ def analyze() -> Analyze:
     """``analyze(*arguments)``: runs the command in a process of its own, without a network."""
 
     def run(*arguments: Any) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "moe_testbed.launcher", "analyze", "--device", "cpu", *map(str, arguments)]
-        environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-        return subprocess.run(command, capture_output=True, text=True, env=environment)
+        command = ["-m", "moe_testbed.launcher", "analyze", "--device", "cpu", *map(str, arguments)]
+        return run_python(*command, environment=os.environ | {"HF_HUB_OFFLINE": "1"})
 
     return run
 
@@ -75,8 +74,7 @@ def train_run(own_data: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
         (folder / "experiment.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
         module = ["-m", "moe_testbed.launcher", "train", str(folder / "experiment.yaml")]
         launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={num_ranks}"]
-        command = [sys.executable, *(launch if num_ranks > 1 else []), *module, "--run-dir", str(folder / name)]
-        subprocess.run(command, check=True, capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+        run_python(*(launch if num_ranks > 1 else []), *module, "--run-dir", str(folder / name)).check_returncode()
         return folder / name
 
     return train

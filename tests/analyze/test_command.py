@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +19,7 @@ from moe_testbed.launcher.errors import CheckpointError, ConfigError
 from moe_testbed.launcher.ranks.rendezvous import choose_device
 from tests.analyze import models
 from tests.analyze.conftest import Analyze
+from tests.processes.python import run_python
 
 
 def run_here(
@@ -166,7 +165,7 @@ def test_without_transformers_the_command_says_how_to_get_it(alphabets_mix: Path
         "import sys\nsys.modules['transformers'] = None\n"
         f"from moe_testbed.launcher.cli.main import main\nsys.exit(main({arguments!r}))"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    done = run_python("-c", script)
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1] == (
         "moe-testbed: checkpoints of the hub's format need transformers, which is not installed; "

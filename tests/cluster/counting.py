@@ -1,5 +1,5 @@
-"""Counts, tensor by tensor, what a training holds and sends: the planner's oracle. Runs on the ranks of forkserver.py,
-so that it imports nothing from ``tests``."""
+"""Counts, tensor by tensor, what a training holds and sends: the planner's oracle. It runs on the ranks of
+tests/processes, so that it imports nothing from ``tests``."""
 
 from __future__ import annotations
 

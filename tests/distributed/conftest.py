@@ -7,19 +7,20 @@ from typing import Any
 
 import pytest
 
-from tests.distributed import corpus, forkserver
+from tests.distributed import corpus
+from tests.processes import ranks
 
 
 @pytest.fixture(scope="session")
 def run_on_ranks() -> Callable[..., list[Any]]:
     """``run_on_ranks(function, num_ranks, *arguments)`` -> what it returned on each rank."""
-    return forkserver.run_on_ranks
+    return ranks.run_on_ranks
 
 
 @pytest.fixture(scope="session")
 def run_until_killed() -> Callable[..., None]:
     """``run_until_killed(function, num_ranks, *arguments)``: at least one rank must die by SIGKILL, none may finish."""
-    return forkserver.run_until_killed
+    return ranks.run_until_killed
 
 
 @pytest.fixture(scope="session")

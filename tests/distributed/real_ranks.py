@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import os
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from moe_testbed.launcher.config.experiment import ExperimentConfig, dump_config
+from tests.processes.python import Python
 
 START_SECONDS = 240.0
 
@@ -49,16 +48,13 @@ class RealRanks:
         self.run_dir, self._logs = run_dir, [folder / f"rank_{rank}.log" for rank in range(started or size)]
         experiment = folder / "experiment.yaml"
         experiment.write_text(dump_config(ExperimentConfig.model_validate(content)), encoding="utf-8")
-        command = [sys.executable, "-m", "moe_testbed.launcher", "train", str(experiment), "--run-dir", str(run_dir)]
+        command = ["-m", "moe_testbed.launcher", "train", str(experiment), "--run-dir", str(run_dir)]
         common = {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port or free_port())}
         common |= {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "GLOO_SOCKET_IFNAME": "lo"}
         self.processes = []
         for rank, log in enumerate(self._logs):
             own = {"RANK": str(rank), "LOCAL_RANK": str(rank), "SLURMD_NODENAME": f"node{rank}"}
-            with log.open("wb") as output:
-                self.processes.append(
-                    subprocess.Popen(command, stdout=output, stderr=output, env=os.environ | common | own)
-                )
+            self.processes.append(Python(*command, stdout=log, stderr=log, environment=os.environ | common | own))
 
     def __enter__(self) -> RealRanks:
         return self

@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 from tests.distributed.real_ranks import free_port, until
+from tests.processes.python import Python
 
 JOIN_SECONDS = 120.0
 
@@ -34,11 +35,8 @@ class Sleepers:
         self.processes = []
         for rank, log in enumerate(self._logs):
             own = {"RANK": str(rank), "LOCAL_RANK": str(rank), "SLURMD_NODENAME": f"node{rank}"}
-            with log.open("wb") as output:
-                command = [sys.executable, __file__, str(timeout_seconds), str(step)]
-                self.processes.append(
-                    subprocess.Popen(command, stdout=output, stderr=output, env=os.environ | common | own)
-                )
+            command = [__file__, str(timeout_seconds), str(step)]
+            self.processes.append(Python(*command, stdout=log, stderr=log, environment=os.environ | common | own))
 
     def __enter__(self) -> Sleepers:
         until(lambda: all("ready" in self.told(rank) for rank in range(len(self._logs))), JOIN_SECONDS, "no join")

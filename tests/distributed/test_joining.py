@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import os
 import socket
-import subprocess
-import sys
 
 import pytest
 import torch
 
 from moe_testbed.launcher.errors import ConfigError
 from moe_testbed.launcher.ranks.rendezvous import choose_device
+from tests.processes.python import run_python
 
 
 @pytest.mark.parametrize(("local_rank", "gpus", "index"), [(0, 8, 0), (5, 8, 5), (5, 1, 0)])
@@ -48,9 +47,7 @@ def test_under_slurm_a_port_in_use_is_a_failure_that_another_start_mends() -> No
             "SLURM_JOB_ID": "7",
         }
         script = "import torch; from moe_testbed.launcher.ranks.rendezvous import join; join(torch.device('cpu'), 5.0)"
-        done = subprocess.run(
-            [sys.executable, "-c", script], env=os.environ | variables, capture_output=True, text=True, timeout=120
-        )
+        done = run_python("-c", script, environment=os.environ | variables, timeout=120)
     assert done.returncode == 1
     assert done.stderr.strip().splitlines()[-1] == (
         f"RuntimeError: MASTER_PORT is {port}, which is in use by another program on 127.0.0.1; the job is started "

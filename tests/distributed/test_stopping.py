@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import random
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +21,7 @@ from moe_testbed.launcher.ranks.ranks import Ranks
 from tests.distributed import misfortunes
 from tests.distributed.real_ranks import RealRanks, until
 from tests.distributed.sleepers import Sleepers
+from tests.processes.python import run_python
 from tests.train import driver
 from tests.train.results import assert_same_run, read_metrics
 
@@ -110,7 +109,7 @@ def test_outside_the_steps_a_process_ends_at_once_though_it_is_blocked(held: boo
             dist.HashStore().wait(["what never comes"], timedelta(seconds=100))
     """
     started = time.monotonic()
-    done = subprocess.run([sys.executable, "-c", dedent(script)], capture_output=True, text=True, timeout=90)
+    done = run_python("-c", dedent(script), timeout=90)
     assert done.returncode == ASKED_TO_STOP, done.stderr
     assert done.stdout == "asked to stop by SIGTERM outside the steps\n"
     assert time.monotonic() - started < 90
@@ -126,7 +125,7 @@ def test_before_the_ranks_have_met_only_sigusr1_is_a_wish(name: str, status: int
             os.kill(os.getpid(), signal.{name})
             time.sleep(100)
     """
-    done = subprocess.run([sys.executable, "-c", dedent(script)], capture_output=True, text=True, timeout=90)
+    done = run_python("-c", dedent(script), timeout=90)
     assert done.returncode == status, done.stderr
     assert done.stdout == ("" if name == "SIGTERM" else "noted\n")
     assert ("ended by SIGTERM before the ranks had met" in done.stderr) == (name == "SIGTERM")

@@ -1,4 +1,4 @@
-"""What a child of forkserver.py runs; FUNCTION, ARGUMENTS, RANK, NUM_RANKS and FOLDER are set by it."""
+"""What a rank runs that ranks.py starts; FUNCTION, ARGUMENTS, RANK, NUM_RANKS and FOLDER are its variables."""
 
 from __future__ import annotations
 

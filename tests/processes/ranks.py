@@ -1,4 +1,4 @@
-"""Runs a function on several ranks, quickly: children are forked from a server that has imported torch and DeepSpeed.
+"""Runs a function on several ranks, each a process of its own.
 
 A child finds the function by its file and name. The file must not import from ``tests``, which a child cannot; what
 the function takes must be picklable, and what it returns readable by ``torch.load``.
@@ -6,10 +6,7 @@ the function takes must be picklable, and what it returns readable by ``torch.lo
 
 from __future__ import annotations
 
-import multiprocessing
 import multiprocessing.connection
-import os
-import runpy
 import signal
 import sys
 import tempfile
@@ -20,13 +17,9 @@ from typing import Any
 
 import torch
 
-# The last one is what `deepspeed.initialize` spends its first seconds on.
-PRELOADED = [
-    "moe_testbed.launcher.train.train",
-    "moe_testbed.model.language_model",
-    "deepspeed.runtime.zero.muon.muon_optimizer",
-]
-ENTRY = str(Path(__file__).with_name("rank.py"))
+from tests.processes.forkserver import fork
+
+ENTRY = Path(__file__).with_name("rank.py")
 TIMEOUT_SECONDS = 240.0
 LAST_WORD_SECONDS = 12.0
 
@@ -58,10 +51,6 @@ def run_until_killed(function: Callable[..., Any], num_ranks: int, *arguments: A
 
 
 def _run(function: Callable[..., Any], num_ranks: int, arguments: tuple[Any, ...], folder: str) -> list[int | None]:
-    # Read when DeepSpeed is imported, so by the server.
-    os.environ["DS_ACCELERATOR"] = "cpu"
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOADED)
     children = []
     for rank in range(num_ranks):
         call = {
@@ -71,9 +60,7 @@ def _run(function: Callable[..., Any], num_ranks: int, arguments: tuple[Any, ...
             "NUM_RANKS": num_ranks,
             "FOLDER": folder,
         }
-        children.append(context.Process(target=runpy.run_path, args=(ENTRY, call)))
-    for child in children:
-        child.start()
+        children.append(fork(ENTRY, call))
     deadline = time.monotonic() + TIMEOUT_SECONDS
     while any(child.is_alive() for child in children) and time.monotonic() < deadline:
         multiprocessing.connection.wait([child.sentinel for child in children if child.is_alive()], timeout=1.0)
