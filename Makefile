@@ -2,7 +2,8 @@
 #
 #   PYTHON       the interpreter to use (3.10 to 3.13); by default the first fitting one on the PATH
 #   TORCH_INDEX  an additional package index for torch, e.g. that of PyTorch's CPU wheels, which need no CUDA libraries
-#   PYTEST_ARGS  arguments for pytest, e.g. "-n 2" or "-k sampler"
+#   PYTEST_ARGS  arguments for pytest, e.g. "-k sampler"
+#   WORKERS      processes that share the tests; 0: the tests run in pytest's own, one after the other
 #   FIGURES      what `make figures` measures, see docs/figures.md
 
 PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11 python3.10; do \
@@ -10,17 +11,21 @@ PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11 python3
 PYTHON_FITS := import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))
 TORCH_INDEX ?=
 PYTEST_ARGS ?=
+WORKERS ?= 2
 FIGURES ?= quick
 
 VENV := .venv
 BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --constraint constraints.txt
+# Each process gets a half of the tests in their order, so that it rarely builds what the other has built, and whoever is
+# done first takes from the other's.
+SHARED := -n $(WORKERS) --dist worksteal
 PACKAGES := configs data launcher model routing
 CLUSTER_PACKAGES := slurm-wlm munge openssh-server openssh-client pdsh iproute2
 
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all test-network test-cluster cluster-packages check typecheck wheel figures findings clean
+.PHONY: help setup demo test test-all test-network test-cluster cluster-packages check lint import-rules typecheck wheel figures findings clean
 
 help:  ## show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-17s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -30,17 +35,17 @@ setup: $(VENV)/.installed  ## create .venv with everything in it (the other targ
 demo: setup  ## compare five routers with the reference on eight domains; ends with a table and the path of the report
 	$(BIN)/moe-testbed compare configs/suites/demo.yaml --jobs auto
 
-test: setup  ## run the tests, except the slow ones and those on a cluster
-	$(BIN)/pytest -m "not slow and not network and not cluster" $(PYTEST_ARGS)
+test: setup  ## run the tests, except the slow ones and those on real daemons
+	$(BIN)/pytest $(SHARED) -m "not slow and not network and not daemons" $(PYTEST_ARGS)
 
 test-all: test  ## run the tests, then the slow ones
-	$(BIN)/pytest -m "slow and not network and not cluster" $(PYTEST_ARGS)
+	$(BIN)/pytest $(SHARED) -m "slow and not network and not daemons" $(PYTEST_ARGS)
 
 test-network: setup  ## run the tests that download something
 	$(BIN)/pytest -m network $(PYTEST_ARGS)
 
 test-cluster: setup cluster-packages  ## as root on Debian: test on real SLURM daemons and on hosts made of network namespaces
-	MOE_TESTBED_REQUIRE_CLUSTER=1 $(BIN)/pytest -m cluster $(PYTEST_ARGS)
+	MOE_TESTBED_REQUIRE_DAEMONS=1 $(BIN)/pytest -m daemons $(PYTEST_ARGS)
 
 cluster-packages:  ## install what test-cluster needs, unless it is there
 	@dpkg --status $(CLUSTER_PACKAGES) > /dev/null 2>&1 || { \
@@ -48,9 +53,13 @@ cluster-packages:  ## install what test-cluster needs, unless it is there
 		apt-get update --quiet=2 && DEBIAN_FRONTEND=noninteractive \
 			apt-get install --quiet=2 --yes --no-install-recommends $(CLUSTER_PACKAGES) > /dev/null; }
 
-check: setup typecheck  ## lint, format, types and import rules
+check: typecheck lint import-rules  ## lint, format, types and import rules
+
+lint: setup  ## lint and format only
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+import-rules: setup  ## import rules only
 	$(BIN)/lint-imports
 
 typecheck: setup  ## types only

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from textwrap import dedent
 
 import pytest
+
+from moe_testbed.launcher.report import two_processes
 
 # Two pytest processes share the cores, and so do the ranks that they start. Torch reads it when it is imported.
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -41,6 +44,14 @@ EXPERIMENT = """
       learning_rate: 1e-3
     tracking: {mlflow: false}
 """
+
+
+@pytest.fixture(scope="session", autouse=True)
+def reports_by_one_process() -> Iterator[None]:
+    """Where both cores are busy with tests, a second process for a report costs a start and saves nothing."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(two_processes, "WORTHWHILE", sys.maxsize)
+        yield
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ __all__ = ["data", "four_hosts", "make_experiment", "run_on_ranks", "two_hosts"]
 
 @pytest.fixture
 def two_hosts() -> Iterator[Network]:
-    """Fresh ones. Without what they need the test is skipped, or fails if MOE_TESTBED_REQUIRE_CLUSTER is set."""
+    """Fresh ones. Without what they need the test is skipped, or fails if MOE_TESTBED_REQUIRE_DAEMONS is set."""
     yield from _hosts(2)
 
 
@@ -28,7 +28,7 @@ def four_hosts() -> Iterator[Network]:
 def _hosts(number: int) -> Iterator[Network]:
     if lacking := missing():
         message = f"hosts of network namespaces need {lacking}"
-        if os.environ.get("MOE_TESTBED_REQUIRE_CLUSTER"):
+        if os.environ.get("MOE_TESTBED_REQUIRE_DAEMONS"):
             pytest.fail(message)
         pytest.skip(message)
     with Network(number) as network:

@@ -14,7 +14,7 @@ from moe_testbed.launcher.errors import ASKED_TO_STOP
 from tests.hosts.network import Network
 from tests.hosts.trial import Trial
 
-pytestmark = pytest.mark.cluster
+pytestmark = pytest.mark.daemons
 
 MakeExperiment = Callable[..., dict[str, Any]]
 

@@ -15,7 +15,7 @@ from tests.hosts.network import Network, wait_until
 from tests.hosts.trial import START_SECONDS, Trial
 from tests.train import driver
 
-pytestmark = pytest.mark.cluster
+pytestmark = pytest.mark.daemons
 
 MakeExperiment = Callable[..., dict[str, Any]]
 Run = Callable[..., list[Any]]

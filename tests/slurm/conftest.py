@@ -22,7 +22,7 @@ MakeCluster = Callable[..., ClusterConfig]
 def daemons(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SlurmCluster]:
     """Four nodes, up."""
     if lack := missing():
-        (pytest.fail if os.environ.get("MOE_TESTBED_REQUIRE_CLUSTER") else pytest.skip)(lack)
+        (pytest.fail if os.environ.get("MOE_TESTBED_REQUIRE_DAEMONS") else pytest.skip)(lack)
     started = SlurmCluster(tmp_path_factory.mktemp("slurm"))
     try:
         started.start()

@@ -18,7 +18,7 @@ from tests.distributed import corpus
 from tests.slurm.slurm_cluster import SlurmCluster, wait_until
 from tests.train.results import assert_same_run
 
-pytestmark = [pytest.mark.cluster, pytest.mark.slow]
+pytestmark = [pytest.mark.daemons, pytest.mark.slow]
 
 MakeCluster = Callable[..., ClusterConfig]
 

@@ -19,7 +19,7 @@ from moe_testbed.launcher.run.folder import RunFolder
 from moe_testbed.launcher.run.suite_folder import SuiteFolder
 from tests.slurm.slurm_cluster import NODES, SlurmCluster, wait_until
 
-pytestmark = pytest.mark.cluster
+pytestmark = pytest.mark.daemons
 
 MakeSuite = Callable[..., Suite]
 MakeCluster = Callable[..., ClusterConfig]
