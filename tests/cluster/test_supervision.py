@@ -146,6 +146,8 @@ def test_strangers_at_the_port_are_no_ranks() -> None:
         assert (await asyncio.wait((waiting,), timeout=0.5))[1]
         ranks[0][1].close()
         assert await asyncio.wait_for(waiting, SECONDS) == "127.0.0.1"
+        # Otherwise the cut waits for the other rank.
+        ranks[1][1].close()
         await lifelines.cut()
 
     asyncio.run(come_and_go())

@@ -32,6 +32,8 @@ class TrackingServer:
         command += ["--backend-store-uri", f"sqlite:///{self._folder / 'mlflow.db'}", "--workers", "1"]
         command += ["--artifacts-destination", str(self._folder / "artifacts")]
         environment = os.environ | {"MLFLOW_DISABLE_TELEMETRY": "true"}
+        # It would start seven processes more, for what nothing here asks for.
+        environment["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"
         environment.pop("MLFLOW_TRACKING_URI", None)
         with (self._folder / "server.log").open("ab") as log:
             # A session of its own, since it starts processes that must end with it.
