@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -311,11 +313,23 @@ DEMO = {
 }
 
 
+@pytest.fixture(scope="session")
+def written_suite(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Writes a suite at the first call with these arguments, and gives the same folder at every later one."""
+
+    @functools.cache
+    def written(name: str, labels: tuple[str, ...], **options: Any) -> Path:
+        folder = tmp_path_factory.mktemp("suites") / name
+        return write_suite(folder, {label: DEMO[label] for label in labels}, **options)
+
+    return written
+
+
 @pytest.fixture
-def make_suite(tmp_path: Path) -> Callable[..., Path]:
-    """Writes a suite of the runs of DEMO, or of those with these labels, into a fresh folder of this name."""
+def make_suite(written_suite: Callable[..., Path], tmp_path: Path) -> Callable[..., Path]:
+    """Puts a suite of the runs of DEMO, or of those with these labels, into a fresh folder of this name."""
 
     def make(name: str = "demo", labels: tuple[str, ...] = tuple(DEMO), **options: Any) -> Path:
-        return write_suite(tmp_path / name, {label: DEMO[label] for label in labels}, **options)
+        return Path(shutil.copytree(written_suite(name, labels, **options), tmp_path / name))
 
     return make
