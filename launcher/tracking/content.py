@@ -161,7 +161,7 @@ def _numbers(report: Mapping[str, Any], paths: Mapping[str, tuple[str, ...]]) ->
     values = {}
     for name, path in paths.items():
         number = value_at(report, *path)
-        values[f"result/{name}"] = value_at(number, "value" if "value" in (number or {}) else "mean")
+        values[f"result/{name}"] = number.get("value", number.get("mean")) if isinstance(number, Mapping) else None
     return {key: float(value) for key, value in values.items() if isinstance(value, int | float)}
 
 

@@ -116,7 +116,17 @@ def test_a_suite(suite: Path) -> None:
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"runs": [1]}', '{"runs": [{"label": "top_k"}], "reference": 3}'])
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "{",
+        "[]",
+        '{"runs": [1]}',
+        '{"runs": [{"label": "top_k"}], "reference": 3}',
+        '{"runs": [{"label": "top_k", "loss": 3.5}], "reference": {"lead_over_control": 0.5}}',
+    ],
+)
 def test_a_report_that_cannot_be_read_is_done_without(content: str, tmp_path: Path) -> None:
     suite = make_suite(tmp_path / "demo")
     (suite / "results.json").write_text(content)
