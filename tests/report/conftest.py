@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import pickle
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,6 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+
+from moe_testbed.launcher.report.figures import drawing
 
 DOMAINS = ("legal_english", "ukrainian", "arabic", "chinese", "python", "cpp", "protein", "music")
 DIFFICULTY = np.array([2.9, 3.4, 3.1, 3.6, 2.6, 2.4, 3.9, 2.2])
@@ -333,3 +336,26 @@ def make_suite(written_suite: Callable[..., Path], tmp_path: Path) -> Callable[.
         return Path(shutil.copytree(written_suite(name, labels, **options), tmp_path / name))
 
     return make
+
+
+@pytest.fixture(scope="session")
+def drawn() -> dict[bytes, drawing.Picture]:
+    """The pictures that `draws_alike_once` has drawn."""
+    return {}
+
+
+@pytest.fixture
+def draws_alike_once(drawn: dict[bytes, drawing.Picture], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Draws pictures of equal data once for all tests: most runs of a constructed suite are also in others.
+
+    It is not for tests of the pictures, nor for those that ask whether the same comes out twice.
+    """
+    draw = drawing._draw
+
+    def once(job: drawing.Job) -> drawing.Picture:
+        key = pickle.dumps(job)
+        if key not in drawn:
+            drawn[key] = draw(job)
+        return drawn[key]
+
+    monkeypatch.setattr(drawing, "_draw", once)

@@ -18,6 +18,8 @@ from moe_testbed.launcher.report.words import failures, headlines, verdict
 
 MakeSuite = Callable[..., Path]
 
+pytestmark = pytest.mark.usefixtures("draws_alike_once")
+
 LABELS = ("reference", "permuted_reference", "top_k_global")
 
 

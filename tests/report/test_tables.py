@@ -20,6 +20,8 @@ from moe_testbed.launcher.report.write import write_report
 
 MakeSuite = Callable[..., Path]
 
+pytestmark = pytest.mark.usefixtures("draws_alike_once")
+
 
 @pytest.mark.parametrize(
     ("text", "escaped"),
