@@ -18,8 +18,8 @@ class ZeroComputation(nn.Module):
     x)`` and learned v and W. Every rank holds all of them, so that their tokens are never sent anywhere and never
     dropped. v and W start from 0, at ``x / 2``: what tells two constant experts apart are the tokens that they get.
 
-    The products run over all tokens at once, with weight 0 where an expert is not chosen: 3 C M multiplications a
-    token, less than gathering would cost.
+    The products run over all tokens at once, with weight 0 where an expert is not chosen: 3 M multiplications a
+    token and constant expert, less than gathering would cost.
     """
 
     def __init__(self, hidden_size: int, num_zero: int, num_copy: int, num_constant: int) -> None:
@@ -30,10 +30,10 @@ class ZeroComputation(nn.Module):
             self.mixing = nn.Parameter(torch.zeros(2 * num_constant, hidden_size))
 
     def weights_by_number(self, numbers: Tensor, weights: Tensor) -> Tensor:
-        """The weight of each of the N experts, [..., N], from choices, [..., K].
+        """The weight of each of the X experts, [..., X], from choices, [..., K].
 
         Args:
-            numbers: from 0 to N - 1 as in the legend; choices with any other number belong elsewhere.
+            numbers: from 0 to X - 1 as in the legend; choices with any other number belong elsewhere.
         """
         N = self.num_zero + self.num_copy + self.num_constant
         mine = (numbers >= 0) & (numbers < N)
@@ -41,7 +41,7 @@ class ZeroComputation(nn.Module):
         return by_number.scatter_add(-1, numbers.clamp(0, N - 1), weights.where(mine, 0.0))
 
     def forward(self, x_TM: Tensor, weights_TX: Tensor) -> Tensor:
-        """Sum of the weighted outputs, [T, M] in the dtype of x; with weights [T, ..., N] one sum for each, [T, ...,
+        """Sum of the weighted outputs, [T, M] in the dtype of x; with weights [T, ..., X] one sum for each, [T, ...,
         M]."""
         dims = weights_TX.ndim - x_TM.ndim
         copy, constant = weights_TX[..., self.num_zero :].split([self.num_copy, self.num_constant], -1)

@@ -133,7 +133,7 @@ def _floats(values: Sequence[float | None]) -> Floats:
 
 
 def _seeds_on_one_grid(curves: Sequence[Floats]) -> tuple[Floats, Floats]:
-    """The steps that every seed has, and the values [S, N] there."""
+    """The steps that every seed has, and the values there, a row for each seed."""
     if not curves:
         return np.zeros(0), np.zeros((0, 0))
     steps = curves[0][:, 0]
