@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import wraps
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -111,6 +113,24 @@ class RoutingDecision:
     logits_TE: Tensor | None = None
     vectors_EX: Tensor | None = None
     noise: Noise | None = None
+
+    @property
+    def vectors_ED(self) -> Tensor | None:
+        """The former name of :attr:`vectors_EX`, which other people's routers may still read and give."""
+        return self.vectors_EX
+
+
+_decide = RoutingDecision.__init__
+
+
+@wraps(_decide)
+def _decide_by_any_name(*arguments: Any, **named: Any) -> None:
+    if "vectors_ED" in named:
+        named["vectors_EX"] = named.pop("vectors_ED")
+    _decide(*arguments, **named)
+
+
+RoutingDecision.__init__ = _decide_by_any_name  # type: ignore[method-assign]
 
 
 @dataclass(frozen=True)

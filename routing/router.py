@@ -144,10 +144,13 @@ class Router(KeepsBufferDtype):
         self.setting = setting
 
     def __init_subclass__(cls) -> None:
-        """Other people's routers may still call :meth:`vectors_EX` by its former name."""
+        """Other people's routers may still define and call :meth:`vectors_EX` by its former name, ``vectors_ED``: in
+        every class both names are one method, so that ``super()`` finds the right one by either."""
         super().__init_subclass__()
         if "vectors_ED" in vars(cls):
             cls.vectors_EX = vars(cls)["vectors_ED"]  # type: ignore[method-assign]
+        elif "vectors_EX" in vars(cls):
+            cls.vectors_ED = vars(cls)["vectors_EX"]
 
     def score(self, x_TM: Tensor, context: RoutingContext) -> Scores:
         """Scores of all experts for all tokens."""
@@ -182,6 +185,8 @@ class Router(KeepsBufferDtype):
     def vectors_EX(self) -> Tensor | None:
         """The vector that stands for each expert in the score; None without such vectors."""
         return None
+
+    vectors_ED = vectors_EX
 
     def observe(self, decision: RoutingDecision, context: RoutingContext) -> None:
         """Called once per training micro-batch with the router's own decision, never under recomputation."""
