@@ -43,6 +43,8 @@ def train(config: ExperimentConfig, run_dir: Path) -> None:
         folder = RunFolder.claim(run_dir, config, store.manifest) if is_first_rank() else SilentRunFolder(run_dir)
         try:
             if folder.is_finished:
+                # Whoever starts it once more need not wait for MLflow.
+                folder.release()
                 _mirror_again(config, run_dir)
                 return
             session.join(device, folder)

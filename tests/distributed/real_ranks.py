@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -33,6 +35,7 @@ class RealRanks:
         run_dir: of the run.
         port: where they meet; by default a free one.
         started: how many of them are started; by default all.
+        interpreters: each is a Python started anew instead of a fork, for tests of how one ends.
     """
 
     def __init__(
@@ -43,6 +46,7 @@ class RealRanks:
         run_dir: Path,
         port: int | None = None,
         started: int | None = None,
+        interpreters: bool = False,
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.run_dir, self._logs = run_dir, [folder / f"rank_{rank}.log" for rank in range(started or size)]
@@ -51,10 +55,17 @@ class RealRanks:
         command = ["-m", "moe_testbed.launcher", "train", str(experiment), "--run-dir", str(run_dir)]
         common = {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port or free_port())}
         common |= {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "GLOO_SOCKET_IFNAME": "lo"}
-        self.processes = []
+        self.processes: list[Python | subprocess.Popen[bytes]] = []
         for rank, log in enumerate(self._logs):
             own = {"RANK": str(rank), "LOCAL_RANK": str(rank), "SLURMD_NODENAME": f"node{rank}"}
-            self.processes.append(Python(*command, stdout=log, stderr=log, environment=os.environ | common | own))
+            environment = os.environ | common | own
+            if interpreters:
+                with log.open("wb") as output:
+                    self.processes.append(
+                        subprocess.Popen([sys.executable, *command], stdout=output, stderr=output, env=environment)
+                    )
+            else:
+                self.processes.append(Python(*command, stdout=log, stderr=log, environment=environment))
 
     def __enter__(self) -> RealRanks:
         return self

@@ -114,7 +114,7 @@ def test_ranks_that_a_scheduler_starts_end_in_time(
 ) -> None:
     """Rank 0 takes the store by which the ranks meet along."""
     content = experiment(100_000)
-    with RealRanks(content, size, tmp_path, tmp_path / "run") as ranks:
+    with RealRanks(content, size, tmp_path, tmp_path / "run", interpreters=True) as ranks:
         ranks.wait_for_step(3)
         ranks.processes[lost].send_signal(number)
         assert ranks.exit_codes(60.0, lost=(lost,)) == [1] * (size - 1)

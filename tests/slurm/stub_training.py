@@ -56,7 +56,10 @@ class _Stub:
     def _waits(self) -> None:
         self._until((self.run_dir.parent / "go").exists)
 
-    def _fails(self) -> NoReturn:
+    def _fails(self) -> None:
+        """The first rank fails; the other one is ended with it, and does not end before."""
+        if self.rank:
+            self._until(lambda: False)
         self._write("failed", "RuntimeError: always the same")
         sys.exit(1)
 
