@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import wraps
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -21,8 +19,8 @@ UNLABELLED = -1
 
 @dataclass(frozen=True)
 class RoutingContext:
-    """What a router may look at besides the hidden states: what is known of the tokens (the fields up to ``valid_BL``),
-    where the router is asked (``step`` and ``layer``), and what it must heed when it chooses (the last two).
+    """What a router may look at besides the hidden states: what is known of the tokens, where the router
+    is asked (``step`` and ``layer``), and what it must heed when it chooses (the last two).
 
     The properties give the same token by token, and for the layer that asks.
 
@@ -33,9 +31,9 @@ class RoutingContext:
         position_BL: position of every token inside its sequence, int64.
         sequence_B: number of every sequence in the training stream (or the evaluation set), int64. It does not depend
             on how the batch was split into ranks and micro-batches, so whatever is drawn from it does not either.
-        valid_BL: False for padding, which is counted nowhere; None when there is no padding.
         step: optimizer steps completed.
         layer: MoE layer that asks, counted from 0.
+        valid_BL: False for padding, which is counted nowhere; None when there is no padding.
         selection_bias_YE: added to the scores for the selection only, float32; None without a balancer that sets one.
         barred_YBE: experts that the tokens of a sequence may not use, bool; None in training and evaluation, where no
             expert is barred.
@@ -46,9 +44,9 @@ class RoutingContext:
     document_BL: Tensor | None
     position_BL: Tensor
     sequence_B: Tensor
-    valid_BL: Tensor | None = None
     step: int = 0
     layer: int = 0
+    valid_BL: Tensor | None = None
     selection_bias_YE: Tensor | None = None
     barred_YBE: Tensor | None = None
 
@@ -113,24 +111,6 @@ class RoutingDecision:
     logits_TE: Tensor | None = None
     vectors_EX: Tensor | None = None
     noise: Noise | None = None
-
-    @property
-    def vectors_ED(self) -> Tensor | None:
-        """The former name of :attr:`vectors_EX`, which other people's routers may still read and give."""
-        return self.vectors_EX
-
-
-_decide = RoutingDecision.__init__
-
-
-@wraps(_decide)
-def _decide_by_any_name(*arguments: Any, **named: Any) -> None:
-    if "vectors_ED" in named:
-        named["vectors_EX"] = named.pop("vectors_ED")
-    _decide(*arguments, **named)
-
-
-RoutingDecision.__init__ = _decide_by_any_name  # type: ignore[method-assign]
 
 
 @dataclass(frozen=True)

@@ -144,13 +144,11 @@ class Router(KeepsBufferDtype):
         self.setting = setting
 
     def __init_subclass__(cls) -> None:
-        """Other people's routers may still define and call :meth:`vectors_EX` by its former name, ``vectors_ED``: in
-        every class both names are one method, so that ``super()`` finds the right one by either."""
+        """Makes ``vectors_ED``, the name that :meth:`vectors_EX` had in other people's routers, mean the same."""
         super().__init_subclass__()
-        if "vectors_ED" in vars(cls):
-            cls.vectors_EX = vars(cls)["vectors_ED"]  # type: ignore[method-assign]
-        elif "vectors_EX" in vars(cls):
-            cls.vectors_ED = vars(cls)["vectors_EX"]
+        for given, other in (("vectors_EX", "vectors_ED"), ("vectors_ED", "vectors_EX")):
+            if given in vars(cls):
+                setattr(cls, other, vars(cls)[given])
 
     def score(self, x_TM: Tensor, context: RoutingContext) -> Scores:
         """Scores of all experts for all tokens."""

@@ -21,6 +21,7 @@ from moe_testbed.routing.routers import (
     top_k_softmax,
     top_p,
 )
+from moe_testbed.routing.routers.parts.former_names import keep_former_names
 
 __all__ = [
     "base",
@@ -43,3 +44,5 @@ __all__ = [
     "top_k_softmax",
     "top_p",
 ]
+
+keep_former_names()
