@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from moe_testbed.launcher.run.files import read_json, write_atomically
-from moe_testbed.launcher.run.folder import step_name, step_of
+from moe_testbed.launcher.run.folder import STEP, step_name, step_of
 
 _MARK = "complete.json"
 
@@ -48,7 +48,7 @@ def checkpoint_path(checkpoints: Path, step: int) -> Path:
 
 def checkpoints_in(checkpoints: Path) -> list[Path]:
     """Returns the folders of the checkpoints, whole or not, in the order of their steps."""
-    return sorted(checkpoints.glob(f"{step_name(0)[:-8]}*"))
+    return sorted(checkpoints.glob(f"{STEP}*"))
 
 
 def newest_marked_step(checkpoints: Path) -> int:

@@ -32,6 +32,8 @@ _DECIDING = ("seed", "data", "model", "routing", "training", "evaluation")
 _TAIL_BYTES = 16_384
 _EXPERT_TABLE = ("layer", "domain", "expert")
 
+STEP = "step_"  # what stands before the number in the names of files and checkpoints
+
 
 class RunFolder:
     """Reads and writes the files of a run. Making one touches no file.
@@ -374,17 +376,17 @@ def read_probe(path: Path) -> RoutingProbe:
 
 def _steps_in(series: Path) -> list[Path]:
     """Returns the files of a folder that has one for each step that was looked at, in the order of their steps."""
-    return [path for path in sorted(series.glob("step_*.npz")) if path.stem.removeprefix("step_").isdigit()]
+    return [path for path in sorted(series.glob(f"{STEP}*.npz")) if path.stem.removeprefix(STEP).isdigit()]
 
 
 def step_name(step: int) -> str:
     """Returns the name of what was written after so many optimizer steps."""
-    return f"step_{step:08d}"
+    return f"{STEP}{step:08d}"
 
 
 def step_of(path: Path) -> int:
     """Returns the step that `step_name` has put into a name."""
-    return int(path.stem.removeprefix("step_"))
+    return int(path.stem.removeprefix(STEP))
 
 
 def _deciding(config: ExperimentConfig, part: str) -> Any:

@@ -59,7 +59,7 @@ def run_loop(config: ExperimentConfig, store: Store, folder: RunFolder, session:
             done, seconds = step + 1, time.perf_counter() - started
             line = session.after_step(done, values.means) | values.others
             folder.append_metrics(MetricsLine("train", done, seconds, line))
-            if usage := system.due():
+            if ranks.rank == 0 and (usage := system.due()):
                 folder.append_metrics(MetricsLine("system", done, seconds, usage))
             session.note_progress()
             bar.set_postfix_str(f"loss {line['loss']:.3f}, {line['tokens_per_second']:,.0f} tokens/s", refresh=False)
