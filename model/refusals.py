@@ -4,20 +4,25 @@ from __future__ import annotations
 
 from torch import nn
 
+from moe_testbed.model.moe import MoELayer
+
 
 def refuse_expert_names(model: nn.Module) -> None:
-    """Guards against DeepSpeed's checkpoints, which take every entry with "expert" in its name for an expert's and lose
-    the others.
+    """Guards against DeepSpeed's checkpoints, which take every entry of an MoE layer with "expert" in its name for an
+    expert's, and cannot save it if it is none. Outside of MoE layers, as in a router, any name is safe.
 
     Raises:
-        ValueError: a parameter or buffer outside the experts has such a name.
+        ValueError: a parameter or buffer of an MoE layer has such a name.
     """
-    for name in model.state_dict():
-        if "expert" in name and ".deepspeed_moe.experts." not in name:
-            raise ValueError(
-                f"'{name}' has 'expert' in its name, and DeepSpeed's checkpoints would lose it; rename the attribute "
-                f"(of a router) or the label (of a balancer)"
-            )
+    for layer, module in model.named_modules():
+        if not isinstance(module, MoELayer):
+            continue
+        for name in module.state_dict():
+            if "expert" in name and not name.startswith("deepspeed_moe.experts."):
+                raise ValueError(
+                    f"'{layer}.{name}' lies in an MoE layer and has 'expert' in its name, and DeepSpeed's checkpoints "
+                    "would take it for an expert's; rename it, or keep it outside of the layer"
+                )
 
 
 def refuse_scalars(model: nn.Module) -> None:

@@ -75,10 +75,10 @@ class RoutingConfig(BaseModel, extra="forbid", frozen=True):
     @classmethod
     def _labels_are_plain(cls, value: dict[str, BalancerConfig]) -> dict[str, BalancerConfig]:
         for label in value:
-            if not re.fullmatch("[a-z][a-z0-9_]*", label) or "expert" in label or hasattr(nn.ModuleDict, label):
+            if not re.fullmatch("[a-z][a-z0-9_]*", label) or hasattr(nn.ModuleDict, label):
                 raise ValueError(
                     f"{label!r} cannot be the label of a balancer: use lower-case letters, digits and underscores, "
-                    "without the word expert, and give its kind in `name`"
+                    "and give its kind in `name`"
                 )
         return value
 

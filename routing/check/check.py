@@ -23,12 +23,7 @@ from moe_testbed.routing.check.dependence import (
 )
 from moe_testbed.routing.check.gradients import agrees_with_differences, reaches_all, same_when_recomputed
 from moe_testbed.routing.check.numerics import decides_in_float32, stays_on_its_device
-from moe_testbed.routing.check.state import (
-    is_deterministic,
-    names_are_safe,
-    routes_alike_within_a_step,
-    state_is_kept,
-)
+from moe_testbed.routing.check.state import is_deterministic, routes_alike_within_a_step, state_is_kept
 from moe_testbed.routing.check.trial import Trial
 from moe_testbed.routing.check.violation import Violation, told
 from moe_testbed.routing.router import Router, RouterConfig
@@ -64,7 +59,6 @@ PROPERTIES: dict[str, Callable[[Trial], str]] = {
     "determinism": is_deterministic,
     "optimizer step": routes_alike_within_a_step,
     "state": state_is_kept,
-    "names": names_are_safe,
     "precision": decides_in_float32,
     "device": stays_on_its_device,
     "padding": ignores_padding,

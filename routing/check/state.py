@@ -89,14 +89,3 @@ def state_is_kept(trial: Trial) -> str:
             "buffers, and set what observe gathers back to zero in finish_step"
         )
     return "saved and restored it decides the same bit for bit, also one step later"
-
-
-def names_are_safe(trial: Trial) -> str:
-    router = trial.router()
-    named = [*router.named_modules(), *router.named_parameters(), *router.named_buffers()]
-    if found := next((name for name, _ in named if "expert" in name), None):
-        raise Violation(
-            f"'{found}' has the word expert in its name, which DeepSpeed's checkpoints take for an expert's and lose; "
-            "choose another name"
-        )
-    return "none that DeepSpeed's checkpoints would take for an expert's"

@@ -212,13 +212,6 @@ class NeverForgets(Counting):
         self.seen.copy_(self.gathered)
 
 
-@broken("names", "'expert_vectors' has the word expert in its name")
-class UnsafeName(Plain):
-    def __init__(self, config: TopKConfig, setting: RouterSetting) -> None:
-        super().__init__(config, setting)
-        self.register_buffer("expert_vectors", torch.zeros(3))
-
-
 @broken("precision", "is torch.bfloat16")
 class RoundsItsScores(Plain):
     def score(self, x_TM: Tensor, context: RoutingContext) -> Scores:

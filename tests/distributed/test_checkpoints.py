@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from tests.train import driver
-from tests.train.results import assert_same_run
+from tests.train.results import assert_same_run, read_weights
 
 MakeExperiment = Callable[..., dict[str, Any]]
 
@@ -46,6 +46,33 @@ def test_two_ranks_killed_continue_exactly(
     run_until_killed(driver.train_and_die, 2, config, str(tmp_path / "killed"), where, number)
     run_on_ranks(driver.train, 2, config, str(tmp_path / "killed"))
     assert_same_run(tmp_path / "killed", tmp_path / "whole")
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_names_with_expert_outside_of_moe_layers_are_kept(
+    ranks: int,
+    make_two_rank_experiment: MakeExperiment,
+    run_on_ranks: Callable[..., list[Any]],
+    run_until_killed: Callable[..., None],
+    tmp_path: Path,
+) -> None:
+    """DeepSpeed takes what has "expert" in its name for an expert's, but in MoE layers only."""
+    config = make_two_rank_experiment(ranks)
+    config["routing"] = {
+        "router": {"name": f"{Path(__file__).with_name('biased_router.py')}:Biased"},
+        "balance": {"expert_bias": {"name": "loss_free_bias", "update_rate": 0.01}},
+    }
+    run_on_ranks(driver.train, ranks, config, str(tmp_path / "whole"))
+    run_until_killed(driver.train_and_die, ranks, config, str(tmp_path / "killed"), "before a step", 4)
+    run_on_ranks(driver.train, ranks, config, str(tmp_path / "killed"))
+    assert_same_run(tmp_path / "killed", tmp_path / "whole")
+    weights = read_weights(tmp_path / "whole")
+    learned = [name for name in weights if "expert" in name and ".deepspeed_moe." not in name]
+    assert learned == [
+        *(f"blocks.{layer}.routing.router.{name}" for layer in (0, 1) for name in ("expert_bias", "expert_steps")),
+        "balancing.balancers.expert_bias.bias_YE",
+    ]
+    assert all(weights[name].any() for name in learned), "they start from 0"
 
 
 OPTIMIZER = "zero_pp_rank_1_mp_rank_00_optim_states.pt"

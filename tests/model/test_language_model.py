@@ -176,13 +176,12 @@ def test_moe_layers_are_every_nth(make_model: MakeModel, make_batch: MakeBatch) 
     assert len(model(*make_batch()).layers) == 2
 
 
-def test_names_that_checkpoints_would_lose_are_refused(make_model: MakeModel) -> None:
+def test_names_that_checkpoints_cannot_hold_are_refused(make_model: MakeModel) -> None:
     model = make_model()
-    refuse_expert_names(model)
     model.blocks[0].routing.router.register_parameter("expert_scale", nn.Parameter(torch.ones(3)))
-    with pytest.raises(
-        ValueError, match=r"'blocks\.0\.routing\.router\.expert_scale' has 'expert' in its name.*rename"
-    ):
+    refuse_expert_names(model)
+    model.blocks[1].moe.register_buffer("expert_scale", torch.ones(3))
+    with pytest.raises(ValueError, match=r"'blocks\.1\.moe\.expert_scale' lies in an MoE layer.*rename"):
         refuse_expert_names(model)
 
 

@@ -226,8 +226,6 @@ def test_a_resumed_run_continues_bit_for_bit(name: str, scope: str | None):
     assert torch.equal(torch.stack(run(second, slice(2, None))), torch.stack(expected[4:]))
     assert whole.state_dict().keys() == second.state_dict().keys()
     assert all(torch.equal(value, second.state_dict()[key]) for key, value in whole.state_dict().items())
-    # DeepSpeed takes such a name for a part of an expert and does not save it.
-    assert not any("expert" in key for key, _ in whole.named_buffers())
 
 
 @pytest.mark.parametrize("scope", ["global_batch", "window"])
