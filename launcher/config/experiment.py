@@ -115,8 +115,9 @@ class TrainingConfig(BaseModel, extra="forbid", frozen=True):
             )
         if self.zero_stage == 0 and self.precision == "bfloat16":
             raise ValueError(
-                "training.zero_stage is 0 with training.precision bfloat16: the optimizer keeps no float32 copy of the "
-                "weights then; set training.zero_stage to 1 or 2, or training.precision to float32"
+                "training.zero_stage is 0 with training.precision bfloat16: DeepSpeed clips by the norm of the shared "
+                "weights alone then, and decays all weights once before the first step; set training.zero_stage to 1 "
+                "or 2, or training.precision to float32"
             )
         return self
 

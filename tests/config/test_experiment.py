@@ -152,7 +152,8 @@ BAD_INPUT = [
     ),
     (
         ["training.zero_stage=0", "training.precision=bfloat16"],
-        "command line: training.zero_stage is 0 with training.precision bfloat16: the optimizer keeps no float32 copy",
+        "command line: training.zero_stage is 0 with training.precision bfloat16: DeepSpeed clips by the norm of "
+        "the shared weights alone then, and decays all weights once before the first step; set training.zero_stage",
     ),
     (
         ["routing.balance.load_balancing_loss.estimator=previous"],
