@@ -143,6 +143,7 @@ METRICS = (
         formula="share of experts with q_e < 0.1/E",
         range="0 to (E − 1)/E",
         blind_to="imbalance among the living; other texts than those of the evaluation",
+        note="A dead expert's weights still move: AdamW decays them, and follows the momentum of old gradients.",
         digits=0,
         in_percent=True,
         column="first",
