@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from moe_testbed.launcher.analyze.hub_config import refuse_other_formats
 from moe_testbed.launcher.analyze.hub_model import HUB_NAME
 from moe_testbed.launcher.analyze.request import Request, Result, log
 from moe_testbed.launcher.config.names import label_and_seed
@@ -100,6 +101,8 @@ def _refuse_unknown(checkpoint: str) -> None:
     if SuiteFolder(folder).is_suite:
         example = SuiteFolder(folder).training("LABEL", 1).path
         raise CheckpointError(f"{folder} is a suite's folder; name the runs in it, such as {example}")
+    if not _is_run(checkpoint):
+        refuse_other_formats(folder)
     if folder.is_dir() and not _is_run(checkpoint) and not (folder / _HUB_CONFIG).is_file():
         raise CheckpointError(
             f"{folder} holds no checkpoint: neither {_HUB_CONFIG} (a model of the hub's format) nor "

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from moe_testbed.launcher.errors import CheckpointError
 
@@ -22,8 +23,8 @@ def _softmax(logits_TE: Tensor) -> Tensor:
 
 def _share_of_sigmoids(logits_TE: Tensor) -> Tensor:
     """DeepSeek-V3's affinities (arXiv 2412.19437, equation 15) have no sum; their shares have one."""
-    affinity_TE = logits_TE.sigmoid()
-    return affinity_TE / affinity_TE.sum(-1, keepdim=True)
+    # By their logarithms: where all sigmoids are 0 in float32, their shares are not.
+    return F.logsigmoid(logits_TE).softmax(-1)
 
 
 @dataclass(frozen=True)

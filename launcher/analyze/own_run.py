@@ -16,6 +16,7 @@ from moe_testbed.data.documents import Document
 from moe_testbed.data.loading import tokenise
 from moe_testbed.data.splits import SPLITS, VALIDATION
 from moe_testbed.data.tokens.store import Region, Store
+from moe_testbed.launcher.analyze.weights import refuse_not_finite
 from moe_testbed.launcher.checkpoint.checkpoints import newest_whole
 from moe_testbed.launcher.checkpoint.files import EXPERTS, MODULE, read_file
 from moe_testbed.launcher.config.experiment import ExperimentConfig
@@ -84,7 +85,7 @@ def load_model(run: OwnRun, dtype: torch.dtype | None, ranks: Ranks) -> Language
         dtype: None: as it was trained.
 
     Raises:
-        CheckpointError: the files do not fit the config.
+        CheckpointError: the files do not fit the config, or a weight is not finite.
     """
     model = build_model(run.config, run.store, ranks)
     state: dict[str, Any] = {}
@@ -95,6 +96,8 @@ def load_model(run: OwnRun, dtype: torch.dtype | None, ranks: Ranks) -> Language
         model.load_state_dict(state)
     except RuntimeError as error:
         raise CheckpointError(f"{run.checkpoint} does not fit {RunFolder(run.folder).config_file}: {error}") from error
+    remedy = "remove it, and the one before is read"
+    refuse_not_finite(str(run.checkpoint), model.named_parameters(), "router.scorer", remedy)
     trained_in = torch.bfloat16 if run.config.training.precision == "bfloat16" else torch.float32
     for parameter in model.parameters():
         # Buffers stay as they are: so DeepSpeed trained it.

@@ -105,6 +105,12 @@ class Recorder:
             loss_sum_N[rows] = self._losses(hidden_BLM, batch)
             tokens_N[rows] = batch.counted_BL.sum(1)
             self.cut_N[rows] = batch.cut_B
+        if not loss_sum_N.isfinite().all():
+            raise CheckpointError(
+                f"the model's losses are not finite on {int((~loss_sum_N.isfinite()).sum())} of {len(loss_sum_N)} "
+                f"passages: its numbers overflow in {self.model.dtype}, or its weights are not what was trained; try "
+                "--dtype float32"
+            )
         domain_N = torch.from_numpy(passages.domain_N).to(self.device)
         D = len(passages.domains)
         tokens_D = torch.zeros(D, dtype=torch.int64, device=self.device).index_add_(0, domain_N, tokens_N)

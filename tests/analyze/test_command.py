@@ -100,11 +100,17 @@ def broken_checkpoints(checkpoint: Path, folder: Path) -> dict[str, tuple[Path |
     return {
         "dense": (edit("dense", model_type="llama"), f"type 'llama', which is dense or not supported; {supported}"),
         "unknown": (edit("unknown", model_type="moon_moe"), f"type 'moon_moe', which is dense or not.*{supported}"),
-        "cut": (cut, "cut cannot be loaded .*: download it again"),
+        "cut": (cut, "cut cannot be loaded, model.safetensors is cut off .*: download it again"),
         "no weights": (bare, "bare cannot be loaded .*: download it again"),
         "missing layers": (edit("taller", num_hidden_layers=3), "taller is not whole: .* weights are missing, such as"),
-        "other sizes": (edit("wider", hidden_size=64), "wider cannot be loaded"),
-        "no tokenizer": (wordless, "wordless has no tokenizer that can be loaded .*give another one with --tokenizer"),
+        "other sizes": (
+            edit("wider", hidden_size=64),
+            r"wider cannot be loaded, .* is \[.*32.*\] in the file and \[.*64.*\] by",
+        ),
+        "no tokenizer": (
+            wordless,
+            r"wordless has no tokenizer that can be loaded \(no tokenizer.json, .*: give another one with",
+        ),
         "config cut off": (no_json, "no_json cannot be read"),
         "empty folder": (empty, "empty holds no checkpoint: neither config.json .* nor config.yaml"),
         "a suite": (suite, "suite is a suite's folder; name the runs in it"),
