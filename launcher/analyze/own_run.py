@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from moe_testbed.launcher.config.experiment import ExperimentConfig
 from moe_testbed.launcher.errors import CheckpointError, ConfigError
 from moe_testbed.launcher.ranks.ranks import Ranks
 from moe_testbed.launcher.run.folder import RunFolder, step_of
+from moe_testbed.launcher.run.ownership import refuse_foreign
 from moe_testbed.launcher.train.engine import build_model
 from moe_testbed.model.language_model import LanguageModel
 from moe_testbed.routing.records import UNLABELLED
@@ -47,17 +48,20 @@ class OwnRun:
     step: int
 
 
-def open_run(folder: Path, cache_dir: Path | None, log: Any) -> OwnRun:
+def open_run(folder: Path, cache_dir: Path | None, log: Any, trust: bool = False) -> OwnRun:
     """Reads a run's folder; its token store is built if it is not there.
 
     Args:
         cache_dir: where the token store is; None: where the training had it.
+        trust: a router that the config of another user's run names may be imported. Weights need no trust.
 
     Raises:
         CheckpointError: no whole checkpoint, or data that have changed since the training.
         ConfigError, DataError: the config cannot be read, the data cannot be had.
     """
     run = RunFolder(folder)
+    if not trust and any(":" in text for text in _texts(run.read_config_tree().get("routing"))):
+        refuse_foreign(run.path, run.config_file, run.checkpoints)
     config = run.read_config()
     # One process holds all experts.
     changes: dict[str, Any] = {"parallel": config.parallel.model_copy(update={"expert_parallel_size": 1})}
@@ -76,6 +80,19 @@ def open_run(folder: Path, cache_dir: Path | None, log: Any) -> OwnRun:
             "tokenizer would not fit; choose the right --cache-dir"
         )
     return OwnRun(folder, config, store, checkpoint, step_of(checkpoint))
+
+
+def _texts(tree: Any) -> Iterator[str]:
+    """Yields all keys and values of a tree: where there is a colon, one names a class of other people's modules."""
+    if isinstance(tree, Mapping):
+        for key, value in tree.items():
+            yield str(key)
+            yield from _texts(value)
+    elif isinstance(tree, list):
+        for value in tree:
+            yield from _texts(value)
+    else:
+        yield str(tree)
 
 
 def load_model(run: OwnRun, dtype: torch.dtype | None, ranks: Ranks) -> LanguageModel:

@@ -29,6 +29,7 @@ class Request:
         tokenizer: folder or name of a tokenizer, for models of the hub's format.
         cache_dir: downloads and token stores.
         dtype: auto: as the checkpoint has it.
+        trust: routers of other people that the config of another user's run names may be imported.
     """
 
     mix: MixConfig
@@ -41,6 +42,7 @@ class Request:
     tokenizer: str | None = None
     cache_dir: Path | None = None
     dtype: Dtype = "auto"
+    trust: bool = False
 
 
 @dataclass(frozen=True)

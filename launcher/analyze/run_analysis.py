@@ -41,7 +41,7 @@ class RunAnalysis:
 
     def __call__(self, name: str) -> Result:
         """Raises CheckpointError, ConfigError, DataError."""
-        run = open_run(Path(name), self.request.cache_dir, log)
+        run = open_run(Path(name), self.request.cache_dir, log, self.request.trust)
         store, split, text_split, manifest = self._text(run)
         config = self._config(run, split)
         held_out = EvaluationSet.of(store, split, config.data.sequence_length, config.evaluation.sequences_per_domain)

@@ -22,7 +22,7 @@ def read_file(path: Path, weights_only: bool = True) -> Any:
 
     Args:
         weights_only: False lets the file name classes, as those of DeepSpeed's optimizers do, and so run any code: for
-            checkpoints that DeepSpeed is to load anyhow.
+            checkpoints that DeepSpeed is to load anyhow, of runs that `RunFolder.claim` has found to be the user's.
 
     Raises:
         CheckpointError: the file is missing or damaged.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from moe_testbed.launcher.cli.parts import Commands, add_command
+from moe_testbed.launcher.cli.parts import Commands, add_command, add_trust
 
 
 def add_analyze_command(commands: Commands) -> None:
@@ -58,6 +58,7 @@ def add_analyze_command(commands: Commands) -> None:
         metavar="DIR",
         help="downloads and token stores (default: data_cache, or a run's own)",
     )
+    add_trust(command)
 
 
 def whole_number(text: str) -> int:
@@ -96,5 +97,6 @@ def _analyze(arguments: argparse.Namespace) -> int:
         tokenizer=arguments.tokenizer,
         cache_dir=arguments.cache_dir,
         dtype=arguments.dtype,
+        trust=arguments.trust,
     )
     return analyze(arguments.checkpoint, request, arguments.out or Path("runs") / f"analysis-{mix.name}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from moe_testbed.launcher.cli.parts import EXPERIMENT_OVERRIDES_HELP, Commands, add_command, add_experiment
+from moe_testbed.launcher.cli.parts import EXPERIMENT_OVERRIDES_HELP, Commands, add_command, add_experiment, add_trust
 
 CLUSTER_HELP = "YAML file of a cluster, such as configs/clusters/one_node_h100.yaml"
 RUN_DIR_HELP = "folder of the run (default: as `moe-testbed train` chooses it)"
@@ -44,6 +44,7 @@ def add_cluster_commands(commands: Commands) -> None:
     add_experiment(launch)
     _add_cluster(launch)
     launch.add_argument("--run-dir", type=Path, metavar="DIR", help=RUN_DIR_HELP)
+    add_trust(launch)
     launch.add_argument("--dry-run", action="store_true", help="print the command and start nothing")
     launch.add_argument(
         "--node-rank",
@@ -68,6 +69,7 @@ def add_cluster_commands(commands: Commands) -> None:
     )
     _add_suite(submit)
     _add_cluster(submit)
+    add_trust(submit)
     submit.add_argument("--dry-run", action="store_true", help="print the script and submit nothing")
     status = add_command(
         slurm_commands,
@@ -145,7 +147,7 @@ def _launch(arguments: argparse.Namespace) -> int:
     cluster = load_cluster(arguments.cluster, arguments.cluster_overrides)
     config = load_experiment(arguments.experiment, arguments.overrides)
     run_dir = arguments.run_dir or Path("runs") / run_name(config, arguments.overrides)
-    return launch(config, run_dir, cluster, arguments.node_rank, arguments.dry_run)
+    return launch(config, run_dir, cluster, arguments.node_rank, arguments.dry_run, arguments.trust)
 
 
 def _slurm_submit(arguments: argparse.Namespace) -> int:
@@ -154,7 +156,8 @@ def _slurm_submit(arguments: argparse.Namespace) -> int:
     from moe_testbed.launcher.config.suite import load_suite
 
     cluster = load_cluster(arguments.cluster, arguments.cluster_overrides)
-    return submit(load_suite(arguments.suite, arguments.overrides), arguments.runs_dir, cluster, arguments.dry_run)
+    suite = load_suite(arguments.suite, arguments.overrides)
+    return submit(suite, arguments.runs_dir, cluster, arguments.dry_run, arguments.trust)
 
 
 def _slurm_status(arguments: argparse.Namespace) -> int:

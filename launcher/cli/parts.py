@@ -19,6 +19,13 @@ def add_experiment(command: argparse.ArgumentParser) -> None:
     command.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help=EXPERIMENT_OVERRIDES_HELP)
 
 
+def add_trust(command: argparse.ArgumentParser) -> None:
+    """Adds the option that lets a command take code from what others have written."""
+    command.add_argument(
+        "--trust", action="store_true", help="run code that runs of other users may hold, which are refused otherwise"
+    )
+
+
 def add_command(
     commands: Commands,
     name: str,

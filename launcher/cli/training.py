@@ -11,6 +11,7 @@ from moe_testbed.launcher.cli.parts import (
     Commands,
     add_command,
     add_experiment,
+    add_trust,
 )
 from moe_testbed.launcher.errors import ConfigError
 
@@ -37,6 +38,7 @@ def add_training_commands(commands: Commands) -> None:
         help="folder of the run (default: runs/NAME-seedSEED, followed by the other overrides and a digest of them, so "
         "that the same command continues the same run)",
     )
+    add_trust(train)
 
     compare = add_command(
         commands,
@@ -66,6 +68,7 @@ def add_training_commands(commands: Commands) -> None:
         metavar="DIR",
         help="parent of the suite's folder (default: runs)",
     )
+    add_trust(compare)
 
     report = add_command(
         commands,
@@ -126,14 +129,15 @@ def _train(arguments: argparse.Namespace) -> None:
 
     from moe_testbed.launcher.train.train import train
 
-    train(config, run_dir)
+    train(config, run_dir, arguments.trust)
 
 
 def _compare(arguments: argparse.Namespace) -> int:
     from moe_testbed.launcher.config.suite import load_suite
     from moe_testbed.launcher.suites.compare import compare
 
-    return compare(load_suite(arguments.suite, arguments.overrides), arguments.runs_dir, arguments.jobs)
+    suite = load_suite(arguments.suite, arguments.overrides)
+    return compare(suite, arguments.runs_dir, arguments.jobs, trust=arguments.trust)
 
 
 def _report(arguments: argparse.Namespace) -> None:

@@ -20,6 +20,7 @@ from moe_testbed.launcher.errors import ConfigError
 from moe_testbed.launcher.run.array_file import ArrayFile, load_arrays
 from moe_testbed.launcher.run.arrays import Ablation, Evaluation, RoutingProbe
 from moe_testbed.launcher.run.files import read_json, read_json_lines, read_yaml, write_bytes_atomically
+from moe_testbed.launcher.run.ownership import refuse_foreign
 from moe_testbed.launcher.run.records import JobEnds, MetricsLine, Progress, Status
 
 if TYPE_CHECKING:
@@ -69,14 +70,15 @@ class RunFolder:
     # A new folder, and whose it is.
 
     @classmethod
-    def claim(cls, path: Path, config: ExperimentConfig, manifest: Mapping[str, Any]) -> RunFolder:
+    def claim(cls, path: Path, config: ExperimentConfig, manifest: Mapping[str, Any], trust: bool = False) -> RunFolder:
         """Returns the folder of a new run, or of the same run begun earlier, locked until `release`.
 
         Args:
             manifest: the manifest of the token store that the run reads.
+            trust: as `prepare` has it.
 
         Raises:
-            ConfigError: the folder holds a run of another config or on other data, or another process is at it.
+            ConfigError: the folder is another user's, holds a run of another config or on other data, or is in use.
         """
         folder = cls(path)
         folder.create()
@@ -87,7 +89,7 @@ class RunFolder:
             raise ConfigError(f"{path} is in use by another process; wait for it, or choose another folder") from None
         try:
             # Not before: the config of a training that is going on stays as it is.
-            folder.prepare(config)
+            folder.prepare(config, trust)
             if folder.is_on_other_data(manifest):
                 raise ConfigError(
                     f"{path} holds a run on other data (domains then: {', '.join(folder.read_manifest()['domains'])}; "
@@ -110,16 +112,18 @@ class RunFolder:
         for series in (self.evaluations, self.probes):
             series.mkdir(parents=True, exist_ok=True)
 
-    def prepare(self, config: ExperimentConfig) -> None:
-        """Writes the config into a folder that is new or holds the same run.
+    def prepare(self, config: ExperimentConfig, trust: bool = False) -> None:
+        """Writes the config into a folder that is new or holds the same run, whose checkpoints may then be unpickled.
 
         Raises:
-            ConfigError: the folder holds a run of another config.
+            ConfigError: the folder holds a run of another config, or of another user whom the user does not `trust`.
         """
         # Not at the top: it imports torch, which takes seconds, and much of this module is for commands that are quick.
         from moe_testbed.launcher.config.experiment import dump_config
 
         self.create()
+        if not trust:
+            refuse_foreign(self.path, self.config_file, self.checkpoints)
         if self.config_file.exists():
             earlier = self.read_config()
             differing = [part for part in _DECIDING if _deciding(earlier, part) != _deciding(config, part)]

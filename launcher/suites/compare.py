@@ -22,13 +22,20 @@ from moe_testbed.launcher.suites.stores import build_stores
 from moe_testbed.launcher.tracking.mirror import SuiteMirror
 
 
-def compare(suite: Suite, runs_dir: Path, jobs: int | None = None, command: Sequence[str] = TRAIN_COMMAND) -> int:
+def compare(
+    suite: Suite,
+    runs_dir: Path,
+    jobs: int | None = None,
+    command: Sequence[str] = TRAIN_COMMAND,
+    trust: bool = False,
+) -> int:
     """Trains the runs of a suite that are not finished, then writes the report and prints its table and path.
 
     Args:
         runs_dir: parent of the suite's folder.
         jobs: trainings at a time; None: as many as cores and free memory carry.
         command: what trains a run, see `train_all`.
+        trust: runs may be another user's, whose checkpoints can hold code.
 
     Returns:
         Exit status: 0 if all runs are finished, 1 if one failed.
@@ -43,7 +50,7 @@ def compare(suite: Suite, runs_dir: Path, jobs: int | None = None, command: Sequ
         for run in runs:
             # The suite's own process mirrors its runs to MLflow, so that each training need not load it.
             quiet = run.config.model_copy(update={"tracking": run.config.tracking.model_copy(update={"mlflow": False})})
-            RunFolder(run.run_dir).prepare(quiet)
+            RunFolder(run.run_dir).prepare(quiet, trust)
         folder.write_config(suite.config.model_dump(mode="json"))
         for label in dict.fromkeys(run.label for run in runs if not run.config.causal):
             print(f"{label} is not causal: its loss cannot be compared; the report marks it", file=sys.stderr)
@@ -54,6 +61,7 @@ def compare(suite: Suite, runs_dir: Path, jobs: int | None = None, command: Sequ
         mirror = SuiteMirror(folder.path, tracking.experiment) if tracking.mlflow else None
         if mirror:
             mirror.start()
+        command = (*command, "--trust") if trust else command
         failed = _train_missing(missing, jobs, command) if missing else {}
         print_report(folder.path)
         if mirror:

@@ -21,8 +21,11 @@ from moe_testbed.launcher.tracking.mirror import Mirror
 from moe_testbed.launcher.train.allocator import keep_freed_memory
 
 
-def train(config: ExperimentConfig, run_dir: Path) -> None:
+def train(config: ExperimentConfig, run_dir: Path, trust: bool = False) -> None:
     """Trains to the end, from the newest whole checkpoint in ``run_dir`` or from the start.
+
+    Args:
+        trust: the run may be another user's, whose checkpoints can hold code.
 
     Raises:
         ConfigError, DataError, CheckpointError, RouterError: what a user can mend; the message says how.
@@ -40,7 +43,9 @@ def train(config: ExperimentConfig, run_dir: Path) -> None:
         keep_freed_memory()
         # What can go wrong on one rank alone comes before they meet: the others would wait for it.
         store = build_store(config.data.mix, Path(config.data.cache_dir), lambda text: print(text, file=sys.stderr))
-        folder = RunFolder.claim(run_dir, config, store.manifest) if is_first_rank() else SilentRunFolder(run_dir)
+        folder = (
+            RunFolder.claim(run_dir, config, store.manifest, trust) if is_first_rank() else SilentRunFolder(run_dir)
+        )
         try:
             if folder.is_finished:
                 # Whoever starts it once more need not wait for MLflow.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from collections.abc import Callable
@@ -22,6 +23,7 @@ from moe_testbed.launcher.analyze.run_analysis import RunAnalysis
 from moe_testbed.launcher.config.mix import load_mix
 from moe_testbed.launcher.errors import CheckpointError, ConfigError
 from moe_testbed.launcher.ranks.rendezvous import choose_device
+from moe_testbed.launcher.run import ownership
 
 KINDS: dict[str, dict[str, Any]] = {
     "top_k": {},
@@ -171,6 +173,40 @@ def test_broken_runs_are_said(runs: Callable[[str], Path], own_mix: Path, tmp_pa
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     with pytest.raises(CheckpointError, match=r"is a dense baseline: it has no experts"):
         analysis(str(folder))
+
+
+def test_a_run_of_another_user_is_read_as_data(
+    runs: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = Path(shutil.copytree(runs("top_k"), tmp_path / "run"))
+    monkeypatch.setattr(ownership, "_owner", lambda path, follow: 54_321)
+    run = own_run.open_run(folder, None, print)
+    own_run.load_model(run, None, own_run.Ranks(0, 1, torch.device("cpu"), None))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "evil.py").write_text("raise SystemExit('it ran')")
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    config["routing"]["balance"] = {"evil.py:Balancer": {}}
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    with pytest.raises(ConfigError, match=r"belongs to user 54321.*--trust"):
+        own_run.open_run(folder, None, print)
+    with pytest.raises(ConfigError, match="it ran"):
+        own_run.open_run(folder, None, print, trust=True)
+
+
+def test_damaged_weights_of_a_run_are_named(runs: Callable[[str], Path]) -> None:
+    run = own_run.open_run(runs("top_k"), None, print)
+    path = next(run.checkpoint.glob("layer_1_expert_3_*"))
+    state = torch.load(path, weights_only=True)
+    for tensor in state.values():
+        tensor.view(-1)[0] = float("nan")
+    target = Path(shutil.copytree(run.checkpoint, run.checkpoint.parent / "damaged"))
+    torch.save(state, target / path.name)
+    damaged = dataclasses.replace(run, checkpoint=target)
+    try:
+        with pytest.raises(CheckpointError, match=r"not finite \(nan or inf\): expert 3 of layer 1 \(.*remove it, and"):
+            own_run.load_model(damaged, None, own_run.Ranks(0, 1, torch.device("cpu"), None))
+    finally:
+        shutil.rmtree(target)
 
 
 def test_weights_can_be_read_in_another_precision(runs: Callable[[str], Path]) -> None:

@@ -95,10 +95,11 @@ def test_overrides_may_stand_behind_options(experiment: Path, monkeypatch: pytes
     from moe_testbed.launcher.train import train as training
 
     calls = []
-    monkeypatch.setattr(training, "train", lambda config, run_dir: calls.append((config, run_dir)))
-    assert main(["train", str(experiment), "seed=7", "--run-dir", "here", "training.steps=9"]) == 0
+    monkeypatch.setattr(training, "train", lambda config, run_dir, trust: calls.append((config, run_dir, trust)))
+    assert main(["train", str(experiment), "seed=7", "--run-dir", "here", "training.steps=9", "--trust"]) == 0
     assert main(["train", str(experiment), "seed=7"]) == 0
-    (first, first_dir), (second, second_dir) = calls
+    (first, first_dir, first_trust), (second, second_dir, second_trust) = calls
+    assert first_trust and not second_trust
     assert (first.seed, first.training.steps, first_dir) == (7, 9, Path("here"))
     assert (second.training.steps, second_dir) == (4, Path("runs/small-seed7"))
 
@@ -143,7 +144,7 @@ def test_the_examples_of_the_help_work(capsys: pytest.CaptureFixture[str], monke
         (cancel, "cancel"),
         (sync, "sync"),
     ):
-        monkeypatch.setattr(module, name, lambda *_, name=name: done.append(name) or 0)
+        monkeypatch.setattr(module, name, lambda *_, name=name, **__: done.append(name) or 0)
     for name in ("build", "show", "check"):
         monkeypatch.setattr(data_commands, name, lambda *_, name=name: done.append(name))
     monkeypatch.setattr(router_check, "check_routers", lambda *_: done.append("check_routers") or 0)

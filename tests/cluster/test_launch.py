@@ -112,6 +112,12 @@ def test_a_dry_run_on_this_machine(launch: Launch, tmp_path: Path, capsys: pytes
     assert variables == {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "3", "GLOO_SOCKET_IFNAME": "eth0"}
 
 
+@pytest.mark.parametrize("options", [[], HERE])
+def test_trust_reaches_the_processes(options: list[str], launch: Launch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert launch("--dry-run", *options, "--trust") == 0
+    assert words(capsys.readouterr().out)[-1] == "--trust"
+
+
 def split_variables(words: list[str]) -> tuple[dict[str, str], list[str]]:
     command = words.index(DEEPSPEED)
     return dict(word.split("=", 1) for word in words[:command]), words[command:]

@@ -92,6 +92,14 @@ def test_what_the_cluster_file_leaves_open_is_left_to_slurm() -> None:
     assert "--output='/shared/50%% full/demo/slurm/%A_%a.txt'" in options
 
 
+def test_trust_reaches_the_processes() -> None:
+    cluster = make_cluster()
+    assert cluster.slurm is not None
+    trusted, plain = (job_script(Path("/shared/demo"), ["a"], cluster, cluster.slurm, trust) for trust in (True, False))
+    train = [line for line in trusted.splitlines() if "launcher train" in line]
+    assert train == [line + " --trust" for line in plain.splitlines() if "launcher train" in line]
+
+
 def test_a_container_is_srun_s() -> None:
     slurm: dict[str, object] = {"container": "lab/image:1", "container_mounts": ("/a:/a", "/b c:/b")}
     script = script_of(Path("/shared/demo"), make_cluster(slurm))

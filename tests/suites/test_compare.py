@@ -14,6 +14,8 @@ from moe_testbed.data import build
 from moe_testbed.launcher.config.suite import Suite, load_suite
 from moe_testbed.launcher.errors import ConfigError
 from moe_testbed.launcher.report.write import print_report
+from moe_testbed.launcher.run import ownership
+from moe_testbed.launcher.suites import compare as compare_module
 from moe_testbed.launcher.suites.compare import compare
 
 MakeSuite = Callable[..., Suite]
@@ -45,6 +47,22 @@ def test_everything_is_trained_once_and_then_skipped(
     assert "2 of 2 runs are finished and skipped" in output.err
     assert output.out.rstrip().endswith("Report: runs/stubs/report.html")
     assert Path("runs/stubs/report.html").exists() and Path("runs/stubs/results.csv").exists()
+
+
+def test_runs_of_another_user_are_continued_with_trust_only(
+    make_suite: MakeSuite, stub_command: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    suite = make_suite("a")
+    compare(suite, RUNS, 1, stub_command)
+    (RUNS / "stubs" / "a-seed1" / "status.json").unlink()
+    commands: list[list[str]] = []
+    monkeypatch.setattr(ownership, "_owner", lambda path, follow: 54_321)
+    monkeypatch.setattr(compare_module, "train_all", lambda *arguments: commands.append([*arguments[-1]]) or {})
+    with pytest.raises(ConfigError, match="a-seed1 belongs to user 54321"):
+        compare(suite, RUNS, 1, stub_command)
+    assert not commands
+    compare(suite, RUNS, 1, stub_command, trust=True)
+    assert commands == [[*stub_command, "--trust"]]
 
 
 def test_a_failed_run_is_shown_with_its_reason_and_tried_again_by_the_next_call(

@@ -44,7 +44,12 @@ class Command:
 
 
 def deepspeed_command(
-    cluster: ClusterConfig, hosts: Sequence[str], node_rank: int | None, folder: RunFolder, variables: Mapping[str, str]
+    cluster: ClusterConfig,
+    hosts: Sequence[str],
+    node_rank: int | None,
+    folder: RunFolder,
+    variables: Mapping[str, str],
+    trust: bool = False,
 ) -> Command:
     """Returns the command that trains the run whose folder holds its config.
 
@@ -52,6 +57,7 @@ def deepspeed_command(
         hosts: those of the hostfile; none for this machine alone.
         node_rank: the host that this one is, whose processes start without ssh; None: ssh starts them on all hosts.
         variables: those of every process, beyond those of the cluster.
+        trust: the run may be another user's.
 
     Raises:
         ConfigError: a variable cannot be passed on.
@@ -75,7 +81,7 @@ def deepspeed_command(
         # Otherwise it would take the first of the first host's addresses, which may be of no use to the others.
         arguments += ["--master_addr", meeting_place(cluster, hosts)]
     arguments += ["--master_port", str(cluster.master_port), "--module", "moe_testbed.launcher", "train"]
-    arguments += [str(folder.config_file), "--run-dir", str(folder.path)]
+    arguments += [str(folder.config_file), "--run-dir", str(folder.path), *(["--trust"] if trust else [])]
     return Command(arguments, environment, exported)
 
 

@@ -29,7 +29,12 @@ _PATIENCE_SECONDS = 75.0
 
 
 def launch(
-    config: ExperimentConfig, run_dir: Path, cluster: ClusterConfig, node_rank: int | None, dry_run: bool
+    config: ExperimentConfig,
+    run_dir: Path,
+    cluster: ClusterConfig,
+    node_rank: int | None,
+    dry_run: bool,
+    trust: bool = False,
 ) -> int:
     """Trains one experiment on all hosts of a cluster; the same call continues it.
 
@@ -38,6 +43,7 @@ def launch(
         node_rank: start the processes of the hostfile's host of this number here, without ssh; None: all, by ssh, or
             here where the cluster has no hostfile.
         dry_run: print the command; write and start nothing.
+        trust: the run may be another user's, whose checkpoints can hold code.
 
     Returns:
         Exit status of `moe-testbed train`: 0 finished, 1 failed, 2 wrong input, 75 asked to stop.
@@ -51,7 +57,7 @@ def launch(
     run_dir = run_dir.absolute()
     folder = RunFolder(run_dir)
     if dry_run:
-        print(deepspeed_command(cluster, hosts, node_rank, folder, {}))
+        print(deepspeed_command(cluster, hosts, node_rank, folder, {}, trust))
         return 0
     by_ssh = bool(hosts) and node_rank is None
     # Hosts are asked whether they see it.
@@ -64,14 +70,14 @@ def launch(
     store = build_store(config.data.mix, Path(config.data.cache_dir), lambda text: print(text, file=sys.stderr))
     if node_rank:
         # Rank 0, on the first host, may have begun.
-        folder.prepare(config)
+        folder.prepare(config, trust)
     else:
         # Under a training that is going on the config must stay as it is.
-        RunFolder.claim(run_dir, config, store.manifest).release()
+        RunFolder.claim(run_dir, config, store.manifest, trust).release()
     num_ranks = cluster.gpus_per_node * (1 if node_rank is not None else cluster.nodes)
     lifelines = Lifelines(everywhere=by_ssh, num_ranks=num_ranks)
     place = f":{lifelines.port}" if by_ssh else f"127.0.0.1:{lifelines.port}"
-    command = deepspeed_command(cluster, hosts, node_rank, folder, {LIFELINE_VARIABLE: place})
+    command = deepspeed_command(cluster, hosts, node_rank, folder, {LIFELINE_VARIABLE: place}, trust)
     command.write_exported()
     print(f"{num_ranks} of {cluster.num_gpus} processes start: {run_dir}", file=sys.stderr)
     before = folder.status_time_ns, folder.read_status()

@@ -58,7 +58,7 @@ rank() {
     echo "$start, rank $RANK on $SLURMD_NODENAME"
     trap : USR1 TERM
     . @ENVIRONMENT@  # again: in a container, what its image says of a variable goes first
-    "$python" -m moe_testbed.launcher train "@CONFIG@" --run-dir "$RUN_DIR"
+    "$python" -m moe_testbed.launcher train "@CONFIG@" --run-dir "$RUN_DIR"@TRUST@
     local status=$?
     [ $status = @ASKED_TO_STOP@ ] || exit $status
 }
@@ -91,13 +91,16 @@ exit $status
 """
 
 
-def job_script(suite_dir: Path, runs: Sequence[str], cluster: ClusterConfig, slurm: SlurmConfig) -> str:
+def job_script(
+    suite_dir: Path, runs: Sequence[str], cluster: ClusterConfig, slurm: SlurmConfig, trust: bool = False
+) -> str:
     """Returns the script that trains runs of a suite, as `sbatch` takes it.
 
     Args:
         suite_dir: absolute, on a disk that all nodes see; holds the runs' folders.
         runs: names of these folders.
         slurm: the cluster's part of that name.
+        trust: the runs may be another user's.
     """
     suite, run = SuiteFolder(suite_dir), RunFolder(Path("$RUN_DIR"))
     parts = {
@@ -113,6 +116,7 @@ def job_script(suite_dir: Path, runs: Sequence[str], cluster: ClusterConfig, slu
         "SURROUNDINGS": "\n".join(_surroundings(slurm)),
         "ENVIRONMENT": shlex.quote(str(suite.job_environment_file)),
         "SRUN_OPTIONS": " \\\n        ".join(_srun_options(slurm)),
+        "TRUST": " --trust" if trust else "",
         "PYTHON": shlex.quote(sys.executable),
         "ASKED_TO_STOP": str(ASKED_TO_STOP),
     }

@@ -21,12 +21,13 @@ from moe_testbed.launcher.tracking.mirror import open_suite
 _SHORTEST_WORK_SECONDS = 90  # SLURM may tell a job 60 s earlier than it was asked to
 
 
-def submit(suite: Suite, runs_dir: Path, cluster: ClusterConfig, dry_run: bool) -> int:
+def submit(suite: Suite, runs_dir: Path, cluster: ClusterConfig, dry_run: bool, trust: bool = False) -> int:
     """Submits the runs of a suite that are not finished as one job array, or prints its script.
 
     Args:
         runs_dir: parent of the suite's folder, on a disk that all nodes see.
         dry_run: print the script, write and submit nothing.
+        trust: runs may be another user's, whose checkpoints can hold code.
 
     Returns:
         Exit status 0.
@@ -45,7 +46,7 @@ def submit(suite: Suite, runs_dir: Path, cluster: ClusterConfig, dry_run: bool) 
         print(f"all {len(runs)} runs are finished; `moe-testbed report {folder.path}` reports on them")
         return 0
     _warn_of_lost_work(missing)
-    script = job_script(folder.path, [run.name for run in missing], cluster, slurm)
+    script = job_script(folder.path, [run.name for run in missing], cluster, slurm, trust)
     if dry_run:
         print(script, end="")
         return 0
@@ -53,7 +54,7 @@ def submit(suite: Suite, runs_dir: Path, cluster: ClusterConfig, dry_run: bool) 
     _check_partition(slurm.partition)
     with folder.held():
         _refuse_queued(folder)
-        _prepare(folder, suite, runs, cluster)
+        _prepare(folder, suite, runs, cluster, trust)
         build_stores(missing)
         number = _send(folder, script, environment_file(cluster), [run.name for run in missing])
     if len(missing) < len(runs):
@@ -65,11 +66,11 @@ def submit(suite: Suite, runs_dir: Path, cluster: ClusterConfig, dry_run: bool) 
     return 0
 
 
-def _prepare(folder: SuiteFolder, suite: Suite, runs: list[SuiteRun], cluster: ClusterConfig) -> None:
+def _prepare(folder: SuiteFolder, suite: Suite, runs: list[SuiteRun], cluster: ClusterConfig, trust: bool) -> None:
     """Writes what the jobs find in the suite's folder, and gives runs that have failed before a new chance."""
     for run in runs:
         run_folder = RunFolder(run.run_dir)
-        run_folder.prepare(config_on(run.config, cluster))
+        run_folder.prepare(config_on(run.config, cluster), trust)
         run_folder.prepare_jobs()
     folder.write_config(suite.config.model_dump(mode="json"))
     tracking = runs[0].config.tracking
