@@ -6,7 +6,8 @@ import functools
 import json
 import pickle
 import shutil
-from collections.abc import Callable
+import zlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,19 @@ import pytest
 import yaml
 
 from moe_testbed.launcher.report.figures import drawing
+from moe_testbed.launcher.report.numbers import causal, routing
 
 DOMAINS = ("legal_english", "ukrainian", "arabic", "chinese", "python", "cpp", "protein", "music")
 DIFFICULTY = np.array([2.9, 3.4, 3.1, 3.6, 2.6, 2.4, 3.9, 2.2])
+
+# The functions of a report that take most of its time.
+DEAR = (
+    (drawing, "_draw"),
+    (routing, "routing"),
+    (routing, "usage"),
+    (routing, "agreement"),
+    (causal, "causes"),
+)
 
 
 @dataclass(frozen=True)
@@ -69,7 +80,8 @@ def write_suite(
         "runs": {label: {"description": run.description, "overrides": {}} for label, run in runs.items()},
     }
     (folder / "suite.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
-    for number, (label, run) in enumerate(runs.items()):
+    for label, run in runs.items():
+        number = zlib.crc32(label.encode())  # so that a run is the same in every suite
         for seed in seeds:
             if run.state != "missing":
                 rng = np.random.default_rng([number, seed])
@@ -339,23 +351,38 @@ def make_suite(written_suite: Callable[..., Path], tmp_path: Path) -> Callable[.
 
 
 @pytest.fixture(scope="session")
-def drawn() -> dict[bytes, drawing.Picture]:
-    """The pictures that `draws_alike_once` has drawn."""
+def answers() -> dict[tuple[str, bytes], bytes]:
+    """What `alike_once` has computed, pickled, by the function's name and its pickled arguments."""
     return {}
 
 
-@pytest.fixture
-def draws_alike_once(drawn: dict[bytes, drawing.Picture], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Draws pictures of equal data once for all tests: most runs of a constructed suite are also in others.
+@pytest.fixture(scope="module", autouse=True)
+def alike_once(answers: dict[tuple[str, bytes], bytes]) -> Iterator[None]:
+    """Computes the dear parts of a report once for all tests where their data are equal to the last byte: most runs of
+    a constructed suite are also in others. Each caller gets a copy of its own.
 
-    It is not for tests of the pictures, nor for those that ask whether the same comes out twice.
+    These parts are functions of their arguments alone. A test that asks whether the same comes out twice calls `forget`
+    in between.
     """
-    draw = drawing._draw
+    with pytest.MonkeyPatch.context() as patch:
+        for module, name in DEAR:
+            patch.setattr(module, name, _once(getattr(module, name), answers))
+        yield
 
-    def once(job: drawing.Job) -> drawing.Picture:
-        key = pickle.dumps(job)
-        if key not in drawn:
-            drawn[key] = draw(job)
-        return drawn[key]
 
-    monkeypatch.setattr(drawing, "_draw", once)
+@pytest.fixture
+def forget(answers: dict[tuple[str, bytes], bytes]) -> Iterator[Callable[[], None]]:
+    """Lets everything be computed anew for the rest of the test."""
+    kept = dict(answers)
+    yield answers.clear
+    answers.update(kept)
+
+
+def _once(function: Callable[..., Any], answers: dict[tuple[str, bytes], bytes]) -> Callable[..., Any]:
+    def answer(*arguments: Any) -> Any:
+        key = (f"{function.__module__}.{function.__name__}", pickle.dumps(arguments))
+        if key not in answers:
+            answers[key] = pickle.dumps(function(*arguments))
+        return pickle.loads(answers[key])
+
+    return answer

@@ -18,8 +18,6 @@ from moe_testbed.launcher.report.words import failures, headlines, verdict
 
 MakeSuite = Callable[..., Path]
 
-pytestmark = pytest.mark.usefixtures("draws_alike_once")
-
 LABELS = ("reference", "permuted_reference", "top_k_global")
 
 
@@ -48,7 +46,7 @@ def evaluation(suite: Path, label: str = "top_k_global") -> Path:
 
 @pytest.fixture
 def suite(make_suite: MakeSuite) -> Path:
-    return make_suite(labels=LABELS, sequences_per_domain=4)
+    return make_suite(labels=LABELS)
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04half", b"no arrays"])
@@ -209,7 +207,7 @@ def test_an_evaluation_that_contradicts_itself_fails_its_training_alone(
 def test_optional_arrays_out_of_range_are_left_out_and_told(suite: Path) -> None:
     edit(
         evaluation(suite),
-        cluster_domain_C=np.full(16, -1),
+        cluster_domain_C=np.full(64, -1),
         vocabulary_counts_YVE=np.full((2, 40, 32), -1),
     )
     owner_YE = np.full((2, 32), 3)

@@ -32,7 +32,7 @@ def suite(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tests.report.conftest import DEMO, write_suite
 
     runs = {label: DEMO[label] for label in ("reference", "permuted_reference", "top_k_global")}
-    folder = write_suite(tmp_path_factory.mktemp("records") / "suite", runs, num_experts=16, sequences_per_domain=4)
+    folder = write_suite(tmp_path_factory.mktemp("records") / "suite", runs)
     for path in folder.glob("*/config.yaml"):  # the width that the level of chance of CKA needs, and the run's own name
         text = path.read_text().replace("num_layers: 4", "num_layers: 4\n  hidden_size: 128")
         path.write_text(text.replace("name: tiny", f"name: {path.parent.name.removesuffix('-seed1')}"))

@@ -16,8 +16,10 @@ from moe_testbed.launcher.report.numbers.results import read_results
 from moe_testbed.launcher.report.tables.table import terminal_table
 from moe_testbed.launcher.report.words import headlines
 from moe_testbed.launcher.report.write import write_report
+from tests.report.conftest import DEMO
 
 MakeSuite = Callable[..., Path]
+DROPLESS = ("reference", "permuted_reference", "top_k_global", "dense")
 
 
 class Page(HTMLParser):
@@ -58,7 +60,7 @@ def edit_arrays(path: Path, **changes: np.ndarray) -> None:
 
 @pytest.fixture
 def small(make_suite: MakeSuite) -> Path:
-    return make_suite(num_layers=1, sequences_per_domain=4)
+    return make_suite(num_layers=1)
 
 
 def test_page_files_and_figures(small: Path) -> None:
@@ -93,55 +95,52 @@ def test_page_files_and_figures(small: Path) -> None:
     assert {"scatter", "loss_evaluation", "loss_train", "loss_by_domain", "layers", "routing_top_k_global"} <= names
 
 
-def test_a_table_tells_what_was_dropped_where_something_was(make_suite: MakeSuite) -> None:
-    labels = ("reference", "permuted_reference", "dense", "sigmoid_bias")
-    paths = write_report(make_suite(labels=labels, num_layers=1))
+def test_a_table_tells_what_was_dropped_where_something_was(small: Path, make_suite: MakeSuite) -> None:
+    paths = write_report(small)
     html, results = paths.report_html.read_text(), json.loads(paths.results_json.read_text())
     section = Page(html.partition("<h3>Dropped by domain</h3>")[2].partition("</table>")[0])
     (run,) = [run for run in results["runs"] if run["label"] == "sigmoid_bias"]
     shown = list(run["drop_rate_by_domain"].values())
     shown += [run["routing"][form]["domain_information"] for form in ("top_k", "top_k_kept")]
     assert {str(stat["mean"]) for stat in shown} <= set(section.values)
-    assert [value for value in section.values if value in labels] == ["sigmoid_bias"]
+    assert [value for value in section.values if value in DEMO] == ["sigmoid_bias"]
 
-    without = write_report(make_suite("dropless", labels=labels[:3], num_layers=1)).report_html.read_text()
+    without = write_report(make_suite("dropless", DROPLESS, num_layers=1)).report_html.read_text()
     assert "Dropped by domain" not in without
 
 
-def test_the_same_folder_gives_the_same_page(make_suite: MakeSuite) -> None:
-    suite = make_suite(labels=("reference", "permuted_reference", "dense"), num_layers=1)
-    pages = [write_report(suite).report_html.read_bytes() for _ in range(2)]
-    assert pages[0] == pages[1]
+def test_the_same_folder_gives_the_same_page(make_suite: MakeSuite, forget: Callable[[], None]) -> None:
+    suite = make_suite(labels=DROPLESS, num_layers=1)
+    page = write_report(suite).report_html.read_bytes()
+    forget()
+    assert write_report(suite).report_html.read_bytes() == page
 
 
 def test_the_first_line_says_whether_the_reference_wins(make_suite: MakeSuite) -> None:
-    def first(suite: Path) -> tuple[str, str]:
-        line = headlines(read_results(suite))[0]
-        return line.tone, line.text
+    def lines(suite: Path) -> list[tuple[str, str]]:
+        return [(line.tone, line.text) for line in headlines(read_results(suite))]
 
-    suite = make_suite(noise=0.0, reference=("reference", "reference_hash"))
-    tone, text = first(suite)
+    tone, text = lines(make_suite(noise=0.0, num_layers=1, reference=("reference", "reference_hash")))[0]
     assert tone == "caution" and text.startswith("In this one seed reference_hash leads hash, the best other router")
     assert "by 0.040 nats per token" in text and "one seed: the noise of training is not in it" in text
     assert "Of the learned routers top_k_global comes closest, 0.090 nats per token behind." in text
 
-    suite = make_suite("beaten", noise=0.0)
-    assert first(suite) == (
-        "bad",
-        next(line.text for line in headlines(read_results(suite)) if "does not win" in line.text),
-    )
-    assert "The reference does not win: reference_hash is 0.030 nats per token better than reference" in first(suite)[1]
+    suite = make_suite("beaten", noise=0.0, num_layers=1)
+    tone, text = lines(suite)[0]
+    assert tone == "bad"
+    assert "The reference does not win: reference_hash is 0.030 nats per token better than reference" in text
 
     (suite / "permuted_reference-seed1" / "status.json").unlink()
-    lines = [line.text for line in headlines(read_results(suite))]
-    assert "Recovered is undefined: no run of the control finished." in lines
+    texts = [text for _, text in lines(suite)]
+    assert "Recovered is undefined: no run of the control finished." in texts
 
     (suite / "reference-seed1" / "status.json").unlink()
-    assert first(suite) == ("bad", "No run of the reference finished, so that nothing can be said about the gap to it.")
+    nothing = "No run of the reference finished, so that nothing can be said about the gap to it."
+    assert lines(suite)[0] == ("bad", nothing)
 
 
 def test_a_lead_within_noise_is_called_so(make_suite: MakeSuite) -> None:
-    suite = make_suite(reference=("hash",), control="top_k_sequence", noise=0.0)
+    suite = make_suite(reference=("hash",), control="top_k_sequence", noise=0.0, num_layers=1)
     for label in ("reference", "reference_hash"):
         (suite / f"{label}-seed1" / "status.json").unlink()
     edit_sequences(suite / "top_k_global-seed1", noise=1.0)

@@ -18,6 +18,7 @@ from moe_testbed.launcher.report.numbers.results_csv import csv_text
 from moe_testbed.launcher.run.suite_folder import SuiteFolder
 
 MakeSuite = Callable[..., Path]
+LABELS = ("reference", "permuted_reference", "top_k_global", "dense")
 
 
 def by_label(results: dict[str, Any]) -> dict[str, Any]:
@@ -32,7 +33,7 @@ def edit_evaluation(folder: Path, **changes: object) -> None:
 
 
 def test_losses_and_gap_of_a_constructed_suite(make_suite: MakeSuite) -> None:
-    results = read_results(make_suite(noise=0.0, reference=("reference", "reference_hash")))
+    results = read_results(make_suite(noise=0.0, num_layers=1, reference=("reference", "reference_hash")))
     runs = by_label(results)
     base = np.mean([2.9, 3.4, 3.1, 3.6, 2.6, 2.4, 3.9, 2.2])
     assert results["reference"]["best"] == "reference_hash"
@@ -61,7 +62,7 @@ def test_roles_and_a_run_that_is_not_causal_is_no_rival(make_suite: MakeSuite) -
 
 
 def test_routing_metrics_are_per_layer_and_averaged(make_suite: MakeSuite) -> None:
-    runs = by_label(read_results(make_suite(num_layers=3)))
+    runs = by_label(read_results(make_suite(labels=LABELS, num_layers=3)))
     for form in ("top_1", "top_k"):
         stat = runs["top_k_global"]["routing"][form]["domain_information"]
         assert len(stat["layers"]) == 3
@@ -109,7 +110,7 @@ def test_drop_rates_are_told_by_domain(make_suite: MakeSuite) -> None:
 
 
 def test_spread_over_seeds(make_suite: MakeSuite) -> None:
-    results = read_results(make_suite(seeds=(1, 2, 5)))
+    results = read_results(make_suite(labels=LABELS, seeds=(1, 2, 5)))
     run = by_label(results)["top_k_global"]
     losses = [training["loss"] for training in run["trainings"]]
     assert run["loss"]["seeds"] == 3
@@ -182,17 +183,20 @@ def test_a_diverged_run_does_not_spoil_the_others(make_suite: MakeSuite) -> None
 
 
 def test_the_reference_comes_first_and_the_rest_by_loss(make_suite: MakeSuite) -> None:
-    order = [run["label"] for run in ranked(read_results(make_suite(noise=0.0)))]
+    order = [run["label"] for run in ranked(read_results(make_suite(noise=0.0, num_layers=1)))]
     assert order[:3] == ["reference", "reference_hash", "hash"]
     assert order[-2:] == ["broken", "late"]
 
 
-def test_files_hold_the_same_numbers_and_the_same_bytes_each_time(make_suite: MakeSuite) -> None:
+def test_files_hold_the_same_numbers_and_the_same_bytes_each_time(
+    make_suite: MakeSuite, forget: Callable[[], None]
+) -> None:
     suite = make_suite(seeds=(1, 2))
     results = read_results(suite)
     folder, json_path, csv_path = SuiteFolder(suite), suite / "results.json", suite / "results.csv"
     folder.write_results(results, csv_text(results))
     written = json_path.read_bytes(), csv_path.read_bytes()
+    forget()
     again = read_results(suite)
     folder.write_results(again, csv_text(again))
     assert (json_path.read_bytes(), csv_path.read_bytes()) == written

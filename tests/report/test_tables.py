@@ -11,16 +11,25 @@ from pathlib import Path
 
 import pytest
 
-from moe_testbed.launcher.report.numbers.results import ranked, read_results
+from moe_testbed.launcher.report.numbers.results import ranked, read_results, summarise
+from moe_testbed.launcher.report.numbers.values import Results
+from moe_testbed.launcher.report.read.records import read_suite
 from moe_testbed.launcher.report.tables.domain_tables import domain_tables
+from moe_testbed.launcher.report.tables.extra_tables import extra_tables
+from moe_testbed.launcher.report.tables.files import write_tables
 from moe_testbed.launcher.report.tables.latex import escape, latex_table
 from moe_testbed.launcher.report.tables.table import Cell
 from moe_testbed.launcher.report.words import number
-from moe_testbed.launcher.report.write import write_report
 
 MakeSuite = Callable[..., Path]
 
-pytestmark = pytest.mark.usefixtures("draws_alike_once")
+
+def tables_of(suite_dir: Path) -> Results:
+    """Writes the tables as a report does, without its pictures; returns the results."""
+    suite = read_suite(suite_dir)
+    results = summarise(suite)
+    write_tables(suite, results, extra_tables(results), suite.folder.tables)
+    return results
 
 
 @pytest.mark.parametrize(
@@ -53,8 +62,7 @@ def test_a_table_has_as_many_cells_in_every_row_as_columns() -> None:
 
 def test_the_tables_of_a_suite(make_suite: MakeSuite) -> None:
     suite = make_suite(seeds=(1, 2), num_layers=1)
-    write_report(suite)
-    results = read_results(suite)
+    results = tables_of(suite)
     tex = (suite / "tables" / "results.tex").read_text()
     by_domain = (suite / "tables" / "loss_by_domain.tex").read_text()
     recovered = (suite / "tables" / "recovered_by_domain.tex").read_text()
@@ -102,8 +110,7 @@ def test_many_domains_are_rows(make_suite: MakeSuite) -> None:
 
 def test_sections_tables_are_csv(make_suite: MakeSuite) -> None:
     suite = make_suite(labels=("reference", "permuted_reference", "top_k_global"), num_layers=1)
-    write_report(suite)
-    results = read_results(suite)
+    results = tables_of(suite)
     with (suite / "tables" / "agreement_experts_matched_to_domains.csv").open() as file:
         rows = {row["Run"]: row for row in csv.DictReader(file)}
     for run in results["runs"]:
@@ -113,7 +120,7 @@ def test_sections_tables_are_csv(make_suite: MakeSuite) -> None:
 @pytest.mark.skipif(shutil.which("pdflatex") is None, reason="pdflatex is not installed")
 def test_latex_takes_the_tables(make_suite: MakeSuite, tmp_path: Path) -> None:
     suite = make_suite(num_layers=1)
-    write_report(suite)
+    tables_of(suite)
     inputs = "".join(rf"\input{{{path}}}" for path in sorted((suite / "tables").glob("*.tex")))
     source = rf"\documentclass{{article}}\usepackage{{booktabs}}\begin{{document}}{inputs}\end{{document}}"
     (tmp_path / "paper.tex").write_text(source)
