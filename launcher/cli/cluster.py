@@ -100,8 +100,18 @@ def add_cluster_commands(commands: Commands) -> None:
         """
         moe-testbed sync runs/demo
         moe-testbed sync runs/demo runs/study
+        moe-testbed sync --new-runs --experiment again runs/demo
         """,
         _sync,
+    )
+    sync.add_argument(
+        "--new-runs", action="store_true", help="make a new MLflow run in the place of each that was deleted there"
+    )
+    sync.add_argument(
+        "--experiment",
+        metavar="NAME",
+        help="MLflow experiment in which runs are made (default: tracking.experiment of the run). A run that is there "
+        "already stays where it is, and runs of a suite are made beside the suite's",
     )
     sync.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help="of a run or of a suite: runs/demo")
 
@@ -177,4 +187,4 @@ def _slurm_cancel(arguments: argparse.Namespace) -> int:
 def _sync(arguments: argparse.Namespace) -> int:
     from moe_testbed.launcher.tracking.sync import sync
 
-    return sync(arguments.folders)
+    return sync(arguments.folders, arguments.new_runs, arguments.experiment)

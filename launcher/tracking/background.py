@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import re
 import sys
 import threading
 from collections.abc import Callable
+
+from moe_testbed.launcher.tracking.refusal import Refused, in_short
 
 
 class Background:
@@ -14,10 +15,14 @@ class Background:
     Args:
         failure: what is told on stderr, followed by the reason, when a call fails. Of any number of failures only the
             first is told.
+        refusal: what is told before a `Refused`. Each is told once.
     """
 
-    def __init__(self, failure: str) -> None:
-        self._failure, self._told = failure, False
+    def __init__(self, failure: str, refusal: str) -> None:
+        self._failure, self._refusal = failure, refusal
+        self._told: set[str] = set()
+        self.away = False
+        """Whether the last attempt failed, and for another reason than a `Refused`."""
         self._ended = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -29,10 +34,15 @@ class Background:
 
     def attempt(self, call: Callable[[], object]) -> bool:
         """Tells whether ``call`` raised nothing; what it raised is printed."""
+        self.away = False
         try:
             call()
+        except Refused as refused:
+            self._tell(str(refused), f"{self._refusal}: {refused}")
+            return False
         except Exception as error:  # whatever a store's driver raises, training goes on
-            self._tell(_in_short(error))
+            self.away = True
+            self._tell(self._failure, f"{self._failure}: {in_short(error)}")
             return False
         return True
 
@@ -48,7 +58,7 @@ class Background:
         last.start()
         last.join(seconds)
         if last.is_alive():
-            self._tell(f"no end within {seconds:g} seconds")
+            self._tell(self._failure, f"{self._failure}: no end within {seconds:g} seconds")
         return results == [True]
 
     def _repeat(self, call: Callable[[], object], interval: float) -> None:
@@ -60,18 +70,7 @@ class Background:
             self._thread.join()
         self.attempt(lambda: results.append(call()))
 
-    def _tell(self, reason: str) -> None:
-        if not self._told:
-            self._told = True
-            print(f"{self._failure}: {reason}", file=sys.stderr)
-
-
-def _in_short(error: Exception) -> str:
-    """Returns one line with both ends of a long message: what was tried, and the cause."""
-    text = without_password(" ".join(str(error).split())) or type(error).__name__
-    return text if len(text) <= 250 else f"{text[:100]} … {text[-150:]}"
-
-
-def without_password(text: str) -> str:
-    """Returns the text without the names and passwords of its URLs."""
-    return re.sub(r"//[^/@\s]*@", "//", text)
+    def _tell(self, what: str, line: str) -> None:
+        if what not in self._told:
+            self._told.add(what)
+            print(line, file=sys.stderr)

@@ -22,12 +22,12 @@ from moe_testbed.launcher.run.array_file import DAMAGED
 from moe_testbed.launcher.run.files import value_at
 from moe_testbed.launcher.run.folder import RunFolder
 from moe_testbed.launcher.run.suite_folder import SuiteFolder
-from moe_testbed.launcher.tracking.state import flatten
+from moe_testbed.launcher.tracking.names import flatten
+from moe_testbed.launcher.tracking.values import MAX_TAG_LENGTH, shortened
 from moe_testbed.routing.metrics import REPORTED
 
 DESCRIPTION = "mlflow.note.content"
 PARENT = "mlflow.parentRunId"
-MAX_TAG_LENGTH = 8000
 
 _RUN_FIGURES = ("routing_", "causal_")
 
@@ -108,7 +108,7 @@ def suite_content(suite_dir: Path) -> Content:
 
 
 def _told(tags: Mapping[str, str]) -> dict[str, str]:
-    return {key: value[:MAX_TAG_LENGTH] for key, value in tags.items() if value}
+    return {key: shortened(value, MAX_TAG_LENGTH) for key, value in tags.items() if value}
 
 
 def _router(config: Mapping[str, Any]) -> str:

@@ -1,9 +1,9 @@
 """Mirrors folders to MLflow. The folder is the truth: what a store missed is read from it and sent later.
 
 Nothing here may stop or slow training: MLflow is imported and talked to by another thread, a store that cannot be
-reached is told once on stderr and tried again at the next push, the end of a training waits for it no longer than
-`FINISH_SECONDS`, and what was sent is remembered in the folder's mlflow.json, so that a run continued by another
-process continues its own MLflow run and nothing is sent twice.
+reached, or that refuses something, is told once on stderr and tried again at the next push, the end of a training waits
+for it no longer than `FINISH_SECONDS`, and what was sent is remembered in the folder's mlflow.json, so that a run
+continued by another process continues its own MLflow run and nothing is sent twice.
 
 A training whose folder lies in the folder of a suite that has an MLflow run becomes that run's child, whoever started
 it: the suite's own process, a job of SLURM, or a person.
@@ -11,16 +11,18 @@ it: the suite's own process, a job of SLURM, or a person.
 
 from __future__ import annotations
 
+import dataclasses
 import sys
-from dataclasses import replace
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from moe_testbed.launcher.run.folder import RunFolder
 from moe_testbed.launcher.run.suite_folder import SuiteFolder
 from moe_testbed.launcher.tracking.background import Background
 from moe_testbed.launcher.tracking.content import PARENT, run_content, suite_content
-from moe_testbed.launcher.tracking.state import MAX_KEYS_OF_A_KIND, new_points, read_ledger
-from moe_testbed.launcher.tracking.store import Session, session, store_uri
+from moe_testbed.launcher.tracking.state import MAX_KEYS_OF_A_KIND, Ledger, named, new_points, read_ledger
+from moe_testbed.launcher.tracking.store import NewRun, Session, session
+from moe_testbed.launcher.tracking.uri import store_uri
 
 FINISH_SECONDS = 60.0
 """How long the end of a training waits for the store at most; the end of a suite so long for each of its runs."""
@@ -33,12 +35,19 @@ class Mirror:
 
     run_dir: holds config.yaml and the growing metrics.jsonl. experiment: name of the MLflow experiment. interval:
     seconds between two pushes of the background thread. background: where failures are told, if not by one of its own.
+    replace: makes a new MLflow run if the folder's was deleted.
     """
 
     def __init__(
-        self, run_dir: Path, experiment: str, interval: float = 20.0, background: Background | None = None
+        self,
+        run_dir: Path,
+        experiment: str,
+        interval: float = 20.0,
+        background: Background | None = None,
+        replace: bool = False,
     ) -> None:
-        self._folder, self._experiment, self._interval = RunFolder(Path(run_dir)), experiment, interval
+        self._folder, self._interval = RunFolder(Path(run_dir)), interval
+        self._new = NewRun(experiment, replace=replace)
         self._uri = store_uri()
         self._background = background or _background(self._folder.path)
         self._read_file: int | None = None
@@ -48,8 +57,8 @@ class Mirror:
         self._background.start(self.push, self._interval)
 
     def push(self) -> bool:
-        """Sends the new lines of the metrics. Returns False if the store cannot be reached; they are sent by a later
-        push."""
+        """Sends the new lines of the metrics. Returns False if the store cannot be reached or refuses the run; they are
+        sent by a later push."""
         return not self._has_news() or self._background.attempt(self._send)
 
     def finish(self, status: str = "finished") -> bool:
@@ -70,67 +79,70 @@ class Mirror:
         return not path.exists() or path.stat().st_size != read_ledger(self._folder.path, self._uri).offset
 
     def _send(self, status: str | None = None, everything: bool = False) -> None:
-        with session(self._folder.path, self._uri, self._experiment) as run:
-            before = run.ledger.left_out
+        suite_dir = self._folder.path.parent
+        parent = read_ledger(suite_dir, self._uri).run_id
+        with session(self._folder.path, self._uri, dataclasses.replace(self._new, beside=parent)) as run:
+            before = run.ledger
             self._send_metrics(run)
-            if run.ledger.left_out and not before:
-                names = ", ".join(run.ledger.left_out)
-                print(
-                    f"{self._folder.path}: MLflow gets the first {MAX_KEYS_OF_A_KIND} metrics of a kind; the others "
-                    f"are in {self._folder.metrics_file.name} only, among them {names}",
-                    file=sys.stderr,
-                )
             if everything or "tags" not in run.ledger.sent:
-                suite_dir = self._folder.path.parent
-                parent = read_ledger(suite_dir, self._uri).run_id
                 tags = {PARENT: parent or "", "metrics_left_out": ", ".join(run.ledger.left_out)}
                 run.tell(run_content(self._folder.path, suite_dir if parent else None, tags), with_files=everything)
             if everything:
                 run.settle(status, self._folder.status_file)
+            _tell_what_is_missing(self._folder.path, before, run.ledger)
 
     def _send_metrics(self, run: Session) -> None:
         path = self._folder.metrics_file
         file = path.stat().st_ino if path.exists() else None
         # A training that goes back to a checkpoint replaces the file by a shorter one and writes on.
         offset = run.ledger.offset if file == self._read_file else 0
-        for points, ledger in new_points(self._folder, replace(run.ledger, offset=offset)):
+        for points, ledger in new_points(self._folder, dataclasses.replace(run.ledger, offset=offset), run.slashes):
             if points:
                 run.log_points(points)
-            run.keep(replace(ledger, status=run.ledger.status))
+            run.keep(dataclasses.replace(ledger, status=run.ledger.status, refused=run.ledger.refused))
         self._read_file = file
 
 
 class SuiteMirror:
     """Mirrors a suite folder: a parent run for the suite, and its run folders as children, from a single process.
 
-    Mirroring from here instead of from every training imports MLflow once for the whole suite.
+    Mirroring from here instead of from every training imports MLflow once for the whole suite. replace: makes a new
+    MLflow run if the suite's was deleted.
     """
 
     def __init__(
-        self, suite_dir: Path, experiment: str, interval: float = 20.0, background: Background | None = None
+        self,
+        suite_dir: Path,
+        experiment: str,
+        interval: float = 20.0,
+        background: Background | None = None,
+        replace: bool = False,
     ) -> None:
-        self._suite_dir, self._experiment, self._interval = Path(suite_dir), experiment, interval
+        self._suite_dir, self._interval = Path(suite_dir), interval
+        self._new = NewRun(experiment, replace=replace)
         self._uri = store_uri()
         self._background = background or _background(self._suite_dir)
         self._children: dict[Path, Mirror] = {}
         self._settled: set[Path] = set()
+        self._opened = False
 
     def start(self) -> None:
         """Pushes the suite and its runs from a background thread from now on; the first time after one interval."""
         self._background.start(self.push, self._interval)
 
     def parent(self) -> str | None:
-        """Returns the id of the suite's MLflow run, made if it is not there yet; None while the store cannot be
-        reached."""
-        ledger = read_ledger(self._suite_dir, self._uri)
-        if (ledger.run_id is None or ledger.status is not None) and not self._background.attempt(self._open):
-            return None
+        """Returns the id of the suite's MLflow run, made if it is not there yet, and also if it was deleted; None while
+        the store cannot be reached."""
+        if not self._opened:
+            self._opened = self._background.attempt(self._open)
+            if self._background.away:
+                return None
         return read_ledger(self._suite_dir, self._uri).run_id
 
     def push(self) -> bool:
         """Sends what is new in every run's folder, and ends the runs that have ended. Returns False if the store is
         away."""
-        return self.parent() is not None and all(self._push(folder) for folder in begun_runs(self._suite_dir))
+        return self.parent() is not None and self._for_each(begun_runs(self._suite_dir), self._push)
 
     def finish(self, status: str = "finished") -> bool:
         """Ends the children by their status, sends the suite's results and report, and ends the parent run."""
@@ -147,9 +159,11 @@ class SuiteMirror:
         return self._background.end(lambda: self.parent() is not None, FINISH_SECONDS)
 
     def _open(self) -> None:
-        with session(self._suite_dir, self._uri, self._experiment) as run:
+        with session(self._suite_dir, self._uri, self._new) as run:
+            before = run.ledger
             run.reopen()
             run.tell(suite_content(self._suite_dir), with_files=False)
+            _tell_what_is_missing(self._suite_dir, before, run.ledger)
 
     def _push(self, folder: Path) -> bool:
         child, state = self._child(folder), ended_as(folder)
@@ -164,18 +178,29 @@ class SuiteMirror:
         if self.parent() is None:
             return False
         # Once more, the settled ones too: the report has something to say of each.
-        folders = begun_runs(self._suite_dir)
-        settled = all(self._child(folder).settle(ended_as(folder) or "killed") for folder in folders)
-        return settled and self.settle(status)
+        children = begun_runs(self._suite_dir)
+        settled = self._for_each(children, lambda folder: self._child(folder).settle(ended_as(folder) or "killed"))
+        return not self._background.away and self.settle(status) and settled
 
     def _end(self, status: str | None) -> None:
-        with session(self._suite_dir, self._uri, self._experiment) as run:
+        with session(self._suite_dir, self._uri, self._new) as run:
+            before = run.ledger
             run.tell(suite_content(self._suite_dir), with_files=True)
             run.settle(status, SuiteFolder(self._suite_dir).results_file)
+            _tell_what_is_missing(self._suite_dir, before, run.ledger)
+
+    def _for_each(self, folders: Iterable[Path], send: Callable[[Path], bool]) -> bool:
+        """Tells whether all were sent. A refused one holds up no other; a store that is away is not tried again."""
+        sent = True
+        for folder in folders:
+            sent &= send(folder)
+            if self._background.away:
+                return False
+        return sent
 
     def _child(self, folder: Path) -> Mirror:
         if folder not in self._children:
-            self._children[folder] = Mirror(folder, self._experiment, background=self._background)
+            self._children[folder] = Mirror(folder, self._new.experiment, background=self._background)
         return self._children[folder]
 
 
@@ -199,6 +224,22 @@ def ended_as(run_dir: Path) -> str | None:
 
 
 def _background(folder: Path) -> Background:
-    return Background(
-        f"MLflow store not reached; training goes on, what the store misses is in {folder} and sent later"
-    )
+    away = f"MLflow store not reached; training goes on, what the store misses is in {folder} and sent later"
+    return Background(away, str(folder))
+
+
+def _tell_what_is_missing(folder: Path, before: Ledger, after: Ledger) -> None:
+    """Tells once of what the store has not got of a folder, and will not get."""
+    metrics_file = RunFolder(folder).metrics_file.name
+    if after.left_out and not before.left_out:
+        print(
+            f"{folder}: MLflow gets the first {MAX_KEYS_OF_A_KIND} metrics of a kind; the others are in {metrics_file} "
+            f"only, among them {', '.join(after.left_out)}",
+            file=sys.stderr,
+        )
+    new = {what: reason for what, reason in after.refused.items() if before.refused.get(what) != reason}
+    if new:
+        print(
+            f"{folder}: MLflow did not take {named(new)}, which is here only: {next(iter(new.values()))}",
+            file=sys.stderr,
+        )

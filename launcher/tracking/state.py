@@ -7,24 +7,23 @@ import hashlib
 import json
 import math
 import os
-import re
 import sys
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from pydantic import TypeAdapter, ValidationError
 
 from moe_testbed.launcher.run.files import write_atomically
 from moe_testbed.launcher.run.folder import RunFolder, mlflow_file
+from moe_testbed.launcher.tracking.names import key_of
 
 MAX_KEYS_OF_A_KIND = 100
 MAX_KEYS_NAMED = 10
 MAX_BATCH_METRICS = 1000
-MAX_KEY_LENGTH, MAX_VALUE_LENGTH = 250, 6000
 _LAST_LINES = 1 << 16
 
 
@@ -32,9 +31,10 @@ _LAST_LINES = 1 << 16
 class Ledger:
     """What one store has been sent of one folder.
 
-    key: finds the run again if its id was never written down. offset, steps: bytes of metrics.jsonl, and the last step
-    of each kind of line. keys: of metrics. left_out: the first keys beyond `MAX_KEYS_OF_A_KIND`. sent: digests of what
-    is sent as a whole, such as an artifact.
+    key: finds the run again if its id was never written down. elsewhere: the id that it has in another store. offset,
+    steps: bytes of metrics.jsonl, and the last step of each kind of line. keys: of metrics. left_out: the first keys
+    beyond `MAX_KEYS_OF_A_KIND`. refused: what the store did not take, such as "metric train/loss", and why. sent:
+    digests of what is sent as a whole, such as an artifact.
     """
 
     store: str
@@ -45,8 +45,10 @@ class Ledger:
     steps: dict[str, int] = field(default_factory=dict)
     keys: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()
+    refused: dict[str, str] = field(default_factory=dict)
     sent: dict[str, str] = field(default_factory=dict)
     status: str | None = None
+    elsewhere: str | None = None
 
 
 _LEDGERS = TypeAdapter(Ledger)
@@ -73,7 +75,9 @@ def read_ledger(folder: Path, store: str) -> Ledger:
     with contextlib.suppress(FileNotFoundError):
         try:
             ledger = _LEDGERS.validate_json(path.read_bytes())
-            return ledger if ledger.store == name else Ledger(name, ledger.key, ledger.started_ms)
+            if ledger.store == name:
+                return ledger
+            return Ledger(name, ledger.key, ledger.started_ms, elsewhere=ledger.run_id or ledger.elsewhere)
         except ValidationError:
             aside = path.with_name(f"{path.name}.damaged")
             print(f"{path} is damaged and now {aside.name}; MLflow gets the run anew", file=sys.stderr)
@@ -97,24 +101,27 @@ def write_ledger(folder: Path, ledger: Ledger) -> None:
     write_atomically(mlflow_file(folder), json.dumps(asdict(ledger), indent=1))
 
 
-def new_points(folder: RunFolder, ledger: Ledger) -> Iterator[tuple[list[Point], Ledger]]:
+def new_points(folder: RunFolder, ledger: Ledger, slashes: int | None = None) -> Iterator[tuple[list[Point], Ledger]]:
     """Batches of the metrics past the ledger's offset, each with the ledger as it is once the batch is sent.
 
     A line {"kind": "system", "step": 5, "seconds": 2.5, "cpu": 80.0} becomes the point "system/cpu". Lines of a step
     that was already sent are passed over: training that goes back to a checkpoint writes them again. Values that are
     not finite stay in the folder only, since a store cannot tell them from numbers; so do keys beyond the first
-    `MAX_KEYS_OF_A_KIND` of their kind.
+    `MAX_KEYS_OF_A_KIND` of their kind. slashes: how many a key may have, see `key_of`.
     """
     batch: list[Point] = []
+    known: dict[str, str] = {}
     sent = ledger
     for line, offset in folder.read_metrics_from(ledger.offset):
         if line is not None and line.step > ledger.steps.get(line.kind, -1):
             timestamp = ledger.started_ms + int(1000 * (line.step if line.seconds is None else line.seconds))
-            values = {
-                allowed_key(f"{line.kind}/{key}"): float(value)
-                for key, value in line.values.items()
-                if isinstance(value, int | float) and math.isfinite(value)
-            }
+            values: dict[str, float] = {}
+            for short, value in line.values.items():
+                if isinstance(value, int | float) and math.isfinite(value):
+                    name = f"{line.kind}/{short}"
+                    if name not in known:
+                        known[name] = key_of(name, (*ledger.keys, *values), slashes)
+                    values[known[name]] = float(value)
             ledger = _with_keys(ledger, line.kind, values)
             metrics = [Point(key, value, timestamp, line.step) for key, value in values.items() if key in ledger.keys]
             if len(batch) + len(metrics) > MAX_BATCH_METRICS:
@@ -137,18 +144,7 @@ def _with_keys(ledger: Ledger, kind: str, keys: Iterable[str]) -> Ledger:
     return replace(ledger, keys=(*ledger.keys, *new[:room]), left_out=left_out)
 
 
-def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Returns a nested config as dotted keys with text values, within MLflow's limits on both."""
-    flat: dict[str, str] = {}
-    for key, value in config.items():
-        if isinstance(value, Mapping) and value:
-            flat |= flatten(value, f"{prefix}{key}.")
-        else:
-            text = value if isinstance(value, str) else json.dumps(value, default=str)
-            flat[allowed_key(f"{prefix}{key}")] = text[:MAX_VALUE_LENGTH]
-    return flat
-
-
-def allowed_key(key: str) -> str:
-    """Returns the key, what MLflow refuses in it replaced, within MLflow's limit."""
-    return re.sub(r"[^\w\-. :/]", "_", key, flags=re.ASCII)[:MAX_KEY_LENGTH]
+def named(things: Collection[str]) -> str:
+    """Returns the first of the things' names, and how many more there are."""
+    first, more = list(things)[:MAX_KEYS_NAMED], len(things) - MAX_KEYS_NAMED
+    return ", ".join(first) + (f" and {more} more" if more > 0 else "")

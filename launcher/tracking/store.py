@@ -1,7 +1,10 @@
 """Talks to MLflow's store: the one file that knows MLflow.
 
-The store is MLFLOW_TRACKING_URI, or else sqlite:///mlflow.db in the working directory with artifacts in mlartifacts/
-beside it. Writers to a SQLite store take turns by a lock file, the creation of its tables included.
+Artifacts of a SQLite store go into mlartifacts/ beside it. Writers to a store on disk take turns by a lock file, the
+creation of its tables included.
+
+What a store refuses (a deleted run, a value, a file) is another matter than a store that is away: it is told as
+refused, and what can be sent without it is sent.
 """
 
 from __future__ import annotations
@@ -13,7 +16,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,14 +24,20 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock
 
 from moe_testbed.launcher.run.folder import RunFolder, mlflow_file, mlflow_lock_file
+from moe_testbed.launcher.tracking.answers import is_about_content, refusals_of
 from moe_testbed.launcher.tracking.content import Content, DatasetCard
+from moe_testbed.launcher.tracking.names import key_of
+from moe_testbed.launcher.tracking.parts import Item, send_in_parts, send_texts
+from moe_testbed.launcher.tracking.refusal import deleted_experiment, deleted_run, in_short
 from moe_testbed.launcher.tracking.state import Ledger, Point, read_ledger, write_ledger
+from moe_testbed.launcher.tracking.uri import keeps_files, path_of
 
 if TYPE_CHECKING:
+    from mlflow.entities import Experiment, Run
     from mlflow.tracking import MlflowClient
 
-DEFAULT_STORE = "sqlite:///mlflow.db"
 MAX_BATCH_PARAMETERS = 100
+KEY = "moe_testbed.key"
 QUIET = {
     "MLFLOW_LOGGING_LEVEL": "ERROR",
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -39,40 +48,55 @@ QUIET = {
 }
 
 
-def store_uri() -> str:
-    """Returns the store's URI, with an absolute path if it is a SQLite file."""
-    uri = os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_STORE
-    path = _sqlite_path(uri)
-    return f"sqlite:///{path}" if path else uri
-
-
 def ask(uri: str) -> None:
-    """Raises whatever MLflow raises if the store does not answer."""
-    with _connected(uri) as client:
+    """Raises a `Refused`, or whatever MLflow raises if the store does not answer."""
+    with refusals_of(uri), _connected(uri) as client:
         client.search_experiments(max_results=1)
 
 
+@dataclass(frozen=True)
+class NewRun:
+    """Says where a folder's MLflow run is made if there is none.
+
+    experiment: name of the MLflow experiment. beside: id of a run; the new one is made in that one's experiment, which
+    may have been renamed. replace: also if the folder's run was deleted.
+    """
+
+    experiment: str
+    beside: str | None = None
+    replace: bool = False
+
+
 @contextlib.contextmanager
-def session(folder: Path, uri: str, experiment: str) -> Iterator[Session]:
+def session(folder: Path, uri: str, new: NewRun) -> Iterator[Session]:
     """Yields the folder's MLflow run, made if there is none; no other process talks of the folder meanwhile.
 
     Raises:
+        Refused: the run or its experiment was deleted, or the store gave another reason.
         Exception: whatever MLflow raises if the store cannot be reached.
     """
-    with FileLock(mlflow_lock_file(folder)), _connected(uri) as client:
-        yield Session(client, folder, uri, experiment)
+    with FileLock(mlflow_lock_file(folder)), refusals_of(uri), _connected(uri) as client:
+        yield Session(client, folder, uri, new)
 
 
 class Session:
     """The store as one folder's process talks to it while it holds the folder's ledger: the run and what it gets."""
 
-    def __init__(self, client: MlflowClient, folder: Path, uri: str, experiment: str) -> None:
-        self._client, self._folder = client, folder
+    def __init__(self, client: MlflowClient, folder: Path, uri: str, new: NewRun) -> None:
+        self._client, self._folder, self._uri = client, folder, uri
         self.ledger = read_ledger(folder, uri)
-        if self.ledger.run_id is not None and not _has_run(client, self.ledger.run_id):
-            mlflow_file(folder).unlink()
-            self.ledger = read_ledger(folder, uri)
-        self.run_id: str = self.ledger.run_id or self._open(_experiment_id(client, experiment, uri))
+        run = self._known() or self._found(new)
+        if run is not None and new.replace and _is_deleted(run):
+            found = self._found(new)
+            run = self._create(new, run.info.run_id) if found is None or _is_deleted(found) else found
+        elif run is None:
+            run = self._create(new)
+        self.run_id = str(run.info.run_id)
+        self.slashes = 1 if keeps_files(uri, run.info.experiment_id) else None
+        """How many a metric's key may have, see `key_of`."""
+        if self.run_id != self.ledger.run_id:
+            self.keep(Ledger(self.ledger.store, self.ledger.key, self.ledger.started_ms, self.run_id))
+        self._check(run)
 
     def keep(self, ledger: Ledger) -> None:
         """Remembers the ledger, in the folder too."""
@@ -97,15 +121,25 @@ class Session:
             self.keep(replace(self.ledger, status=status))
 
     def log_points(self, points: Sequence[Point]) -> None:
-        """Sends values over time, and lets a run that was ended go on with them."""
+        """Sends values over time, and lets a run that was ended go on with them. Keys that the store refuses are left
+        out from then on."""
         from mlflow.entities import Metric
 
         self.reopen()
-        metrics = [Metric(*point) for point in points]
-        self._client.log_batch(self.run_id, metrics=metrics, synchronous=True)
+
+        def send(keys: Sequence[str]) -> None:
+            chosen = set(keys)
+            metrics = [Metric(*point) for point in points if point.key in chosen]
+            self._client.log_batch(self.run_id, metrics=metrics, synchronous=True)
+
+        keys = [key for key in dict.fromkeys(point.key for point in points) if _metric(key) not in self.ledger.refused]
+        for key, error in send_in_parts(keys, send, self._refuses):
+            self._note(_metric(key), error)
 
     def tell(self, content: Content, with_files: bool) -> None:
-        """Sends of this what the run does not have yet."""
+        """Sends of this what the run does not have yet, once more what was refused before."""
+        metrics = {what: reason for what, reason in self.ledger.refused.items() if what.startswith(_metric(""))}
+        self.keep(replace(self.ledger, refused=metrics))
         self._once("parameters", "", lambda: self._log_parameters(content.parameters))
         self._once("tags", json.dumps(content.tags, sort_keys=True), lambda: self._log_tags(content.tags))
         if (dataset := content.dataset) is not None:
@@ -116,43 +150,115 @@ class Session:
             for name, file in content.files.items():
                 self._log_file(name, file)
 
-    def _open(self, experiment_id: str) -> str:
-        """Returns the id of the folder's run. Its key is written before the run is made, so that no run is ever made
-        twice."""
+    def _known(self) -> Run | None:
+        """Returns the run whose id the folder knows, deleted or not; None if there is none in this store, such as one
+        that was made anew. A store that was moved has the run under the same id."""
+        if self.ledger.run_id is not None:
+            run = _run(self._client, self.ledger.run_id)
+            if run is None:
+                mlflow_file(self._folder).unlink()
+                self.ledger = read_ledger(self._folder, self._uri)
+            return run
+        moved = _run(self._client, self.ledger.elsewhere) if self.ledger.elsewhere is not None else None
+        return moved if moved is not None and moved.data.tags.get(KEY) == self.ledger.key else None
+
+    def _found(self, new: NewRun) -> Run | None:
+        """Returns the run that has the folder's key, such as one whose id was never written down; rather one that is
+        not deleted."""
+        from mlflow.entities import ViewType
+
+        experiment = self._experiment(new)
+        if experiment is None:
+            return None
+        search = f"tags.`{KEY}` = '{self.ledger.key}'"
+        found = self._client.search_runs([experiment.experiment_id], search, run_view_type=ViewType.ALL)
+        return min(found, key=_is_deleted, default=None)
+
+    def _create(self, new: NewRun, replaced: str | None = None) -> Run:
+        """Returns a new run. Its key is written before the run is made, so that no run is ever made twice."""
+        experiment = self._experiment(new) or _new_experiment(self._client, new.experiment, self._uri)
+        self._check_experiment(experiment)
         write_ledger(self._folder, self.ledger)
-        key = {"moe_testbed.key": self.ledger.key}
-        search = f"tags.`moe_testbed.key` = '{self.ledger.key}'"
-        found = self._client.search_runs([experiment_id], search, max_results=1)
-        tags = {**key, "mlflow.source.type": "LOCAL", "mlflow.source.name": "moe-testbed"}
-        run = (
-            found[0]
-            if found
-            else self._client.create_run(experiment_id, self.ledger.started_ms, tags, self._folder.name)
-        )
-        run_id = str(run.info.run_id)
-        self.keep(replace(self.ledger, run_id=run_id))
-        return run_id
+        tags = {KEY: self.ledger.key, "mlflow.source.type": "LOCAL", "mlflow.source.name": "moe-testbed"}
+        if replaced is not None:
+            tags["replaces_run"] = replaced
+        name = self._folder.name.encode(errors="replace").decode()
+        return self._client.create_run(experiment.experiment_id, self.ledger.started_ms, tags, name)
+
+    def _experiment(self, new: NewRun) -> Experiment | None:
+        """Returns the experiment in which the folder's run is, or will be, deleted or not; None if it is not there."""
+        beside = _run(self._client, new.beside) if new.beside is not None else None
+        if beside is not None:
+            return self._client.get_experiment(beside.info.experiment_id)
+        return self._client.get_experiment_by_name(new.experiment)
+
+    def _check(self, run: Run) -> None:
+        """Raises `Refused` if the run or its experiment was deleted."""
+        self._check_experiment(self._client.get_experiment(run.info.experiment_id))
+        if _is_deleted(run):
+            raise deleted_run(self._folder, self._uri, run.info.run_id)
+
+    def _check_experiment(self, experiment: Experiment) -> None:
+        if experiment.lifecycle_stage == "deleted":
+            raise deleted_experiment(self._uri, experiment.name, experiment.experiment_id)
+
+    def _refuses(self, error: Exception) -> bool:
+        """Tells whether an error is about what was sent. Raises `Refused` if it is about the run."""
+        refused = is_about_content(error)
+        if refused:
+            self._check(self._client.get_run(self.run_id))
+        return refused
+
+    def _note(self, what: str, error: Exception) -> None:
+        """Remembers what the store did not take."""
+        self.keep(replace(self.ledger, refused={**self.ledger.refused, what: in_short(error)}))
 
     def _once(self, name: str, content: str | bytes, send: Callable[[], Any]) -> None:
-        """Sends what has changed since it was sent last; a failure leaves it for the next time."""
+        """Sends what has changed since it was sent last; a failure, of a part of it too, leaves it for the next
+        time."""
         digest = hashlib.sha256(content.encode() if isinstance(content, str) else content).hexdigest()[:16]
-        if self.ledger.sent.get(name) != digest:
+        if self.ledger.sent.get(name) == digest:
+            return
+        before = self.ledger.refused
+        with self._noted(name):
             send()
+        if self.ledger.refused == before:
             self.keep(replace(self.ledger, sent={**self.ledger.sent, name: digest}))
+
+    @contextlib.contextmanager
+    def _noted(self, what: str) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            if not self._refuses(error):
+                raise
+            self._note(what, error)
 
     def _log_parameters(self, parameters: dict[str, str]) -> None:
         from mlflow.entities import Param
 
-        entities = [Param(key, value) for key, value in parameters.items()]
-        for start in range(0, len(entities), MAX_BATCH_PARAMETERS):
-            batch = entities[start : start + MAX_BATCH_PARAMETERS]
-            self._client.log_batch(self.run_id, params=batch, synchronous=True)
+        values: dict[str, str] = {}
+        for name, value in parameters.items():
+            values[name if self.slashes is None else key_of(name, values, slashes=0)] = value
+        for batch in _batches(list(values.items()), MAX_BATCH_PARAMETERS):
+            self._log_texts("parameter", batch, lambda pairs: {"params": [Param(*pair) for pair in pairs]})
 
     def _log_tags(self, tags: dict[str, str]) -> None:
         from mlflow.entities import RunTag
 
-        entities = [RunTag(key, value) for key, value in tags.items()]
-        self._client.log_batch(self.run_id, tags=entities, synchronous=True)
+        self._log_texts("tag", list(tags.items()), lambda pairs: {"tags": [RunTag(*pair) for pair in pairs]})
+
+    def _log_texts(
+        self,
+        kind: str,
+        texts: Sequence[tuple[str, str]],
+        entities: Callable[[Sequence[tuple[str, str]]], dict[str, Any]],
+    ) -> None:
+        def send(pairs: Sequence[tuple[str, str]]) -> None:
+            self._client.log_batch(self.run_id, **entities(pairs), synchronous=True)
+
+        for key, error in send_texts(texts, send, self._refuses):
+            self._note(f"{kind} {key}", error)
 
     def _log_results(self, results: dict[str, float]) -> None:
         from mlflow.entities import Metric
@@ -178,20 +284,29 @@ class Session:
         folder = str(Path(name).parent) if "/" in name else None
         if isinstance(file, str):
             self._once(f"file {name}", file, lambda: self._client.log_text(self.run_id, file, name))
-        else:
+            return
+        with self._noted(f"file {name}"):
             content = file.read_bytes()
             self._once(f"file {name}", content, lambda: self._client.log_artifact(self.run_id, str(file), folder))
 
 
-def _sqlite_path(uri: str) -> Path | None:
-    return Path(uri[len("sqlite:///") :]).absolute() if uri.startswith("sqlite:///") else None
+def _is_deleted(run: Run) -> bool:
+    return bool(run.info.lifecycle_stage == "deleted")
+
+
+def _metric(key: str) -> str:
+    return f"metric {key}"
+
+
+def _batches(items: Sequence[Item], size: int) -> list[Sequence[Item]]:
+    return [items[start : start + size] for start in range(0, len(items), size)]
 
 
 @contextlib.contextmanager
 def _connected(uri: str) -> Iterator[MlflowClient]:
-    """Yields a client of the store, alone with it if it is SQLite, which takes one writer and must be created only
-    once."""
-    path = _sqlite_path(uri)
+    """Yields a client of the store, alone with it if it is on disk: SQLite takes one writer, and either must be created
+    only once."""
+    path = path_of(uri)
     if path is None:
         yield _client(uri)
         return
@@ -221,29 +336,27 @@ def _client(uri: str) -> MlflowClient:
     return client
 
 
-def _experiment_id(client: MlflowClient, name: str, uri: str) -> str:
+def _new_experiment(client: MlflowClient, name: str, uri: str) -> Experiment:
     from mlflow.exceptions import MlflowException
 
-    experiment = client.get_experiment_by_name(name)
-    if experiment is None:
-        path = _sqlite_path(uri)
-        location = (path.parent / "mlartifacts").as_uri() if path else None
-        try:
-            return str(client.create_experiment(name, location))
-        except MlflowException:  # another process made it first
-            experiment = client.get_experiment_by_name(name)
-            if experiment is None:
-                raise
-    return str(experiment.experiment_id)
+    path = path_of(uri)
+    beside = None if path is None or keeps_files(uri) else (path.parent / "mlartifacts").as_uri()
+    try:
+        return client.get_experiment(client.create_experiment(name, beside))
+    except MlflowException:
+        experiment = client.get_experiment_by_name(name)
+        if experiment is None:
+            raise
+        return experiment  # another process made it first
 
 
-def _has_run(client: MlflowClient, run_id: str) -> bool:
+def _run(client: MlflowClient, run_id: str) -> Run | None:
+    """Returns a run, deleted or not; None if the store has none of this id."""
     from mlflow.exceptions import MlflowException
 
     try:
-        client.get_run(run_id)
+        return client.get_run(run_id)
     except MlflowException as error:
         if error.error_code == "RESOURCE_DOES_NOT_EXIST":
-            return False
+            return None
         raise
-    return True

@@ -11,17 +11,23 @@ from moe_testbed.launcher.errors import FAILED, ConfigError
 from moe_testbed.launcher.run.files import value_at
 from moe_testbed.launcher.run.folder import RunFolder
 from moe_testbed.launcher.run.suite_folder import SuiteFolder
-from moe_testbed.launcher.tracking.background import Background, without_password
+from moe_testbed.launcher.tracking.background import Background
 from moe_testbed.launcher.tracking.mirror import Mirror, SuiteMirror, begun_runs, ended_as
-from moe_testbed.launcher.tracking.state import Ledger, read_ledger
-from moe_testbed.launcher.tracking.store import ask, store_uri
+from moe_testbed.launcher.tracking.refusal import without_password
+from moe_testbed.launcher.tracking.state import Ledger, named, read_ledger
+from moe_testbed.launcher.tracking.store import ask
+from moe_testbed.launcher.tracking.uri import store_uri
 
 
-def sync(folders: Sequence[Path]) -> int:
+def sync(folders: Sequence[Path], new_runs: bool = False, experiment: str | None = None) -> int:
     """Sends the runs and suites in these folders, also those that go on, and prints what of each was new to the store.
 
     A suite is an MLflow run, its trainings are the children, as `compare` makes them. What was sent before, by this
     command or by a training, is not sent again. Folders with neither are passed over and told of.
+
+    Args:
+        new_runs: makes a new MLflow run, with everything, in the place of each that was deleted.
+        experiment: name of the MLflow experiment in which runs are made; None: the one in each run's config.
 
     Returns:
         Exit status: 0 if the store has everything now, 1 if it could not be reached or refused something.
@@ -35,7 +41,7 @@ def sync(folders: Sequence[Path]) -> int:
         return FAILED
     sent = []
     for folder in to_send:
-        sent.append(_send(folder, uri))
+        sent.append(_send(folder, uri, new_runs, experiment))
         if not sent[-1] and not _reached(uri):
             return FAILED
     print(f"MLflow at {without_password(uri)} has {sum(sent)} of {len(sent)}")
@@ -63,21 +69,25 @@ def _with_suites(folders: Sequence[Path]) -> list[Path]:
 
 def _reached(uri: str) -> bool:
     where = f"no MLflow store at {without_password(uri)}; set MLFLOW_TRACKING_URI, or repeat this when it answers"
-    return Background(where).attempt(lambda: ask(uri))
+    return Background(where, "nothing is sent").attempt(lambda: ask(uri))
 
 
-def _send(folder: Path, uri: str) -> bool:
-    before, background = read_ledger(folder, uri), Background(f"{folder} is not sent")
+def _send(folder: Path, uri: str, new_runs: bool, experiment: str | None) -> bool:
+    """Tells whether the store has all of a folder now."""
+    before, not_sent = read_ledger(folder, uri), f"{folder} is not sent"
+    background = Background(not_sent, not_sent)
     if _is_suite(folder):
-        status, experiment = _suite_ended_as(folder), _experiment(next(iter(begun_runs(folder)), folder))
-        sent = SuiteMirror(folder, experiment, background=background).settle(status)
+        status, own = _suite_ended_as(folder), _experiment(next(iter(begun_runs(folder)), folder))
+        mirror: SuiteMirror | Mirror = SuiteMirror(folder, experiment or own, background=background, replace=new_runs)
     else:
-        status = ended_as(folder)
-        sent = Mirror(folder, _experiment(folder), background=background).settle(status)
-    if sent:
-        after = read_ledger(folder, uri)
-        print(f"{folder}: {_news(before, after)}; MLflow run {after.run_id}, {status or 'running'}")
-    return sent
+        status, own = ended_as(folder), _experiment(folder)
+        mirror = Mirror(folder, experiment or own, background=background, replace=new_runs)
+    if not mirror.settle(status):
+        return False
+    after = read_ledger(folder, uri)
+    missing = f"; without {named(after.refused)}" if after.refused else ""
+    print(f"{folder}: {_news(before, after)}; MLflow run {after.run_id}, {status or 'running'}{missing}")
+    return not after.refused
 
 
 def _is_suite(folder: Path) -> bool:

@@ -32,3 +32,19 @@ def served(server: TrackingServer, monkeypatch: pytest.MonkeyPatch) -> Any:
 
     monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
     return MlflowClient(server.uri)
+
+
+@pytest.fixture(scope="session")
+def store(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """One SQLite store for all the tests: its first use migrates the database."""
+    pytest.importorskip("mlflow")
+    return f"sqlite:///{tmp_path_factory.mktemp('store') / 'mlflow.db'}"
+
+
+@pytest.fixture
+def client(store: str, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """MLflow's own client of the SQLite store, which is the store of every mirror in the test."""
+    from mlflow.tracking import MlflowClient
+
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
+    return MlflowClient(store)
