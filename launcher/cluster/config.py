@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -11,9 +13,12 @@ from pydantic import BaseModel, Field, field_validator, model_validator
 
 from moe_testbed.launcher.config.experiment import NAME_PATTERN
 from moe_testbed.launcher.config.messages import validate
-from moe_testbed.launcher.config.yaml_tree import Rules, find_file, read_layers
+from moe_testbed.launcher.config.yaml_tree import Node, Rules, find_file, lookup, read_layers
 
 TIME_PATTERN = r"^(\d+-)?\d{1,2}:\d{2}:\d{2}$"
+
+_OF_EACH_PROCESS = ("RANK", "LOCAL_RANK", "WORLD_SIZE")
+_OF_DEEPSPEED = ("MASTER_ADDR", "MASTER_PORT")
 
 # What stands in a line of a script must not begin another.
 Word = Annotated[str, Field(pattern=r"^\S+$")]
@@ -95,10 +100,18 @@ class ClusterConfig(BaseModel, extra="forbid", frozen=True):
         return {name: json.dumps(item) if isinstance(item, (int, float)) else item for name, item in value.items()}
 
     @model_validator(mode="after")
-    def _variables_have_names(self) -> ClusterConfig:
-        for name in self.environment:
-            if not name.isidentifier():
-                raise ValueError(f"environment has '{name}', which is no name of a variable")
+    def _variables_can_be_set(self) -> ClusterConfig:
+        for name, value in self.environment.items():
+            if not re.fullmatch(r"[A-Za-z_]\w*", name, re.ASCII):
+                raise ValueError(
+                    f"environment has '{name}', which is no name of a variable; write letters, digits and _"
+                )
+            if name in _OF_EACH_PROCESS:
+                raise ValueError(f"environment has {name}, which is another one in each process; leave it out")
+            if name in _OF_DEEPSPEED and self.launcher == "deepspeed":
+                raise ValueError(f"environment has {name}, which deepspeed sets; write {name.lower()} instead")
+            if "\0" in value:
+                raise ValueError(f"environment.{name} has a null character, which no variable can have; leave it out")
         return self
 
 
@@ -110,8 +123,20 @@ def load_cluster(path: str | Path, overrides: Iterable[str] = ()) -> ClusterConf
     Raises:
         ConfigError: one line that says what is wrong, where, what is allowed and how to mend it.
     """
-    cluster = validate(ClusterConfig, read_layers(path, overrides, Rules()), {})
+    cluster = validate(ClusterConfig, _with_variables_as_written(read_layers(path, overrides, Rules())), {})
     if cluster.hostfile is not None:
         folder = find_file(str(path), Path.cwd(), "command line").parent
         cluster = cluster.model_copy(update={"hostfile": str(folder / cluster.hostfile)})
     return cluster
+
+
+def _with_variables_as_written(tree: Node) -> Node:
+    """Returns the tree with numbers and truth values of the environment as their texts: 1.10 is not 1.1 there."""
+    variables = lookup(tree, ["environment"])
+    if not isinstance(tree.value, dict) or variables is None or not isinstance(variables.value, dict):
+        return tree
+    texts = {
+        name: replace(node, value=node.written) if isinstance(node.value, (int, float)) else node
+        for name, node in variables.value.items()
+    }
+    return replace(tree, value={**tree.value, "environment": replace(variables, value=texts)})

@@ -38,11 +38,17 @@ COMMAND_LINE = Origin()
 
 @dataclass(frozen=True)
 class Node:
-    """A value with its origin. ``whole``: it replaces a lower layer's mapping instead of merging with it."""
+    """A value with its origin.
+
+    Attributes:
+        whole: it replaces a lower layer's mapping instead of merging with it.
+        written: the text of a scalar.
+    """
 
     value: Tree
     origin: Origin
     whole: bool = False
+    written: str = ""
 
 
 Tree: TypeAlias = dict[str, Node] | list[Node] | str | int | float | bool | None
@@ -252,7 +258,7 @@ def _construct(node: yaml.Node, file: Path | None, line: int | None = None) -> N
         return Node(children, origin)
     if isinstance(node, yaml.SequenceNode):
         return Node([_construct(item, file) for item in node.value], origin)
-    return Node(scalar(node), origin)
+    return Node(scalar(node), origin, written=node.value)
 
 
 def _expand(node: Node, rules: Rules, at: Keys, opened: tuple[Path, ...]) -> Node:

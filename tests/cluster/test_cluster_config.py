@@ -60,6 +60,31 @@ def test_numbers_in_the_environment_need_no_quotes(lab: Path) -> None:
     assert cluster.environment == {"NCCL_IB_DISABLE": "1", "RATIO": "0.5", "CHECK": "true"}
 
 
+AS_WRITTEN = [
+    "1.10",
+    "3e-4",
+    "1_000",
+    "+5",
+    "007",
+    "0x10",
+    "True",
+    "false",
+    "on",
+    "2024-01-01",
+    "12:30:00",
+    ".inf",
+    "a b",
+]
+
+
+def test_values_of_the_environment_are_the_texts_that_were_written(write: Write) -> None:
+    values = {f"V{number}": text for number, text in enumerate(AS_WRITTEN)}
+    lines = "".join(f"      {name}: {text} # a comment\n" for name, text in values.items())
+    write("lab.yaml", f"{CLUSTER}    environment:\n{lines}      QUOTED: ' 1.10\u00e9'\n      EMPTY: ''\n")
+    cluster = load_cluster("lab.yaml", ["environment.SET=1.10"])
+    assert cluster.environment == values | {"QUOTED": " 1.10\u00e9", "EMPTY": "", "SET": "1.10"}
+
+
 def test_a_hostfile_lies_beside_its_cluster_file(write: Write, tmp_path: Path) -> None:
     write("deep/two.yaml", CLUSTER.replace("launcher: slurm", "launcher: deepspeed\n    hostfile: hosts"))
     assert load_cluster("deep/two.yaml").hostfile == str(tmp_path / "deep" / "hosts")
@@ -78,6 +103,15 @@ BAD_INPUT = [
     (['slurm.options=["--exclusive\\ntouch x"]'], "slurm.options.0 is"),
     (["slurm.partition='gpu long'"], 'slurm.partition is "gpu long"'),
     (["environment={NCCL_DEBUG: [INFO]}"], "environment.NCCL_DEBUG is"),
+    (["environment={NCCL_DEBUG: null}"], "environment.NCCL_DEBUG is null: input should be a valid string"),
+    (["environment=[NCCL_DEBUG=INFO]"], 'environment is ["NCCL_DEBUG=INFO"]'),
+    (
+        ["environment={\u00c4: 1}"],
+        "environment has '\u00c4', which is no name of a variable; write letters, digits and _",
+    ),
+    (["environment={1A: 1}"], "environment has '1A', which is no name of a variable"),
+    (['environment={A: "a\\0b"}'], "environment.A has a null character, which no variable can have"),
+    (["environment={LOCAL_RANK: 0}"], "environment has LOCAL_RANK, which is another one in each process; leave it out"),
     (["environment={'NCCL DEBUG': INFO}"], "environment has 'NCCL DEBUG', which is no name of a variable"),
 ]
 
