@@ -211,6 +211,20 @@ def test_a_job_that_fails_the_same_way_twice_is_given_up(
     assert read_jobs(SuiteFolder(SUITE))["fails-seed1"].state == "FAILED"
 
 
+def test_options_arrive_as_sbatch_reads_them_in_a_script(
+    slurm: SlurmCluster, make_stub_suite: MakeSuite, make_cluster: MakeCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The cluster's file holds against the user's own defaults.
+    monkeypatch.setenv("SBATCH_PARTITION", "urgent")
+    options = ('--comment="a # b" # for the operators', "--export=NONE --mem=0", "-w node2")
+    submit(make_stub_suite("quick"), RUNS, make_cluster(slurm={"options": options}), dry_run=False)
+    until_queue_is_empty()
+    job = read_jobs(SuiteFolder(SUITE))["quick-seed1"]
+    told = slurm.call("scontrol", "show", "job", job.number)
+    assert "Comment=a # b" in told and "Partition=main" in told and job.nodes == "node2"
+    assert RunFolder(SUITE / "quick-seed1").read_status().state == "finished"
+
+
 def test_wrong_input_of_one_rank_is_not_tried_again(
     slurm: SlurmCluster, make_stub_suite: MakeSuite, make_cluster: MakeCluster
 ) -> None:

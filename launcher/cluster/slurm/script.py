@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from moe_testbed.launcher.cluster.config import ClusterConfig, SlurmConfig
+from moe_testbed.launcher.cluster.slurm.options import sbatch_lines
 from moe_testbed.launcher.errors import ASKED_TO_STOP
 from moe_testbed.launcher.run.folder import RunFolder
 from moe_testbed.launcher.run.suite_folder import SuiteFolder
@@ -105,7 +106,7 @@ def job_script(
     suite, run = SuiteFolder(suite_dir), RunFolder(Path("$RUN_DIR"))
     parts = {
         "SUITE_NAME": suite_dir.name,
-        "OPTIONS": "\n".join(f"#SBATCH {option}" for option in _sbatch_options(suite_dir, len(runs), cluster, slurm)),
+        "OPTIONS": "\n".join(f"#SBATCH {option}" for option in sbatch_lines(suite_dir, len(runs), cluster, slurm)),
         "RUNS": "\n".join(f"    {run}" for run in runs),
         "SUITE_DIR": shlex.quote(str(suite_dir)),
         "LOGS": shlex.quote(str(suite.slurm)),
@@ -129,30 +130,10 @@ def environment_file(cluster: ClusterConfig) -> str:
     return "".join(f"export {name}={shlex.quote(value)}\n" for name, value in cluster.environment.items())
 
 
-def _sbatch_options(suite_dir: Path, num_runs: int, cluster: ClusterConfig, slurm: SlurmConfig) -> list[str]:
-    # sbatch reads % as the beginning of a placeholder, and two of them as one.
-    logs = SuiteFolder(Path(str(suite_dir).replace("%", "%%")))
-    options: dict[str, object] = {
-        "job-name": suite_dir.name,
-        "array": f"0-{num_runs - 1}%{slurm.jobs_at_once}",
-        "partition": slurm.partition,
-        "account": slurm.account,
-        "time": slurm.time,
-        "nodes": cluster.nodes,
-        "ntasks-per-node": cluster.gpus_per_node,
-        "gpus-per-node": cluster.gpus_per_node if cluster.accelerator == "cuda" else None,
-        "cpus-per-task": slurm.cpus_per_gpu,
-        "signal": f"B:USR1@{slurm.grace_seconds}",
-        "open-mode": "append",
-        "output": shlex.quote(str(logs.job_log("%A_%a"))),
-    }
-    given = [f"--{name}={value}" for name, value in options.items() if value is not None]
-    return [*given, "--requeue", *slurm.options]
-
-
 def _srun_options(slurm: SlurmConfig) -> list[str]:
     rank_log = RunFolder(Path("$RUN_DIR")).rank_log("%t")
-    options = ["--kill-on-bad-exit=1", "--open-mode=append", f'--output="{rank_log}"']
+    # Where sbatch is told --export=NONE, srun would pass on nothing of this script either.
+    options = ["--export=ALL", "--kill-on-bad-exit=1", "--open-mode=append", f'--output="{rank_log}"']
     if slurm.cpus_per_gpu is not None:
         # srun does not take it over from sbatch.
         options.append(f"--cpus-per-task={slurm.cpus_per_gpu}")

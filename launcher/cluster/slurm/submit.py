@@ -10,6 +10,7 @@ from moe_testbed.launcher.cluster.config import ClusterConfig, SlurmConfig
 from moe_testbed.launcher.cluster.layout import layout_of
 from moe_testbed.launcher.cluster.run_config import config_on
 from moe_testbed.launcher.cluster.slurm.jobs import call_slurm, read_jobs, require
+from moe_testbed.launcher.cluster.slurm.options import check_options, sbatch_lines, words
 from moe_testbed.launcher.cluster.slurm.script import environment_file, job_script
 from moe_testbed.launcher.config.suite import Suite, SuiteRun, suite_runs
 from moe_testbed.launcher.errors import ConfigError
@@ -56,7 +57,8 @@ def submit(suite: Suite, runs_dir: Path, cluster: ClusterConfig, dry_run: bool, 
         _refuse_queued(folder)
         _prepare(folder, suite, runs, cluster, trust)
         build_stores(missing)
-        number = _send(folder, script, environment_file(cluster), [run.name for run in missing])
+        options = words(sbatch_lines(folder.path, len(missing), cluster, slurm))
+        number = _send(folder, script, options, environment_file(cluster), [run.name for run in missing])
     if len(missing) < len(runs):
         print(f"{len(runs) - len(missing)} of {len(runs)} runs are finished and skipped", file=sys.stderr)
     print(
@@ -78,11 +80,12 @@ def _prepare(folder: SuiteFolder, suite: Suite, runs: list[SuiteRun], cluster: C
         open_suite(folder.path, tracking.experiment)
 
 
-def _send(folder: SuiteFolder, script: str, environment: str, names: list[str]) -> str:
+def _send(folder: SuiteFolder, script: str, options: list[str], environment: str, names: list[str]) -> str:
     """Submits the script; returns the number of the job array."""
     folder.write_job(script, environment)
+    # The options stand in the script, but SBATCH_PARTITION and the like would go before those.
     # The answer is the number and, behind a semicolon, the name of one among several clusters.
-    number = call_slurm(["sbatch", "--parsable", str(folder.job_script_file)]).strip().partition(";")[0]
+    number = call_slurm(["sbatch", "--parsable", *options, str(folder.job_script_file)]).strip().partition(";")[0]
     folder.write_jobs(SubmittedJobs(number, names))
     return number
 
@@ -99,6 +102,7 @@ def _slurm_part(cluster: ClusterConfig) -> SlurmConfig:
             f"slurm.time is {slurm.time} and slurm.grace_seconds {slurm.grace_seconds}: a job would be told to stop "
             f"as it starts; the time must be at least {_SHORTEST_WORK_SECONDS} s longer than the grace"
         )
+    check_options(slurm)
     return slurm
 
 
