@@ -7,6 +7,7 @@ import os
 import socket
 from collections.abc import Mapping
 from pathlib import Path
+from tempfile import mkstemp
 from typing import Any
 
 import yaml
@@ -27,11 +28,12 @@ def write_bytes_atomically(path: Path, content: bytes) -> None:
 
 
 def write_privately(path: Path, text: str) -> None:
-    """Writes a file that no other user can read, at no time."""
-    path.touch(mode=0o600)
-    # One that was there before may have been open to others.
-    path.chmod(0o600)
-    path.write_text(text, encoding="utf-8")
+    """Replaces a file by one that no other user can read, at no time."""
+    descriptor, temporary = mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    with os.fdopen(descriptor, "wb") as file:
+        # Bytes of a variable that are no text come as surrogates.
+        file.write(text.encode("utf-8", "surrogateescape"))
+    os.replace(temporary, path)
 
 
 def read_json(path: Path) -> dict[str, Any]:

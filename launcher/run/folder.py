@@ -45,7 +45,7 @@ class RunFolder:
         log_file: what the process says that trains, where a suite has started it.
         rank_logs: folder of what each rank says, where SLURM has started it.
         job_start_file: written when a job of SLURM starts.
-        launch_environment_file: variables that deepspeed gives to processes on other hosts.
+        launch_hosts_file, launch_script_file: the hosts, and what starts a process on one with its variables.
     """
 
     def __init__(self, path: Path) -> None:
@@ -63,7 +63,8 @@ class RunFolder:
         self.rank_logs = path / "logs"
         self.job_start_file = self.rank_logs / "started"
         self.job_ends_file = path / "ends.json"
-        self.launch_environment_file = path / "launch.env"
+        self.launch_hosts_file = path / "launch.hosts"
+        self.launch_script_file = path / "launch.sh"
         self._lock_file = path / ".lock"
         self._lock: FileLock | None = None
 

@@ -39,10 +39,17 @@ def assert_trained(trial: Trial, oracle: list[float]) -> None:
 
 
 def test_two_hosts_over_ssh(
-    two_hosts: Network, make_experiment: MakeExperiment, run_on_ranks: Run, tmp_path: Path
+    two_hosts: Network,
+    make_experiment: MakeExperiment,
+    run_on_ranks: Run,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     content = experiment(make_experiment, expert_parallel_size=4)
-    values = {"MOE_TRIAL": "two words, $HOME, `id`, 50%, %h \"quoted\" 'single' back\\slash"}
+    values = {"MOE_TRIAL": "harmless: two words, $HOME, `id`, 50%, %h \"quoted\" 'single' back\\slash,\n two lines"}
+    inherited = {"MLFLOW_TRIAL": f"{values['MOE_TRIAL']}, too", "UCX_TRIAL": "harmless"}
+    for name, value in inherited.items():
+        monkeypatch.setenv(name, value)
     trial = Trial(two_hosts, tmp_path, content, gpus_per_node=2, environment=values)
     # As whom to log in is no part of the address where ranks meet.
     (tmp_path / "hosts").write_text("root@node1 slots=2\nnode2 slots=2\n")
@@ -50,9 +57,13 @@ def test_two_hosts_over_ssh(
     first, second = two_hosts.hosts
     wait_until(lambda: {0, 1} == {*first.ranks()} and {2, 3} == {*second.ranks()}, START_SECONDS, "four ranks")
     ranks = [*first.ranks().values(), *second.ranks().values()]
-    assert [rank.environ()["MOE_TRIAL"] for rank in ranks] == [values["MOE_TRIAL"]] * 4
+    told = [rank.environ() for rank in ranks]
+    assert [{name: one.get(name) for name in (*values, *inherited)} for one in told] == [values | inherited] * 4
+    shown = [word for host in two_hosts.hosts for command in host.commands().values() for word in command]
+    assert shown and not [word for word in shown if "harmless" in word]
     assert process.wait(START_SECONDS) == 0, trial.log
     assert_trained(trial, losses_of_one_process(content, run_on_ranks, tmp_path / "one"))
+    assert not [path for path in trial.run_dir.rglob("*") if path.is_file() and b"harmless" in path.read_bytes()]
 
 
 def test_four_hosts_over_ssh(

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from moe_testbed.data.machine import usable_cores
 from moe_testbed.launcher.cluster.config import ClusterConfig
-from moe_testbed.launcher.cluster.hostfile import meeting_place
+from moe_testbed.launcher.cluster.hostfile import hostfile_of, meeting_place
 from moe_testbed.launcher.cluster.launch.preflight import SSH_OPTIONS
-from moe_testbed.launcher.errors import ConfigError
-from moe_testbed.launcher.run.files import write_privately
+from moe_testbed.launcher.cluster.launch.variables import kept_from_deepspeed, start_script
+from moe_testbed.launcher.run.files import write_atomically, write_privately
 from moe_testbed.launcher.run.folder import RunFolder
 
 
@@ -24,23 +25,47 @@ class Command:
 
     Attributes:
         arguments: those of the process.
-        environment: what the process has beyond the environment of this one.
-        exported: the file from which deepspeed reads the variables of processes on other hosts, and its content.
+        settings: what the process has beyond the environment of this one.
+        variables: more of that, whose values are shown to nobody.
+        withheld: names of variables of this process that the other one does not have.
+        hosts: the file from which deepspeed reads the hosts, and its content.
+        script: the file that starts a process on another host with its variables, and its content.
     """
 
     arguments: list[str]
-    environment: dict[str, str]
-    exported: tuple[Path, str] | None = None
+    settings: dict[str, str]
+    variables: dict[str, str] = field(default_factory=dict, repr=False)
+    withheld: list[str] = field(default_factory=list)
+    hosts: tuple[Path, str] | None = None
+    script: tuple[Path, str] | None = field(default=None, repr=False)
 
-    def write_exported(self) -> None:
-        """Writes the file, if there is one; other users cannot read it."""
-        if self.exported is not None:
-            write_privately(*self.exported)
+    @property
+    def environment(self) -> dict[str, str]:
+        """The environment of the process."""
+        inherited = {name: value for name, value in os.environ.items() if name not in self.withheld}
+        return inherited | self.settings | self.variables
+
+    def write_files(self) -> None:
+        """Writes the files; other users cannot read the script."""
+        if self.hosts is not None:
+            write_atomically(*self.hosts)
+        if self.script is not None:
+            write_privately(*self.script)
+
+    def remove_script(self) -> None:
+        """Removes the script, if it is still this one: another launch may have begun after the end of this one."""
+        if self.script is not None:
+            path, text = self.script
+            with contextlib.suppress(FileNotFoundError):
+                if path.read_bytes() == text.encode("utf-8", "surrogateescape"):
+                    path.unlink()
 
     def __str__(self) -> str:
-        """Returns the command as a shell takes it."""
-        variables = [f"{name}={shlex.quote(value)}" for name, value in self.environment.items()]
-        return " ".join([*variables, shlex.join(self.arguments)])
+        """Returns the command as a shell takes it, without the values of the variables."""
+        withheld = ["env", *(f"-u {shlex.quote(name)}" for name in self.withheld)] if self.withheld else []
+        settings = [f"{name}={shlex.quote(value)}" for name, value in self.settings.items()]
+        variables = [f"{name}=..." for name in self.variables]
+        return " ".join([*withheld, *settings, *variables, shlex.join(self.arguments)])
 
 
 def deepspeed_command(
@@ -60,29 +85,39 @@ def deepspeed_command(
         trust: the run may be another user's.
 
     Raises:
-        ConfigError: a variable cannot be passed on.
+        ConfigError: deepspeed's file for variables has a line that is none.
     """
-    variables = {**_defaults(cluster), **cluster.environment, **variables}
-    environment, exported = variables, None
+    settings = {name: value for name, value in _defaults(cluster).items() if name not in cluster.environment}
+    variables = {**cluster.environment, **variables}
     arguments = [str(Path(sys.executable).with_name("deepspeed")), "--quiet"]
+    training = ["train", str(folder.config_file), "--run-dir", str(folder.path), *(["--trust"] if trust else [])]
+    here = ["--master_port", str(cluster.master_port), "--module", "moe_testbed.launcher", *training]
     if not hosts:
         # A hostfile that is none: otherwise it would look for one at a place of its own.
         arguments += ["--hostfile", os.devnull, "--num_accelerators", str(cluster.gpus_per_node)]
-    elif node_rank is not None:
-        arguments += ["--hostfile", str(cluster.hostfile), "--no_ssh", "--node_rank", str(node_rank)]
-    else:
-        # Forced, since it would start a single host's processes here.
-        arguments += ["--hostfile", str(cluster.hostfile), "--force_multi", "--ssh_port", str(cluster.ssh_port)]
-        lines = (f"{name}={_exported(name, value)}\n" for name, value in variables.items())
-        exported = folder.launch_environment_file, "".join(lines)
-        options = [*shlex.split(os.environ.get("PDSH_SSH_ARGS_APPEND", "")), *SSH_OPTIONS]
-        environment = {"DS_ENV_FILE": str(exported[0]), "PDSH_SSH_ARGS_APPEND": " ".join(options)}
-    if hosts:
-        # Otherwise it would take the first of the first host's addresses, which may be of no use to the others.
-        arguments += ["--master_addr", meeting_place(cluster, hosts)]
-    arguments += ["--master_port", str(cluster.master_port), "--module", "moe_testbed.launcher", "train"]
-    arguments += [str(folder.config_file), "--run-dir", str(folder.path), *(["--trust"] if trust else [])]
-    return Command(arguments, environment, exported)
+        return Command([*arguments, *here], settings, variables)
+    arguments += ["--hostfile", str(folder.launch_hosts_file)]
+    written = folder.launch_hosts_file, hostfile_of(hosts, cluster)
+    # Otherwise it would take the first of the first host's addresses, which may be of no use to the others.
+    place = ["--master_addr", meeting_place(cluster, hosts)]
+    if node_rank is not None:
+        arguments += ["--no_ssh", "--node_rank", str(node_rank), *place, *here]
+        return Command(arguments, settings, variables, hosts=written)
+    # Forced, since it would start a single host's processes here. It need not try ssh: `launch` has.
+    arguments += ["--force_multi", "--no_ssh_check", "--ssh_port", str(cluster.ssh_port), *place]
+    arguments += ["--master_port", str(cluster.master_port)]
+    # The script runs in place of a module and finds the local rank among its variables.
+    arguments += ["--no_python", "--no_local_rank", "/bin/sh", str(folder.launch_script_file), *training]
+    kept = kept_from_deepspeed(os.environ)
+    options = [*shlex.split(os.environ.get("PDSH_SSH_ARGS_APPEND", "")), *SSH_OPTIONS]
+    return Command(
+        arguments,
+        # The script has what deepspeed's own files say of variables.
+        {"DS_ENV_FILE": os.devnull, "PDSH_SSH_ARGS_APPEND": " ".join(options)},
+        withheld=[*kept],
+        hosts=written,
+        script=(folder.launch_script_file, start_script({**kept, **settings}, variables)),
+    )
 
 
 def _defaults(cluster: ClusterConfig) -> dict[str, str]:
@@ -90,12 +125,3 @@ def _defaults(cluster: ClusterConfig) -> dict[str, str]:
         return {}
     # Each process would otherwise take all cores of its node.
     return {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": str(max(1, usable_cores() // cluster.gpus_per_node))}
-
-
-def _exported(name: str, value: str) -> str:
-    """Returns the value as deepspeed takes it: it puts double quotes around it, escapes nothing, and pdsh reads %."""
-    if "\n" in value:
-        raise ConfigError(f"environment.{name} has a line break, which deepspeed cannot pass on to hosts; leave it out")
-    for character in '\\"$`':
-        value = value.replace(character, f"\\{character}")
-    return value.replace("%", "%%")

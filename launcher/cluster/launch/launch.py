@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import socket
 import sys
 import time
@@ -78,11 +77,14 @@ def launch(
     lifelines = Lifelines(everywhere=by_ssh, num_ranks=num_ranks)
     place = f":{lifelines.port}" if by_ssh else f"127.0.0.1:{lifelines.port}"
     command = deepspeed_command(cluster, hosts, node_rank, folder, {LIFELINE_VARIABLE: place}, trust)
-    command.write_exported()
+    command.write_files()
     print(f"{num_ranks} of {cluster.num_gpus} processes start: {run_dir}", file=sys.stderr)
     before = folder.status_time_ns, folder.read_status()
     patience = config.parallel.timeout_seconds + _PATIENCE_SECONDS
-    end = supervise(command.arguments, os.environ | command.environment, lifelines, patience)
+    try:
+        end = supervise(command.arguments, command.environment, lifelines, patience)
+    finally:
+        command.remove_script()
     # On a shared disk of several hosts, another one's word may come late.
     status = _last_word(folder, before, wait=bool(hosts))
     return _outcome(folder, config, status, end, node_rank)

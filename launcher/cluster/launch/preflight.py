@@ -9,13 +9,16 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 
 from moe_testbed.launcher.cluster.config import ClusterConfig
 from moe_testbed.launcher.cluster.hostfile import meeting_place
 from moe_testbed.launcher.cluster.launch.probe import Offer, probe
+from moe_testbed.launcher.cluster.launch.variables import FOR_PYTHON
 from moe_testbed.launcher.errors import ConfigError
 
 SSH_OPTIONS = (
@@ -41,7 +44,8 @@ def check_this_host(hosts: Sequence[str], cluster: ClusterConfig, run_dir: Path,
         ConfigError: what is missing, in one line.
     """
     address = meeting_place(cluster, hosts)
-    offer = probe(run_dir, address, cluster.master_port, cluster.accelerator)
+    with _private_file(run_dir) as file:
+        offer = probe(file, address, cluster.master_port, cluster.accelerator)
     _check_offer(offer, "this machine", address, cluster, run_dir, is_first)
 
 
@@ -58,21 +62,35 @@ def check_hosts(hosts: Sequence[str], cluster: ClusterConfig, run_dir: Path) -> 
                 "`moe-testbed launch ... --node-rank I` on each host"
             )
     for path in (os.getcwd(), str(run_dir), sys.executable):
-        if re.search(r"[^\w@%+=:,./-]", path):
+        # pdsh reads %.
+        if re.search(r"[^\w@+=:,./-]", path):
             raise ConfigError(
                 f"'{path}' has characters that deepspeed cannot pass on to other hosts; choose a path of letters, "
-                "digits and @%+=:,./_-"
+                "digits and @+=:,./_-"
+            )
+    for name in FOR_PYTHON:
+        if re.search(r'["$`\\%\n]', os.environ.get(name, "")):
+            raise ConfigError(
+                f"{name} is '{os.environ[name]}', of which deepspeed cannot pass on \", $, `, \\, % and line breaks to "
+                "other hosts; choose paths without them, or `unset` it"
             )
     address = meeting_place(cluster, hosts)
-    with ThreadPoolExecutor(max_workers=32) as pool:
-        offers = pool.map(lambda host: _ask(host, address, cluster, run_dir), hosts)
+    with ThreadPoolExecutor(max_workers=32) as pool, _private_file(run_dir) as file:
+        offers = pool.map(lambda host: _ask(host, address, cluster, file), hosts)
         for number, (host, offer) in enumerate(zip(hosts, offers, strict=True)):
             _check_offer(offer, host, address, cluster, run_dir, is_first=number == 0)
 
 
-def _ask(host: str, address: str, cluster: ClusterConfig, run_dir: Path) -> Offer:
+@contextmanager
+def _private_file(folder: Path) -> Iterator[Path]:
+    """Makes a file that no other user can read, for as long as it is asked about."""
+    with NamedTemporaryFile(prefix=".launch-", dir=folder) as file:
+        yield Path(file.name)
+
+
+def _ask(host: str, address: str, cluster: ClusterConfig, file: Path) -> Offer:
     question = [sys.executable, "-m", "moe_testbed.launcher.cluster.launch.probe"]
-    question += [str(run_dir), address, str(cluster.master_port), cluster.accelerator]
+    question += [str(file), address, str(cluster.master_port), cluster.accelerator]
     remote = f"cd {shlex.quote(os.getcwd())} && {shlex.join(question)}"
     command = ["ssh", *SSH_OPTIONS, "-p", str(cluster.ssh_port), host, remote]
     try:
@@ -104,6 +122,11 @@ def _ask(host: str, address: str, cluster: ClusterConfig, run_dir: Path) -> Offe
 def _check_offer(offer: Offer, host: str, address: str, cluster: ClusterConfig, run_dir: Path, is_first: bool) -> None:
     if not offer.sees_run:
         raise ConfigError(f"{host} does not see {run_dir}; choose --run-dir on a disk that all hosts share")
+    if not offer.reads_run:
+        raise ConfigError(
+            f"{host} may not read what only you can read in {run_dir}, such as the variables of the processes; log in "
+            "to the hosts as the user who launches"
+        )
     if not offer.finds_address:
         raise ConfigError(
             f"{host} does not know {address}, where the processes would meet; choose an address of the first host that "
