@@ -6,6 +6,7 @@ width, F feed-forward width.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -138,13 +139,31 @@ def examine_naively(config: dict[str, Any], group_YE: Any) -> dict[str, Any]:
     return result
 
 
+@pytest.fixture(scope="module")
+def examined(run_on_ranks: Callable[..., list[Any]]) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    """``examined(config)`` -> the arrays of one process, computed once for the same config."""
+    found: dict[str, dict[str, Any]] = {}
+
+    def of(config: dict[str, Any]) -> dict[str, Any]:
+        key = json.dumps(config, sort_keys=True)
+        if key not in found:
+            (found[key],) = run_on_ranks(examine, 1, config)
+        return found[key]
+
+    return of
+
+
 @pytest.fixture
 def config(make_experiment: Callable[..., dict[str, Any]]) -> dict[str, Any]:
     return make_experiment(routing={"balance": {}})
 
 
-def test_examination_equals_loops(config: dict[str, Any], run_on_ranks: Callable[..., list[Any]]) -> None:
-    (arrays,) = run_on_ranks(examine, 1, config)
+def test_examination_equals_loops(
+    config: dict[str, Any],
+    run_on_ranks: Callable[..., list[Any]],
+    examined: Callable[[dict[str, Any]], dict[str, Any]],
+) -> None:
+    arrays = examined(config)
     (naive,) = run_on_ranks(examine_naively, 1, config, arrays["group_YE"].tolist())
     assert arrays["redundancy_tokens"] == 3 * PER_DOMAIN * 16
     assert arrays["sequence_domain_N"].tolist() == [0, 1, 2] * PER_DOMAIN
@@ -168,10 +187,11 @@ def test_ranks_do_not_matter(
     router: str,
     config: dict[str, Any],
     run_on_ranks: Callable[..., list[Any]],
+    examined: Callable[[dict[str, Any]], dict[str, Any]],
 ) -> None:
     """Nine sequences, two at a time and rank: in the last batch one rank has nothing that counts."""
     config["routing"] = {"router": {"name": router}}
-    (alone,) = run_on_ranks(examine, 1, config)
+    alone = examined(config)
     for arrays in run_on_ranks(examine, ranks, config | {"parallel": {"expert_parallel_size": expert_parallel}}):
         assert arrays.keys() == alone.keys()
         for name, array in arrays.items():
@@ -181,9 +201,13 @@ def test_ranks_do_not_matter(
                 np.testing.assert_array_equal(array, alone[name], err_msg=name)
 
 
-def test_capacity_is_examined_without_dropping(config: dict[str, Any], run_on_ranks: Callable[..., list[Any]]) -> None:
+def test_capacity_is_examined_without_dropping(
+    config: dict[str, Any],
+    run_on_ranks: Callable[..., list[Any]],
+    examined: Callable[[dict[str, Any]], dict[str, Any]],
+) -> None:
     moe = config["model"]["moe"]
-    (dropless,) = run_on_ranks(examine, 1, config)
+    dropless = examined(config)
     tight = config | {"model": config["model"] | {"moe": moe | {"dispatch": "capacity", "capacity_factor": 0.5}}}
     (capacity,) = run_on_ranks(examine, 1, tight)
     for name in ("baseline_loss_N", "ablation_loss_YEN", "mean_loss_YEN"):

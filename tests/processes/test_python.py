@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.processes.forkserver import DEEPSPEED_MODULES, OUR_MODULES
+from tests.processes.forkserver import DEEPSPEED_MODULES, OTHER_MODULES, OUR_MODULES
 from tests.processes.python import Python, run_python
 
 SAY = "import os, sys; print(sys.argv[1:], os.getcwd(), os.environ.get('ONLY'), 'HOME' in os.environ, __name__)"
 
 
-@pytest.mark.parametrize("module", [*OUR_MODULES, *DEEPSPEED_MODULES])
+@pytest.mark.parametrize("module", [*OUR_MODULES, *DEEPSPEED_MODULES, *OTHER_MODULES])
 def test_what_the_server_imports_is_there(module: str) -> None:
     assert importlib.util.find_spec(module) is not None
 
