@@ -39,12 +39,22 @@ for _class, _tags in ((Loader, _SCALARS), (_Dumper, ("float",))):
 
 
 def scalar(node: yaml.Node) -> Any:
-    """Returns the value that a node of YAML means."""
+    """Returns the text, number or truth value that a node of YAML means, or None. Raises yaml.YAMLError if it means
+    anything else."""
     loader = Loader("")
     try:
-        return loader.construct_object(node, deep=True)
+        value = loader.construct_object(node, deep=True)
+    except (ValueError, LookupError, AttributeError, TypeError):
+        # A tag that the text does not fit: !!int x. A number of thousands of digits.
+        value = node
     finally:
         loader.dispose()
+    if isinstance(value, str | int | float | None):
+        return value
+    tag = node.tag.replace("tag:yaml.org,2002:", "!!")
+    written = node.value if len(node.value) <= 60 else f"{node.value[:57]}..."
+    problem = f"'{written}' with the tag {tag} is no text, number, truth value or null that can be read"
+    raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
 
 
 def to_yaml(value: Any, origins: dict[Keys, str] | None = None) -> str:

@@ -6,6 +6,7 @@ A tree knows nothing of what the values mean; `messages` checks it against a pyd
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from importlib import resources
@@ -108,13 +109,12 @@ def load_file(path: Path, rules: Rules, at: Keys = (), opened: tuple[Path, ...] 
         ConfigError: no valid YAML, no mapping, a key twice, a cycle of includes, a file that is not there.
     """
     path = path.resolve()
-    if path in opened:
-        cycle = " -> ".join(shown(file) for file in (*opened[opened.index(path) :], path))
-        raise ConfigError(f"{shown(path)}: includes itself: {cycle}; remove one of these includes")
+    content = path.read_bytes()
     try:
-        text = path.read_text(encoding="utf-8")
+        text = content.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise ConfigError(f"{shown(path)}: is not UTF-8 text (byte {error.start}); save it as UTF-8") from None
+        origin = Origin(path, _line_at(content, error.start))
+        raise ConfigError(f"{origin}: is not UTF-8 text (byte {error.start}); save it as UTF-8") from None
     tree = _parse(text, path)
     if tree.value is None:
         tree = replace(tree, value={})
@@ -159,7 +159,8 @@ def merge(low: Node, high: Node, rules: Rules, at: Keys = ()) -> Node:
     merged = dict(low.value)
     for key, node in high.value.items():
         merged[key] = merge(merged[key], node, rules, (*at, key)) if key in merged else node
-    return Node(merged, high.origin, low.whole)
+    # What a mapping lacks is to be written into its file, whatever the command line adds to it.
+    return Node(merged, low.origin if high.origin == COMMAND_LINE else high.origin, low.whole)
 
 
 def lookup(tree: Node, path: Iterable[str | int]) -> Node | None:
@@ -192,14 +193,15 @@ def find_file(name: str, folder: Path, origin: str) -> Path:
     Raises:
         ConfigError: neither has it; the message starts with ``origin`` and names the nearest embedded file.
     """
-    path = folder / Path(name).expanduser()
-    if path.is_file():
+    # Unlike pathlib's, those of os.path take any text: of no user ("~nobody/a.yaml"), too long for a name.
+    path = folder / os.path.expanduser(name)
+    if os.path.isfile(path):
         return path
     # configs/experiments/tiny.yaml as in a checkout, ../models/tiny.yaml as in an embedded file, experiments/tiny.yaml
     inside = [part for part in Path(name).parts if part not in ("..", ".")]
     inside = inside[1:] if inside[:1] == ["configs"] else inside
     embedded = embedded_configs()
-    if inside and not Path(name).is_absolute() and (embedded / Path(*inside)).is_file():
+    if inside and not Path(name).is_absolute() and os.path.isfile(embedded / Path(*inside)):
         return embedded / Path(*inside)
     known = [file.relative_to(embedded).as_posix() for file in sorted(embedded.rglob("*.yaml"))]
     near = difflib.get_close_matches("/".join(inside), known, n=1, cutoff=0.5)
@@ -228,15 +230,24 @@ def _nested(keys: Keys, node: Node) -> Node:
 
 def _parse(text: str, file: Path | None, override: str = "") -> Node:
     """Returns the tree of one YAML text as it stands."""
-    where = f"{shown(file)}" if file else "command line"
     try:
         root = yaml.compose(text, Loader=Loader)
         return _construct(root, file) if root is not None else Node(None, Origin(file, 1))
+    except yaml.reader.ReaderError as error:
+        line, problem = _line_at(text, error.position), str(error).splitlines()[0]
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
-        place = f"{where}:{mark.line + 1}" if file and mark is not None else where
+        line = mark.line + 1 if mark is not None else 1
         problem = getattr(error, "problem", None) or str(error).splitlines()[0]
-        raise ConfigError(f"{place}: {f'{override!r} ' if override else ''}is not valid YAML: {problem}") from None
+    except RecursionError:
+        line, problem = 1, "values are nested too deeply, or one contains itself, as in &a [*a]"
+    place = f"{Origin(file, line)}:" if file else f"{COMMAND_LINE}: {override!r}"
+    raise ConfigError(f"{place} is not valid YAML: {problem}")
+
+
+def _line_at(text: str | bytes, position: int) -> int:
+    """Returns the line, counted from 1, of a character or byte."""
+    return (text[:position].count("\n") if isinstance(text, str) else text[:position].count(b"\n")) + 1
 
 
 def _construct(node: yaml.Node, file: Path | None, line: int | None = None) -> Node:
@@ -263,10 +274,8 @@ def _construct(node: yaml.Node, file: Path | None, line: int | None = None) -> N
 
 def _expand(node: Node, rules: Rules, at: Keys, opened: tuple[Path, ...]) -> Node:
     """Reads the files that ``include`` and references name."""
-    folder = node.origin.file.parent if node.origin.file else Path.cwd()
     if isinstance(node.value, str) and rules.is_reference(at):
-        file = find_file(node.value, folder, str(node.origin))
-        return replace(load_file(file, rules, at, opened), origin=node.origin, whole=True)
+        return replace(_load(node.value, node.origin, rules, at, opened), origin=node.origin, whole=True)
     if not isinstance(node.value, dict):
         return node
     children = _with_new_names(node.value, rules, at)
@@ -283,8 +292,17 @@ def _expand(node: Node, rules: Rules, at: Keys, opened: tuple[Path, ...]) -> Nod
             raise ConfigError(
                 f"{included.origin}: include takes the path of a YAML file or a list of them, got {name!r}"
             )
-        base = merge(base, load_file(find_file(name, folder, str(included.origin)), rules, at, opened), rules, at)
+        base = merge(base, _load(name, included.origin, rules, at, opened), rules, at)
     return replace(merge(base, result, rules, at), origin=node.origin)
+
+
+def _load(name: str, origin: Origin, rules: Rules, at: Keys, opened: tuple[Path, ...]) -> Node:
+    """Returns the tree of the file that is named at an origin."""
+    path = find_file(name, origin.file.parent if origin.file else Path.cwd(), str(origin)).resolve()
+    if path in opened:
+        cycle = " -> ".join(shown(file) for file in (*opened[opened.index(path) :], path))
+        raise ConfigError(f"{origin}: {shown(path)} includes itself: {cycle}; remove one of these includes")
+    return load_file(path, rules, at, opened)
 
 
 def _with_new_names(children: dict[str, Node], rules: Rules, at: Keys) -> dict[str, Node]:

@@ -92,7 +92,7 @@ def test_an_include_may_stand_inside_a_mapping_and_is_relative_to_its_file(write
 
 def test_a_file_that_includes_itself_is_an_error(write: Write) -> None:
     write("b.yaml", "include: a.yaml")
-    with pytest.raises(ConfigError, match=r"a\.yaml: includes itself: a\.yaml -> b\.yaml -> a\.yaml"):
+    with pytest.raises(ConfigError, match=r"b\.yaml:1: a\.yaml includes itself: a\.yaml -> b\.yaml -> a\.yaml"):
         load_file(write("a.yaml", "include: b.yaml"), NO_RULES)
 
 
@@ -110,6 +110,19 @@ def test_the_same_file_may_be_included_twice(write: Write) -> None:
         ("- a\n- b", r"a\.yaml:1: expected a mapping of keys to values, got \['a', 'b'\]"),
         ("1.5: a", r"a\.yaml:1: the key 1.5 is no text; write it in quotes"),
         ("a: !!python/name:os.system", r"a\.yaml:1: is not valid YAML: could not determine a constructor"),
+        (
+            "a:\n- !!int x",
+            r"a\.yaml:2: is not valid YAML: 'x' with the tag !!int is no text, number, truth value or null",
+        ),
+        ("a: !!bool x", r"a\.yaml:1: is not valid YAML: 'x' with the tag !!bool"),
+        ("a: !!timestamp x", r"a\.yaml:1: is not valid YAML: 'x' with the tag !!timestamp"),
+        ("a: !!timestamp 2024-01-01", r"a\.yaml:1: is not valid YAML: '2024-01-01' with the tag !!timestamp"),
+        ("a: !!binary YQ==", r"a\.yaml:1: is not valid YAML: 'YQ==' with the tag !!binary"),
+        ("a: " + "9" * 5000, r"a\.yaml:1: is not valid YAML: '9{57}\.\.\.' with the tag !!int"),
+        ("a: 1\nb: \0", r"a\.yaml:2: is not valid YAML: unacceptable character #x0000"),
+        ("a: &one [*one]", r"a\.yaml:1: is not valid YAML: values are nested too deeply, or one contains itself"),
+        ("include: ~nobody/a.yaml", r"a\.yaml:1: there is no file '~nobody/a\.yaml'"),
+        ("include: " + "x" * 300, r"a\.yaml:1: there is no file 'x{300}'"),
         ("include: 3", r"a\.yaml:1: include takes the path of a YAML file or a list of them, got 3"),
         ("include: none.yaml", r"a\.yaml:1: there is no file 'none\.yaml', neither in \. nor embedded"),
         ("include: models/tny.yaml", r"Did you mean 'configs/models/tiny\.yaml'\?"),
@@ -123,8 +136,8 @@ def test_bad_yaml_is_told_with_its_line(write: Write, text: str, message: str) -
 def test_a_file_of_another_encoding_is_told(write: Write, tmp_path: Path) -> None:
     path = tmp_path / "a.yaml"
     write("b.yaml", "")
-    path.write_bytes(b"name: \xe9t\xe9")
-    with pytest.raises(ConfigError, match=r"a\.yaml: is not UTF-8 text \(byte 6\)"):
+    path.write_bytes(b"seed: 1\nname: \xe9t\xe9")
+    with pytest.raises(ConfigError, match=r"a\.yaml:2: is not UTF-8 text \(byte 14\)"):
         load_file(path, NO_RULES)
 
 
@@ -174,6 +187,16 @@ def test_an_override_of_another_form_is_told(text: str) -> None:
 def test_an_override_that_is_no_yaml_is_told() -> None:
     with pytest.raises(ConfigError, match=r"command line: 'a=\[1' is not valid YAML"):
         parse_overrides(["a=[1"], NO_RULES)
+
+
+def test_what_a_file_lacks_is_missing_there_whatever_the_command_line_adds(write: Write) -> None:
+    tree = merge(
+        load_file(write("a.yaml", "# a comment\nx: {y: 1}"), NO_RULES),
+        parse_overrides(["x.z=1", "w={}"], NO_RULES),
+        NO_RULES,
+    )
+    found = {".".join(path): str(node.origin) for path in [(), ("x",), ("w",)] if (node := lookup(tree, path))}
+    assert found == {"": "a.yaml:2", "x": "a.yaml:2", "w": "command line"}
 
 
 def test_dotted_keys_open_into_mappings(write: Write) -> None:
