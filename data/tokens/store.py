@@ -1,7 +1,7 @@
 """The token store: all tokens of a mix in one memory-mapped file, contiguous by (split, domain, document).
 
 Files of a store's folder:
-    header.json       format, vocabulary, domains, regions, and size and SHA-256 of the small files; written last
+    header.json       format, vocabulary, domains, regions, SHA-256 of the other files and of itself; written last
     tokens.bin        uint16 or uint32, little-endian
     documents.npy     int64[documents + 1]: first token of every document, then the end
     token_counts.npy  int64[splits, domains, vocab_size]: how often each piece occurs
@@ -10,6 +10,7 @@ Files of a store's folder:
 A store is written into a temporary folder that is renamed when whole; opening checks sizes and hashes.
 """
 
+import hashlib
 import json
 import os
 import shutil
@@ -36,7 +37,8 @@ HEADER, TOKENS, DOCUMENTS, TOKEN_COUNTS, TOKENIZER, MANIFEST = (
     "tokenizer.model",
     "manifest.json",
 )
-CHECKED = (DOCUMENTS, TOKEN_COUNTS, TOKENIZER, MANIFEST)
+CHECKED = (TOKENS, DOCUMENTS, TOKEN_COUNTS, TOKENIZER, MANIFEST)
+SEAL = "sha256_of_the_rest"
 COUNTED_AT_ONCE = 1 << 20
 
 Tokens = npt.NDArray[np.unsignedinteger[Any]]
@@ -169,6 +171,7 @@ def write_store(
         "regions": regions,
         "sha256": {name: file_sha256(temporary / name) for name in CHECKED},
     }
+    header[SEAL] = _seal(header)
     (temporary / HEADER).write_text(json.dumps(header, indent=1), encoding="utf-8")
     os.replace(temporary, path)
 
@@ -183,28 +186,39 @@ def _count(tokens: Tokens, vocab_size: int) -> Int64:
 
 def _read_header(path: Path) -> dict[str, Any]:
     try:
-        header: dict[str, Any] = json.loads((path / HEADER).read_text(encoding="utf-8"))
+        header: Any = json.loads((path / HEADER).read_bytes())
     except FileNotFoundError as error:
         raise DataError(f"{path} is no token store (no {HEADER}): run `moe-testbed data build` on the mix") from error
-    except json.JSONDecodeError as error:
+    except ValueError as error:
         raise _damaged(path, f"{HEADER} is no JSON") from error
+    if not isinstance(header, dict):
+        raise _damaged(path, f"{HEADER} is no JSON object")
     if header.get("format") != FORMAT:
         raise DataError(
             f"{path} has store format {header.get('format')}, this version reads {FORMAT}: "
             "delete the folder and build again"
         )
+    # Stores of earlier versions have no seal.
+    if header.pop(SEAL, seal := _seal(header)) != seal:
+        raise _damaged(path, f"{HEADER} is not the one that the store was built with")
     return header
 
 
+def _seal(header: Mapping[str, Any]) -> str:
+    """Returns the SHA-256 of a header without its seal."""
+    rest = {key: value for key, value in header.items() if key != SEAL}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+
+
 def _check_files(path: Path, header: Mapping[str, Any], dtype: np.dtype[Any]) -> None:
+    size = (path / TOKENS).stat().st_size if (path / TOKENS).is_file() else 0
+    if size != header["tokens"] * dtype.itemsize:
+        raise _damaged(path, f"{TOKENS} has {size:,} bytes, expected {header['tokens'] * dtype.itemsize:,}")
     for name, sha256 in header["sha256"].items():
         if not (path / name).is_file():
             raise _damaged(path, f"{name} is missing")
         if file_sha256(path / name) != sha256:
             raise _damaged(path, f"{name} is not the one that the store was built with")
-    size = (path / TOKENS).stat().st_size if (path / TOKENS).is_file() else 0
-    if size != header["tokens"] * dtype.itemsize:
-        raise _damaged(path, f"{TOKENS} has {size:,} bytes, expected {header['tokens'] * dtype.itemsize:,}")
     pieces = load_tokenizer(path / TOKENIZER).get_piece_size()
     if pieces != header["vocab_size"]:
         raise _damaged(path, f"the tokenizer has {pieces} pieces, the tokens were written for {header['vocab_size']}")

@@ -134,6 +134,35 @@ def test_a_missing_file_is_named(name: str, store: Store, tmp_path: Path):
         Store.open(path)
 
 
+@pytest.mark.parametrize(
+    "name", ["header.json", "documents.npy", "token_counts.npy", "tokenizer.model", "manifest.json", "tokens.bin"]
+)
+@pytest.mark.parametrize("share", [0.02, 0.5, 0.98])
+def test_one_changed_bit_is_noticed(name: str, share: float, store: Store, tmp_path: Path):
+    path = copy_of(store, tmp_path)
+    content = bytearray((path / name).read_bytes())
+    content[int(share * len(content))] ^= 2
+    (path / name).write_bytes(content)
+    with pytest.raises(DataError, match=f"{name} is (not the one that the store was built with|no JSON)"):
+        Store.open(path)
+
+
+@pytest.mark.parametrize("content", [b"[]", b"null", b"\xff", b"{}"])
+def test_a_header_of_another_form_is_refused(content: bytes, store: Store, tmp_path: Path):
+    path = copy_of(store, tmp_path)
+    (path / "header.json").write_bytes(content)
+    with pytest.raises(DataError, match=r"(is damaged: header\.json is no JSON|has store format None)"):
+        Store.open(path)
+
+
+def test_a_store_of_an_earlier_version_has_fewer_checksums(store: Store, tmp_path: Path):
+    path = copy_of(store, tmp_path)
+    header = json.loads((path / "header.json").read_text())
+    del header["sha256"]["tokens.bin"], header["sha256_of_the_rest"]
+    (path / "header.json").write_text(json.dumps(header))
+    assert Store.open(path).domains == store.domains
+
+
 def test_a_half_written_store_is_refused(store: Store, tmp_path: Path):
     path = copy_of(store, tmp_path)
     header = (path / "header.json").read_text()
@@ -152,7 +181,7 @@ def test_a_tokenizer_that_does_not_fit_is_refused(store: Store, tmp_path: Path):
     with pytest.raises(DataError, match=r"tokenizer\.model is not the one that the store was built with"):
         Store.open(path)
     header = json.loads((path / "header.json").read_text())
-    del header["sha256"]["tokenizer.model"]
+    del header["sha256"]["tokenizer.model"], header["sha256_of_the_rest"]
     (path / "header.json").write_text(json.dumps(header))
     with pytest.raises(DataError, match="the tokenizer has 600 pieces, the tokens were written for 512"):
         Store.open(path)
