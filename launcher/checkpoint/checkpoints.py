@@ -15,7 +15,7 @@ import sys
 import time
 import zipfile
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ import torch.distributed as dist
 from moe_testbed.launcher.checkpoint.regroup import RankLayout, regroup
 from moe_testbed.launcher.errors import CheckpointError
 from moe_testbed.launcher.ranks.ranks import Ranks
+from moe_testbed.launcher.run.array_file import DAMAGED
 from moe_testbed.launcher.run.checkpoint_mark import (
     CheckpointMark,
     checkpoint_path,
@@ -104,13 +105,22 @@ def _has_size(path: Path, size: int) -> bool:
 
 def _is_whole(checkpoint: Path) -> bool:
     mark = read_mark(checkpoint)
-    return mark is not None and all(_has_size(checkpoint / name, size) for name, size in mark.files.items())
+    if mark is None or mark.layout.keys() != {one.name for one in fields(RankLayout)}:
+        return False
+    return all(_has_size(checkpoint / name, size) for name, size in mark.files.items())
 
 
-def _can_be_opened(checkpoint: Path) -> bool:
-    """Tells whether the files are what they seem: after a loss of power they may have their sizes and be empty. Those
-    of torch are archives with a directory at the end."""
-    return all(zipfile.is_zipfile(path) for path in checkpoint.glob("*.pt"))
+def _is_sound(checkpoint: Path) -> bool:
+    """Tells whether the files hold what was written: after a loss of power they may have their sizes and be empty, and
+    a bit of theirs may have changed. Those of torch are archives with a checksum of each part."""
+    try:
+        for path in checkpoint.glob("*.pt"):
+            with zipfile.ZipFile(path) as archive:
+                if archive.testzip() is not None:
+                    return False
+    except (*DAMAGED, RuntimeError):
+        return False
+    return True
 
 
 def restore(engine: Any, folder: Path, ranks: Ranks, expert_parallel_size: int) -> int:
@@ -146,7 +156,7 @@ def restore(engine: Any, folder: Path, ranks: Ranks, expert_parallel_size: int) 
 def newest_whole(folder: Path) -> Path | None:
     """Returns the newest whole checkpoint among those of a run; None if there is none."""
     for checkpoint in reversed(checkpoints_in(folder)):
-        if _is_whole(checkpoint) and _can_be_opened(checkpoint):
+        if _is_whole(checkpoint) and _is_sound(checkpoint):
             return checkpoint
         print(f"{checkpoint} is not whole (cut off or damaged) and is passed over", file=sys.stderr)
     return None

@@ -36,9 +36,10 @@ def write_mark(checkpoint: Path, mark: CheckpointMark) -> None:
 def read_mark(checkpoint: Path) -> CheckpointMark | None:
     """Returns the mark of a checkpoint; None if it has none that can be read."""
     content = read_json(checkpoint / _MARK)
-    if not isinstance(files := content.get("files"), dict):
+    step, layout, files = content.get("step"), content.get("layout", {}), content.get("files")
+    if step != step_of(checkpoint) or not isinstance(layout, dict) or not isinstance(files, dict):
         return None
-    return CheckpointMark(int(content.get("step", 0)), content.get("layout", {}), files)
+    return CheckpointMark(step, layout, files)
 
 
 def checkpoint_path(checkpoints: Path, step: int) -> Path:

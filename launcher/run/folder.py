@@ -93,9 +93,9 @@ class RunFolder:
             folder.prepare(config, trust)
             if folder.is_on_other_data(manifest):
                 raise ConfigError(
-                    f"{path} holds a run on other data (domains then: {', '.join(folder.read_manifest()['domains'])}; "
-                    f"now: {', '.join(manifest['domains'])}; see its {folder.manifest_file.name}); choose another "
-                    "folder, or remove it"
+                    f"{path} holds a run on other data (domains then: "
+                    f"{', '.join(folder.read_manifest().get('domains', ()))}; now: {', '.join(manifest['domains'])}; "
+                    f"see its {folder.manifest_file.name}); choose another folder, or remove it"
                 )
             folder.write_manifest(manifest)
         except BaseException:
@@ -241,8 +241,8 @@ class RunFolder:
     def read_progress(self, steps: int) -> Progress:
         """Returns how far a training of so many steps is, by the last line that it has written of a step."""
         for line in reversed(self.read_metrics(_TAIL_BYTES)):
-            if line.kind == "train":
-                return Progress(line.step, steps, float(line.values["loss"]))
+            if line.kind == "train" and isinstance(loss := line.values.get("loss"), int | float):
+                return Progress(line.step, steps, float(loss))
         return Progress(0, steps, None)
 
     def rewind(self, step: int) -> float:

@@ -104,7 +104,10 @@ class JobEnds:
     @classmethod
     def of(cls, content: Mapping[str, Any]) -> JobEnds:
         """Returns the ends in the content of their file."""
-        return cls(tuple(content.get("failures", ())), tuple(content.get("stops", ())))
+        failures, stops = (
+            value if isinstance(value := content.get(key), list) else () for key in ("failures", "stops")
+        )
+        return cls(tuple(map(str, failures)), tuple(step for step in stops if isinstance(step, int)))
 
     def content(self) -> dict[str, Any]:
         """Returns what is written into the file: the kinds of ends that there were."""

@@ -21,20 +21,37 @@ from moe_testbed.launcher.run.checkpoint_mark import (
 
 def test_a_mark_is_read_as_it_was_written_and_has_the_form_of_old(tmp_path: Path) -> None:
     mark = CheckpointMark(7, {"ranks": 2, "expert_parallel_size": 1}, {"a.pt": 3})
-    write_mark(tmp_path, mark)
-    assert read_mark(tmp_path) == mark
-    assert json.loads((tmp_path / "complete.json").read_text()) == {
+    checkpoint = checkpoint_path(tmp_path, 7)
+    checkpoint.mkdir()
+    write_mark(checkpoint, mark)
+    assert read_mark(checkpoint) == mark
+    assert json.loads((checkpoint / "complete.json").read_text()) == {
         "step": 7,
         "layout": {"ranks": 2, "expert_parallel_size": 1},
         "files": {"a.pt": 3},
     }
 
 
-@pytest.mark.parametrize("content", [None, "", "{}", '{"files": [1]}', '{"step": 7, "files": {'])
+UNREADABLE = [
+    None,
+    "",
+    "{}",
+    '{"step": 7, "files": [1]}',
+    '{"step": 7, "files": {',
+    '{"step": 7, "layout": 2, "files": {}}',
+    # One digit has changed: it is not the step of the folder's name.
+    '{"step": 3, "files": {}}',
+    '{"step": "7", "files": {}}',
+]
+
+
+@pytest.mark.parametrize("content", UNREADABLE)
 def test_a_mark_that_cannot_be_read_is_none(tmp_path: Path, content: str | None) -> None:
+    checkpoint = checkpoint_path(tmp_path, 7)
+    checkpoint.mkdir()
     if content is not None:
-        (tmp_path / "complete.json").write_text(content)
-    assert read_mark(tmp_path) is None
+        (checkpoint / "complete.json").write_text(content)
+    assert read_mark(checkpoint) is None
 
 
 def test_the_newest_marked_step(tmp_path: Path) -> None:

@@ -99,7 +99,9 @@ def test_a_run_killed_again_and_again_continues_exactly(
     assert_same_run(finished_after_kills(places, generator), whole)
 
 
-@pytest.mark.parametrize("damage", ["cut in half", "empty of the same size", "a file is gone", "no mark"])
+@pytest.mark.parametrize(
+    "damage", ["cut in half", "empty of the same size", "one bit", "a file is gone", "no mark", "other keys"]
+)
 def test_a_damaged_checkpoint_is_passed_over_for_an_older_one(
     damage: str,
     config: dict[str, Any],
@@ -118,8 +120,15 @@ def test_a_damaged_checkpoint_is_passed_over_for_an_older_one(
         weights.write_bytes(weights.read_bytes()[: weights.stat().st_size // 2])
     elif damage == "empty of the same size":
         weights.write_bytes(bytes(weights.stat().st_size))
+    elif damage == "one bit":
+        content = bytearray(weights.read_bytes())
+        content[len(content) // 2] ^= 1
+        weights.write_bytes(content)
     elif damage == "a file is gone":
         weights.unlink()
+    elif damage == "other keys":
+        mark = checkpoints[-1] / "complete.json"
+        mark.write_text(mark.read_text().replace("ranks", "ranjs"))
     else:
         (checkpoints[-1] / "complete.json").unlink()
     capsys.readouterr()
