@@ -92,6 +92,13 @@ def is_block(value: Any) -> bool:
     return isinstance(value, list) and any(isinstance(item, dict | list) for item in value)
 
 
+_OTHER_LINE_ENDS = re.compile(r"[\x85\u2028\u2029]")
+
+
 def _inline(value: Any) -> str:
-    text = yaml.dump(value, Dumper=_Dumper, default_flow_style=True, allow_unicode=True, width=2**31)
+    style: dict[str, Any] = {"Dumper": _Dumper, "default_flow_style": True, "width": 2**31}
+    text = yaml.dump(value, allow_unicode=True, **style)
+    if _OTHER_LINE_ENDS.search(text):
+        # PyYAML writes them as they are and reads them as the ends of lines.
+        text = yaml.dump(value, allow_unicode=False, **style)
     return text.removesuffix("...\n").strip()

@@ -221,6 +221,8 @@ def random_value(draw: random.Random, depth: int) -> Any:
         "010",
         "1:30",
         "é\n\t",
+        "\x85",
+        "a\u2028b\u2029",
     ]
     kind = draw.choice(["scalar"] * 3 + ["list", "dict"]) if depth else "scalar"
     if kind == "list":
