@@ -9,6 +9,8 @@ order of sums changes.
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import shutil
 import sys
@@ -143,13 +145,15 @@ def restore(engine: Any, folder: Path, ranks: Ranks, expert_parallel_size: int) 
     assert mark is not None, f"{checkpoint} was whole"
     step, written = mark.step, RankLayout(**mark.layout)
     present = RankLayout(ranks.size, expert_parallel_size)
-    loaded, _ = engine.load_checkpoint(str(folder), tag=checkpoint.name, load_module_only=written != present)
-    assert loaded is not None, f"DeepSpeed found nothing to load in {checkpoint}"
-    if written != present:
-        if ranks.rank == 0:
-            print(f"{checkpoint}: written by {written}, regrouped for {present}", file=sys.stderr)
-        regroup(engine, checkpoint, written, present, ranks)
-        engine.global_steps = step
+    # In bfloat16 DeepSpeed prints the name of a function there.
+    with contextlib.redirect_stdout(io.StringIO()):
+        loaded, _ = engine.load_checkpoint(str(folder), tag=checkpoint.name, load_module_only=written != present)
+        assert loaded is not None, f"DeepSpeed found nothing to load in {checkpoint}"
+        if written != present:
+            if ranks.rank == 0:
+                print(f"{checkpoint}: written by {written}, regrouped for {present}", file=sys.stderr)
+            regroup(engine, checkpoint, written, present, ranks)
+            engine.global_steps = step
     return step
 
 

@@ -73,10 +73,10 @@ def _regroup_partitions(engine: Any, checkpoint: Path, written: RankLayout, pres
     experts = _experts(engine.module)
     old = [_Partitions(state) for state in _saved_partitions(checkpoint, written)]
     state = engine.optimizer.state_dict()
+    lengths_with_padding = [group["params"][0].numel() for group in engine.optimizer.param_groups]
     for group, partition in enumerate(state["single_partition_of_fp32_groups"]):
-        # Moments are saved with the padding at a partition's end, weights without it.
-        length = partition.numel() + state["group_paddings"][group]
-        moments = {key: partition.new_zeros(length) for key in _MOMENTS}
+        # Moments are saved with the padding at a partition's end, and ZeRO's weights without it.
+        moments = {key: partition.new_zeros(lengths_with_padding[group]) for key in _MOMENTS}
         state["base_optimizer_state"]["state"][group] = {"step": old[0].step.clone(), **moments}
     new = _Partitions(state)
     lengths = [new.lengths()] * ranks.size

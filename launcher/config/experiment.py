@@ -91,7 +91,11 @@ class TrainingConfig(BaseModel, extra="forbid", frozen=True):
     gradient_clipping: float = Field(
         1.0, ge=0, allow_inf_nan=False, description="largest norm of the gradient; 0 for no limit"
     )
-    precision: Literal["float32", "bfloat16"] = "float32"
+    precision: Literal["float32", "bfloat16"] = Field(
+        "float32",
+        description="of weights and activations; in bfloat16 the optimizer keeps float32 copies of the weights, and "
+        "gradients are added up in float32",
+    )
     zero_stage: Literal[0, 1, 2] = Field(
         1, description="what DeepSpeed's ZeRO shards: nothing, optimizer state, gradients too"
     )

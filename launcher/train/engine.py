@@ -68,15 +68,24 @@ def _domain_weights(config: ExperimentConfig, store: Store) -> tuple[float, ...]
 
 
 def deepspeed_config(config: ExperimentConfig, num_ranks: int) -> dict[str, Any]:
-    """Returns DeepSpeed's config. Everything that it would choose by itself and that changes results is written out."""
+    """Returns DeepSpeed's config. Everything that it would choose by itself and that changes results is written out.
+
+    Gradients are added up over micro-batches in float32, in bfloat16 too, where DeepSpeed would do so in bfloat16; they
+    are sent in the model's precision.
+    """
     training = config.training
+    in_bfloat16 = training.precision == "bfloat16"
     return {
         "train_batch_size": training.global_batch_size,
         "train_micro_batch_size_per_gpu": micro_batch_size(config, num_ranks),
         "gradient_accumulation_steps": accumulation_steps(config, num_ranks),
         "gradient_clipping": training.gradient_clipping,
         "zero_optimization": {"stage": training.zero_stage},
-        "bf16": {"enabled": training.precision == "bfloat16"},
+        # Without the immediate update, ZeRO 1 in bfloat16 adds each micro-batch's gradient to those before it again and
+        # again: it clears them by a hook on the model's output, which DeepSpeed does not find in a dataclass.
+        "bf16": {"enabled": in_bfloat16, "immediate_grad_update": True},
+        "data_types": {"grad_accum_dtype": "fp32"},
+        "communication_data_type": "bf16" if in_bfloat16 else "fp32",
         "optimizer": {
             "type": "AdamW",
             "params": {

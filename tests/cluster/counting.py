@@ -69,7 +69,8 @@ def count(options: dict[str, Any]) -> dict[str, Any]:
     optimizer = engine.optimizer
     basic = optimizer.optimizer if config.training.zero_stage else optimizer
     states = [value for state in basic.state.values() for name, value in state.items() if name != "step"]
-    copies = optimizer.single_partition_of_fp32_groups if config.training.zero_stage else []
+    # DeepSpeed has an optimizer of its own for ZeRO 1 in bfloat16, with other names.
+    copies = optimizer.state_dict()["single_partition_of_fp32_groups"] if config.training.zero_stage else []
     counted["optimizer_state"] = _bytes([*states, *copies])
     return counted | {"sent": dict(listener.sent), "small": listener.small}
 
@@ -79,9 +80,15 @@ def _bytes(tensors: Any) -> int:
 
 
 def _gradients(engine: Any, stage: int) -> list[Tensor]:
+    """What lies on the parameters, and where an optimizer of ZeRO keeps gradients: as a list, or as one flat tensor."""
+    optimizer = engine.optimizer
+    kept = [p.grad for p in engine.module.parameters() if p.grad is not None]
     if stage == 2:
-        return [gradient for group in engine.optimizer.all_grad_tensors.values() for gradient in group]
-    return [p.grad for p in engine.module.parameters() if p.grad is not None]
+        kept += [gradient for group in optimizer.all_grad_tensors.values() for gradient in group or []]
+        kept += [group.flat_partition for group in optimizer.averaged_gradients.values()]
+    elif stage == 1:
+        kept += getattr(optimizer, "fp32_groups_gradients_flat", [])
+    return kept
 
 
 def _held(forward: Callable[[], Any], model: torch.nn.Module) -> tuple[int, Any]:

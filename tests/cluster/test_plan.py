@@ -67,7 +67,7 @@ def test_a_frozen_router_has_no_gradient() -> None:
         make_plan(large(f"routing.router.name={name}"), cluster()).memory for name in ("frozen", "top_k")
     )
     assert trainable.parameters == everything.parameters
-    assert everything.gradients - trainable.gradients == 2 * numbers(frozen)
+    assert everything.gradients - trainable.gradients == 4 * numbers(frozen)
 
 
 def test_a_group_is_divided_like_its_numbers_one_by_one() -> None:
@@ -105,9 +105,10 @@ def test_zero_divides_what_it_says() -> None:
     shared = numbers(weights) - experts
     # Three float32 numbers each; 64 ranks share all but the experts, 8 hold the same experts.
     assert layouts[1].optimizer_state == pytest.approx(12 * (shared / 64 + experts / 8), rel=1e-6)
-    assert layouts[1].gradients == 2 * numbers(weights)
+    # Gradients are kept in float32, with a few numbers to make parts even.
+    assert layouts[1].gradients == pytest.approx(4 * numbers(weights), rel=1e-6)
+    assert layouts[2].gradients == pytest.approx(4 * (shared / 64 + experts / 8), rel=1e-6)
     assert layouts[2].optimizer_state == layouts[1].optimizer_state
-    assert layouts[2].gradients < layouts[1].gradients / 3
     float32 = large("training.zero_stage=0", "training.precision=float32", "training.gradient_clipping=0")
     assert make_plan(float32, cluster()).memory.optimizer_state == 8 * numbers(weights)
     assert make_plan(float32, cluster()).memory.reduction_buffer == 0
@@ -121,8 +122,8 @@ def test_the_optimizer_s_step_may_need_more_than_the_activations() -> None:
         "parallel.expert_parallel_size=1",
     )
     memory = make_plan(dense, cluster("nodes=1", "gpus_per_node=1")).memory
-    matrices = numbers([weight for weight in rank_weights(dense) if len(weight.shape) > 1])
-    assert memory.copies == 8 * matrices > memory.activations
+    # The matrices fill a bucket by themselves, so that they are sent rounded and not laid end to end before.
+    assert memory.copies == 4 * numbers(rank_weights(dense)) > memory.activations
     held = memory.parameters + memory.gradients + memory.optimizer_state + memory.reduction_buffer + memory.reserved
     assert memory.total == held + memory.copies
     alike = make_plan(large(), cluster()).memory

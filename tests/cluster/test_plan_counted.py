@@ -79,12 +79,13 @@ def test_the_plan_is_what_a_training_holds_and_sends(
 
     # 2. What is held all the time, to the byte.
     layout, element = layout_of(config, plan.cluster), ELEMENT_SIZES[config.training.precision]
+    in_float32 = config.training.precision == "float32"
     assert {rank["parameters"] for rank in counted} == {plan.memory.parameters}
     assert {rank["optimizer_state"] for rank in counted} == {plan.memory.optimizer_state}
     assert max(rank["gradients"] for rank in counted) == plan.memory.gradients
-    if config.training.zero_stage == 2:
+    if config.training.zero_stage == 2 and in_float32:
         touched = touched_numbers(optimizer_groups(plan.weights, layout), layout)
-        assert [rank["gradients"] for rank in counted] == [element * numbers for numbers in touched]
+        assert [rank["gradients"] for rank in counted] == [4 * numbers for numbers in touched]
 
     # 3. What is sent: bytes of all ranks, so that it does not matter which experts are used more.
     assert accumulation_steps(config, ranks) == 2

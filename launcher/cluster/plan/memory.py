@@ -2,7 +2,8 @@
 
 What DeepSpeed keeps is read from its ZeRO stages 1 and 2 (0.19.8): it divides the optimizer state of each parameter
 group evenly, shared weights over all ranks, experts over the ranks that hold the same ones; and copies gradients
-through a buffer of fixed size.
+through a buffer of fixed size. Gradients are added up in float32. ZeRO 1 in bfloat16 is an optimizer of its own there
+(``BF16_Optimizer``), which has no such buffer.
 """
 
 from __future__ import annotations
@@ -44,6 +45,11 @@ class Group:
         """How many numbers each rank's part has, with what is added to make parts equal and aligned."""
         return -(-sum(self.sizes) // (2 * self.ranks)) * 2
 
+    @property
+    def padded_size(self) -> int:
+        """How many numbers all parts have."""
+        return self.partition_size * self.ranks
+
     def touched(self) -> list[int]:
         """For each rank, how many numbers the weights have of which it owns a part."""
         touched, start = [0] * self.ranks, 0
@@ -77,7 +83,7 @@ class Memory:
 
     Attributes:
         parameters: in the model's precision.
-        gradients: the same; of ZeRO 2 those of all weights of which the rank owns a part.
+        gradients: in float32; of ZeRO 2 those of the rank's part, in float32 those of all weights of which it has some.
         optimizer_state: Adam's two moments in float32, and with ZeRO a float32 copy of the weights.
         reduction_buffer: where ZeRO gathers gradients before it sends them.
         activations: at most.
@@ -128,30 +134,63 @@ def planned_memory(
         activations: of one micro-batch on one rank.
         accelerator: on a CPU what is allocated and never written takes no memory.
     """
-    element, stage = ELEMENT_SIZES[training.precision], training.zero_stage
+    element = ELEMENT_SIZES[training.precision]
     groups = optimizer_groups(weights, layout)
     trainable = sum(sum(group.sizes) for group in groups)
     bucket = _BUCKET_SIZE if accelerator == "cuda" else min(_BUCKET_SIZE, trainable)
+    has_bucket = training.zero_stage > 0 and not _is_bf16_optimizer(training)
     return Memory(
         parameters=element * sum(weight.size for weight in weights),
-        gradients=element * (max(touched_numbers(groups, layout)) if stage == 2 else trainable),
-        optimizer_state=optimizer_numbers(groups, stage) * _FLOAT,
-        reduction_buffer=element * bucket if stage else 0,
+        gradients=_FLOAT * _gradient_numbers(training, groups, layout),
+        optimizer_state=optimizer_numbers(groups, training.zero_stage) * _FLOAT,
+        reduction_buffer=element * bucket if has_bucket else 0,
         activations=activations.peak(training.activation_checkpointing),
         activations_otherwise=activations.peak(not training.activation_checkpointing),
-        copies=_copies(groups, stage, element),
+        copies=_copies(training, groups),
         reserved=_RESERVED[accelerator],
     )
 
 
-def _copies(groups: list[Group], zero_stage: int, element_size: int) -> int:
+def _is_bf16_optimizer(training: TrainingConfig) -> bool:
+    return training.zero_stage == 1 and training.precision == "bfloat16"
+
+
+def _gradient_numbers(training: TrainingConfig, groups: list[Group], layout: Layout) -> int:
+    """How many numbers the gradients have that a rank keeps from one micro-batch to the next."""
+    if training.zero_stage == 2 and training.precision == "bfloat16":
+        return sum(group.partition_size for group in groups)
+    if training.zero_stage == 2:
+        return max(touched_numbers(groups, layout))
+    if _is_bf16_optimizer(training):
+        return sum(group.padded_size for group in groups)
+    return sum(sum(group.sizes) for group in groups)
+
+
+def _copies(training: TrainingConfig, groups: list[Group]) -> int:
     """Bytes: gradients laid end to end to be sent; or in the step the roots of Adam's second moments, with ZeRO group
-    by group and beside a float32 copy of the gradients."""
-    trainable = sum(sum(group.sizes) for group in groups)
-    if zero_stage == 0:
+    by group and beside a float32 copy of the gradients (but for ZeRO 1 in bfloat16: all at once and no copy)."""
+    trainable, element = sum(sum(group.sizes) for group in groups), ELEMENT_SIZES[training.precision]
+    if training.zero_stage == 0:
         return _FLOAT * trainable
+    if _is_bf16_optimizer(training):
+        sent = [
+            _bytes_to_send([g.padded_size for g in groups if g.expert is expert], element) for expert in (False, True)
+        ]
+        return max(*sent, _FLOAT * sum(group.partition_size for group in groups))
     largest = max(group.partition_size for group in groups)
-    return max(element_size * min(_BUCKET_SIZE, trainable), 2 * _FLOAT * largest)
+    return max(element * min(_BUCKET_SIZE, trainable), 2 * _FLOAT * largest)
+
+
+def _bytes_to_send(sizes: list[int], element_size: int) -> int:
+    """The most bytes of copies, where groups of float32 gradients are collected until a bucket is full: laid end to end
+    if there are several, and all of them rounded."""
+    most, collected = 0, []
+    for size in sizes:
+        collected.append(size)
+        most = max(most, sum(collected) * (element_size + (_FLOAT if len(collected) > 1 else 0)))
+        if sum(collected) > _BUCKET_SIZE:
+            collected = []
+    return most
 
 
 def optimizer_numbers(groups: list[Group], zero_stage: int) -> int:

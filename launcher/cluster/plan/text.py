@@ -99,7 +99,7 @@ def _memory(plan: Plan) -> str:
     checkpointing = training.activation_checkpointing
     notes = {
         "parameters": f"{shared:,} shared, {experts:,} of its experts, in {training.precision}",
-        "gradients": f"ZeRO {training.zero_stage}",
+        "gradients": f"in float32, ZeRO {training.zero_stage}",
         "optimizer state": "not divided" if training.zero_stage == 0 else "divided over the ranks that share it",
         "activations": f"with{'' if checkpointing else 'out'} activation checkpointing; "
         f"with{'out' if checkpointing else ''} it {_gb(memory.activations_otherwise)}",

@@ -76,7 +76,7 @@ def planned_traffic(config: ExperimentConfig, weights: list[Weight], layout: Lay
         # ZeRO 2 keeps no gradients of others, so that it must send them after every micro-batch.
         times = accumulation if stage == 2 else 1
         found.append(_traffic(f"gradients of {name}", "all-reduce", numbers * element * times, layout, sharing))
-        gathered = sum(group.partition_size * group.ranks for group in own) if stage else 0
+        gathered = sum(group.padded_size for group in own) if stage else 0
         found.append(_traffic(f"updated {name}", "all-gather", gathered * element, layout, sharing))
     return [traffic for traffic in found if traffic.handed and traffic.ranks > 1]
 
