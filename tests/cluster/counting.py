@@ -85,7 +85,7 @@ def _gradients(engine: Any, stage: int) -> list[Tensor]:
     kept = [p.grad for p in engine.module.parameters() if p.grad is not None]
     if stage == 2:
         kept += [gradient for group in optimizer.all_grad_tensors.values() for gradient in group or []]
-        kept += [group.flat_partition for group in optimizer.averaged_gradients.values()]
+        kept += [group.flat_partition for group in optimizer.averaged_gradients.values() if group is not None]
     elif stage == 1:
         kept += getattr(optimizer, "fp32_groups_gradients_flat", [])
     return kept
