@@ -52,6 +52,12 @@ def is_about_content(error: Exception) -> bool:
     return isinstance(error, _OF_ARTIFACTS) or 400 <= status < 500
 
 
+def is_servers_fault(error: Exception) -> bool:
+    """Tells whether a server answered with status 500, such as one that cannot write artifacts. MLflow's client keeps
+    its reason back."""
+    return "too many 500 error responses" in str(error)
+
+
 def _is_answer(error: Exception, uri: str) -> bool:
     code = getattr(error, "error_code", None)
     if code is None or code in _LATER:

@@ -86,9 +86,12 @@ class Mirror:
             self._send_metrics(run)
             if everything or "tags" not in run.ledger.sent:
                 tags = {PARENT: parent or "", "metrics_left_out": ", ".join(run.ledger.left_out)}
-                run.tell(run_content(self._folder.path, suite_dir if parent else None, tags), with_files=everything)
+                content = run_content(self._folder.path, suite_dir if parent else None, tags)
+                run.tell(content, results=everything)
             if everything:
+                # Numbers and status first: artifacts go to another place, which may be slow or closed.
                 run.settle(status, self._folder.status_file)
+                run.send_files(content.files)
             _tell_what_is_missing(self._folder.path, before, run.ledger)
 
     def _send_metrics(self, run: Session) -> None:
@@ -99,7 +102,8 @@ class Mirror:
         for points, ledger in new_points(self._folder, dataclasses.replace(run.ledger, offset=offset), run.slashes):
             if points:
                 run.log_points(points)
-            run.keep(dataclasses.replace(ledger, status=run.ledger.status, refused=run.ledger.refused))
+            now = run.ledger
+            run.keep(dataclasses.replace(ledger, status=now.status, plainer=now.plainer, refused=now.refused))
         self._read_file = file
 
 
@@ -162,7 +166,7 @@ class SuiteMirror:
         with session(self._suite_dir, self._uri, self._new) as run:
             before = run.ledger
             run.reopen()
-            run.tell(suite_content(self._suite_dir), with_files=False)
+            run.tell(suite_content(self._suite_dir), results=False)
             _tell_what_is_missing(self._suite_dir, before, run.ledger)
 
     def _push(self, folder: Path) -> bool:
@@ -185,8 +189,10 @@ class SuiteMirror:
     def _end(self, status: str | None) -> None:
         with session(self._suite_dir, self._uri, self._new) as run:
             before = run.ledger
-            run.tell(suite_content(self._suite_dir), with_files=True)
+            content = suite_content(self._suite_dir)
+            run.tell(content, results=True)
             run.settle(status, SuiteFolder(self._suite_dir).results_file)
+            run.send_files(content.files)
             _tell_what_is_missing(self._suite_dir, before, run.ledger)
 
     def _for_each(self, folders: Iterable[Path], send: Callable[[Path], bool]) -> bool:
@@ -237,6 +243,9 @@ def _tell_what_is_missing(folder: Path, before: Ledger, after: Ledger) -> None:
             f"only, among them {', '.join(after.left_out)}",
             file=sys.stderr,
         )
+    plainer = [f"{key} as {plain}" for key, plain in after.plainer.items() if key not in before.plainer]
+    if plainer:
+        print(f"{folder}: MLflow took {named(plainer)}, since it refused the name as it is", file=sys.stderr)
     new = {what: reason for what, reason in after.refused.items() if before.refused.get(what) != reason}
     if new:
         print(

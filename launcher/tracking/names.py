@@ -16,6 +16,7 @@ from moe_testbed.launcher.tracking.values import as_text
 
 MAX_KEY_LENGTH = 250
 _MAX_FILE_NAME_BYTES = 200
+_PLAIN_LENGTH = 90
 _REFUSED = re.compile(r"[^\w\-. :/]")
 
 
@@ -32,6 +33,11 @@ def key_of(name: str, keys: Collection[str] = (), slashes: int | None = None) ->
     if key in keys or _folded(key) not in {_folded(other) for other in keys}:
         return key
     return _with_digest(key, name)
+
+
+def plain_key(key: str) -> str:
+    """Returns a short key in ASCII for one that a store refuses although this version of MLflow takes it."""
+    return _with_digest(re.sub(r"[^A-Za-z0-9_\-. /]", "_", key)[:_PLAIN_LENGTH], key)
 
 
 def flatten(config: Mapping[str, Any]) -> dict[str, str]:

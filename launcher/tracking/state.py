@@ -33,8 +33,9 @@ class Ledger:
 
     key: finds the run again if its id was never written down. elsewhere: the id that it has in another store. offset,
     steps: bytes of metrics.jsonl, and the last step of each kind of line. keys: of metrics. left_out: the first keys
-    beyond `MAX_KEYS_OF_A_KIND`. refused: what the store did not take, such as "metric train/loss", and why. sent:
-    digests of what is sent as a whole, such as an artifact.
+    beyond `MAX_KEYS_OF_A_KIND`. plainer: what keys are called that the store refused as they are. refused: what the
+    store did not take, such as "metric train/loss", and why. sent: digests of what is sent as a whole, such as an
+    artifact.
     """
 
     store: str
@@ -45,6 +46,7 @@ class Ledger:
     steps: dict[str, int] = field(default_factory=dict)
     keys: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()
+    plainer: dict[str, str] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
     sent: dict[str, str] = field(default_factory=dict)
     status: str | None = None

@@ -15,7 +15,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -24,9 +24,9 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock
 
 from moe_testbed.launcher.run.folder import RunFolder, mlflow_file, mlflow_lock_file
-from moe_testbed.launcher.tracking.answers import is_about_content, refusals_of
+from moe_testbed.launcher.tracking.answers import is_about_content, is_servers_fault, refusals_of
 from moe_testbed.launcher.tracking.content import Content, DatasetCard
-from moe_testbed.launcher.tracking.names import key_of
+from moe_testbed.launcher.tracking.names import key_of, plain_key
 from moe_testbed.launcher.tracking.parts import Item, send_in_parts, send_texts
 from moe_testbed.launcher.tracking.refusal import deleted_experiment, deleted_run, in_short
 from moe_testbed.launcher.tracking.state import Ledger, Point, read_ledger, write_ledger
@@ -121,34 +121,43 @@ class Session:
             self.keep(replace(self.ledger, status=status))
 
     def log_points(self, points: Sequence[Point]) -> None:
-        """Sends values over time, and lets a run that was ended go on with them. Keys that the store refuses are left
-        out from then on."""
+        """Sends values over time, and lets a run that was ended go on with them. A key that the store refuses gets a
+        plainer one from then on; one whose plainer one is refused too is left out from then on."""
         from mlflow.entities import Metric
 
         self.reopen()
 
         def send(keys: Sequence[str]) -> None:
-            chosen = set(keys)
-            metrics = [Metric(*point) for point in points if point.key in chosen]
+            chosen, plainer = set(keys), self.ledger.plainer
+            metrics = [Metric(plainer.get(point.key, point.key), *point[1:]) for point in points if point.key in chosen]
             self._client.log_batch(self.run_id, metrics=metrics, synchronous=True)
 
         keys = [key for key in dict.fromkeys(point.key for point in points) if _metric(key) not in self.ledger.refused]
-        for key, error in send_in_parts(keys, send, self._refuses):
-            self._note(_metric(key), error)
+        if refused := [key for key, _ in send_in_parts(keys, send, self._refuses)]:
+            before = self.ledger.plainer
+            self.keep(replace(self.ledger, plainer=before | {key: plain_key(key) for key in refused}))
+            for key, error in send_in_parts(refused, send, self._refuses):
+                self._note(_metric(key), error)
+            taken = {
+                key: plain for key, plain in self.ledger.plainer.items() if _metric(key) not in self.ledger.refused
+            }
+            self.keep(replace(self.ledger, plainer=taken))
 
-    def tell(self, content: Content, with_files: bool) -> None:
-        """Sends of this what the run does not have yet, once more what was refused before."""
+    def tell(self, content: Content, results: bool) -> None:
+        """Sends of this what the run does not have yet, once more what was refused before; files are sent apart."""
         metrics = {what: reason for what, reason in self.ledger.refused.items() if what.startswith(_metric(""))}
         self.keep(replace(self.ledger, refused=metrics))
         self._once("parameters", "", lambda: self._log_parameters(content.parameters))
         self._once("tags", json.dumps(content.tags, sort_keys=True), lambda: self._log_tags(content.tags))
         if (dataset := content.dataset) is not None:
             self._once("dataset", dataset.digest, lambda: self._log_dataset(dataset))
-        if with_files:
-            if content.results:
-                self._once("results", json.dumps(content.results), lambda: self._log_results(content.results))
-            for name, file in content.files.items():
-                self._log_file(name, file)
+        if results and content.results:
+            self._once("results", json.dumps(content.results), lambda: self._log_results(content.results))
+
+    def send_files(self, files: Mapping[str, Path | str]) -> None:
+        """Sends the artifacts that the run does not have yet."""
+        for name, file in files.items():
+            self._log_file(name, file)
 
     def _known(self) -> Run | None:
         """Returns the run whose id the folder knows, deleted or not; None if there is none in this store, such as one
@@ -202,9 +211,10 @@ class Session:
         if experiment.lifecycle_stage == "deleted":
             raise deleted_experiment(self._uri, experiment.name, experiment.experiment_id)
 
-    def _refuses(self, error: Exception) -> bool:
-        """Tells whether an error is about what was sent. Raises `Refused` if it is about the run."""
-        refused = is_about_content(error)
+    def _refuses(self, error: Exception, again_later: bool = False) -> bool:
+        """Tells whether an error is about what was sent. Raises `Refused` if it is about the run. again_later: what is
+        refused will be sent again some day, so that a fault of the server, which may pass, counts too."""
+        refused = is_about_content(error) or (again_later and is_servers_fault(error))
         if refused:
             self._check(self._client.get_run(self.run_id))
         return refused
@@ -230,7 +240,7 @@ class Session:
         try:
             yield
         except Exception as error:
-            if not self._refuses(error):
+            if not self._refuses(error, again_later=True):
                 raise
             self._note(what, error)
 
@@ -257,8 +267,10 @@ class Session:
         def send(pairs: Sequence[tuple[str, str]]) -> None:
             self._client.log_batch(self.run_id, **entities(pairs), synchronous=True)
 
-        for key, error in send_texts(texts, send, self._refuses):
-            self._note(f"{kind} {key}", error)
+        refused = {key for key, _ in send_texts(texts, send, self._refuses)}
+        plainer = {plain_key(key): (key, text) for key, text in texts if key in refused}
+        for plain, error in send_texts([(plain, text) for plain, (_, text) in plainer.items()], send, self._refuses):
+            self._note(f"{kind} {plainer[plain][0]}", error)
 
     def _log_results(self, results: dict[str, float]) -> None:
         from mlflow.entities import Metric

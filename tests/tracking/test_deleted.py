@@ -16,7 +16,7 @@ from moe_testbed.launcher.tracking.mirror import Mirror, SuiteMirror
 from moe_testbed.launcher.tracking.state import read_ledger
 from moe_testbed.launcher.tracking.sync import sync
 from moe_testbed.launcher.tracking.uri import store_uri
-from tests.tracking.folders import append, make_run, make_suite, write_state
+from tests.tracking.folders import append, make_run, write_state
 from tests.tracking.reading import paths, run_id_of, runs_of, stored, written
 
 pytest.importorskip("mlflow")
@@ -46,6 +46,14 @@ def run_dir(tmp_path: Path) -> Iterator[Path]:
 def go_on(folder: Path, last: int = 31) -> None:
     append(folder, range(11, last))
     write_state(folder, "finished")
+
+
+def small_suite(folder: Path, experiment: str) -> Path:
+    """Two finished runs of three steps."""
+    for name in ("a-seed1", "b-seed1"):
+        append(make_run(folder / name, tracking={"experiment": experiment}), range(1, 4))
+    (folder / "suite.yaml").write_text(f"{{name: {folder.name}, seeds: [1], runs: {{a: {{}}, b: {{}}}}}}")
+    return folder
 
 
 def command_in(told: str, start: str) -> list[str]:
@@ -163,62 +171,61 @@ def test_a_deleted_experiment_is_told_with_its_cure(
 def test_another_experiment_takes_what_a_deleted_one_does_not(
     tmp_path: Path, client: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    suite = make_suite(tmp_path / "demo", tracking={"experiment": "thrown away"})
+    suite = small_suite(tmp_path / "demo", "thrown away")
     assert sync([suite]) == 0
     client.delete_experiment(client.get_experiment_by_name("thrown away").experiment_id)
     assert sync([suite]) == 1
     assert sync([suite], new_runs=True) == 1
-    assert capsys.readouterr().out.endswith(" has 0 of 4\n")
+    assert capsys.readouterr().out.endswith(" has 0 of 3\n")
 
     assert sync([suite], True, "kept") == 0
     runs = runs_of(client, "kept")
     parent = run_id_of(suite, store_uri())
     assert {run.data.tags.get("mlflow.parentRunId") for run in runs} == {None, parent}
-    assert len(runs) == 4
+    assert len(runs) == 3
     for run in runs:
         assert "replaces_run" in run.data.tags
         if run.info.run_id != parent:
             assert stored(client, run.info.run_id) == written(suite / run.info.run_name)
     # From now on without the options.
     assert sync([suite]) == 0
-    assert capsys.readouterr().out.endswith(" has 4 of 4\n")
+    assert capsys.readouterr().out.endswith(" has 3 of 3\n")
 
 
 def test_runs_stay_where_they_are_when_their_experiment_is_renamed(tmp_path: Path, client: Any) -> None:
-    suite = make_suite(tmp_path / "demo", tracking={"experiment": "old name"})
-    late = suite / "top_k-seed2"
+    suite = small_suite(tmp_path / "demo", "old name")
+    late = suite / "b-seed1"
     (late / "status.json").rename(late / "hidden")
     assert sync([suite]) == 0
     client.rename_experiment(client.get_experiment_by_name("old name").experiment_id, "new name")
     (late / "hidden").rename(late / "status.json")
-    append(suite / "top_k-seed1", range(31, 41))
+    append(suite / "a-seed1", range(4, 7))
     assert sync([suite]) == 0
     assert client.get_experiment_by_name("old name") is None
     runs = {run.info.run_name: run for run in runs_of(client, "new name")}
-    assert set(runs) == {"demo", "top_k-seed1", "top_k-seed2", "top_k_hash-seed1"}
-    for name in ("top_k-seed1", "top_k-seed2"):
+    assert set(runs) == {"demo", "a-seed1", "b-seed1"}
+    for name in ("a-seed1", "b-seed1"):
         assert stored(client, runs[name].info.run_id) == written(suite / name)
 
 
 def test_one_deleted_run_of_a_suite_holds_up_no_other(
     tmp_path: Path, client: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    suite = make_suite(tmp_path / "demo", tracking={"experiment": "one of three"})
-    first, *others = sorted(suite.glob("*-seed*"))
-    for folder in (first, *others):
+    suite = small_suite(tmp_path / "demo", "one of two")
+    first, other = sorted(suite.glob("*-seed*"))
+    for folder in (first, other):
         write_state(folder, "running")
-    mirror = SuiteMirror(suite, "one of three")
+    mirror = SuiteMirror(suite, "one of two")
     assert mirror.push()
     client.delete_run(run_id_of(first, store_uri()))
-    for folder in (first, *others):
-        append(folder, range(31, 41))
+    for folder in (first, other):
+        append(folder, range(4, 7))
         write_state(folder, "finished")
     assert not mirror.push()
     assert not mirror.finish()
     told = [line for line in capsys.readouterr().err.splitlines() if "MLflow" in line]
     assert len(told) == 1 and f"sync --new-runs {first}`" in told[0]
-    for folder in others:
-        everything_is_there(client, run_id_of(folder, store_uri()), folder)
+    everything_is_there(client, run_id_of(other, store_uri()), other)
     parent = client.get_run(run_id_of(suite, store_uri()))
     assert parent.info.status == "FINISHED"
 
@@ -226,30 +233,30 @@ def test_one_deleted_run_of_a_suite_holds_up_no_other(
 def test_a_suite_whose_own_run_was_deleted_goes_on_with_its_runs(
     tmp_path: Path, client: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    suite = make_suite(tmp_path / "demo", tracking={"experiment": "no parent"})
+    suite = small_suite(tmp_path / "demo", "no parent")
     assert SuiteMirror(suite, "no parent").push()
     parent = run_id_of(suite, store_uri())
     client.delete_run(parent)
-    append(suite / "top_k-seed1", range(31, 41))
+    append(suite / "a-seed1", range(4, 7))
     assert not SuiteMirror(suite, "no parent").finish()
     assert capsys.readouterr().err.count(f"MLflow run {parent} was deleted") == 1
-    run_dir = suite / "top_k-seed1"
+    run_dir = suite / "a-seed1"
     assert stored(client, run_id_of(run_dir, store_uri())) == written(run_dir)
 
     assert sync([suite], new_runs=True) == 0
     new = run_id_of(suite, store_uri())
     children = runs_of(client, "no parent", f"tags.mlflow.parentRunId = '{new}'")
-    assert new != parent and len(children) == 3
+    assert new != parent and len(children) == 2
 
 
 def test_two_suites_of_one_name_are_two_runs(tmp_path: Path, client: Any) -> None:
-    suites = [make_suite(tmp_path / name / "demo", tracking={"experiment": "namesakes"}) for name in ("a", "b")]
+    suites = [small_suite(tmp_path / name / "demo", "namesakes") for name in ("a", "b")]
     assert sync(suites) == 0
     runs = runs_of(client, "namesakes")
-    assert len(runs) == 8
+    assert len(runs) == 6
     for suite in suites:
         parent = run_id_of(suite, store_uri())
-        assert len([run for run in runs if run.data.tags.get("mlflow.parentRunId") == parent]) == 3
+        assert len([run for run in runs if run.data.tags.get("mlflow.parentRunId") == parent]) == 2
 
 
 def test_another_store_gets_everything_and_no_number_of_the_first(

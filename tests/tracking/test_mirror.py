@@ -17,7 +17,7 @@ from moe_testbed.launcher.run.folder import RunFolder
 from moe_testbed.launcher.tracking.mirror import Mirror, SuiteMirror
 from moe_testbed.launcher.tracking.names import key_of
 from moe_testbed.launcher.tracking.state import MAX_KEYS_OF_A_KIND, new_points, read_ledger, write_ledger
-from moe_testbed.launcher.tracking.uri import store_uri
+from moe_testbed.launcher.tracking.uri import keeps_files, path_of, store_uri
 from tests.tracking.folders import append, append_line, make_run
 
 mlflow_tracking = pytest.importorskip("mlflow.tracking")
@@ -216,6 +216,32 @@ def test_the_default_store_is_in_the_working_directory(tmp_path: Path, monkeypat
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.chdir(tmp_path)
     assert store_uri() == f"sqlite:///{tmp_path / 'mlflow.db'}"
+
+
+@pytest.mark.parametrize(
+    ("given", "path", "files"),
+    [
+        ("sqlite:///mlflow.db", "mlflow.db", False),
+        ("mlruns", "mlruns", True),
+        ("./mlruns", "mlruns", True),
+        ("file:mlruns", "mlruns", True),
+        ("file:///srv/with%20space", "/srv/with space", True),
+        ("http://host:5000", None, False),
+        ("mysql+pymysql://me@host/mlflow", None, False),
+        ("databricks", None, False),
+        ("databricks://profile", None, False),
+    ],
+)
+def test_where_a_store_is(
+    given: str, path: str | None, files: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", given)
+    assert path_of(store_uri()) == (tmp_path / path if path else None)
+    assert keeps_files(store_uri()) is files
+    assert path is not None or store_uri() == given
+    # Behind a server, by the numbers of experiments: those of files have 18 digits, those of databases count.
+    assert keeps_files(store_uri(), "779210498846775953") and keeps_files(store_uri(), "12") is files
 
 
 @pytest.mark.parametrize("content", ['{"store": ', "[]", '{"store": "a"}', "{}"])

@@ -11,12 +11,13 @@ import pytest
 import requests
 
 from moe_testbed.launcher.tracking.mirror import Mirror
-from moe_testbed.launcher.tracking.names import key_of
+from moe_testbed.launcher.tracking.names import key_of, plain_key
 from moe_testbed.launcher.tracking.sync import sync
 from moe_testbed.launcher.tracking.uri import store_uri
 from tests.tracking.folders import append, append_line, make_run
 from tests.tracking.reading import paths, run_id_of, runs_of, stored, written
 
+exceptions = pytest.importorskip("mlflow.exceptions")
 validation = pytest.importorskip("mlflow.utils.validation")
 
 
@@ -30,13 +31,13 @@ def test_a_server_of_an_older_version_gets_long_values_cut(
 ) -> None:
     monkeypatch.setattr(validation, "MAX_PARAM_VAL_LENGTH", limit)
     monkeypatch.setenv("MLFLOW_TRUNCATE_LONG_VALUES", "false")
-    run_dir = make_run(tmp_path / "long", long="x" * 700, longer=["y" * 7000], **{f"k{n}": n for n in range(150)})
+    run_dir = make_run(tmp_path / "long", long="x" * 700, longer=["y" * 7000], **{f"k{n}": n for n in range(101)})
     append(run_dir, range(1, 4))
     assert Mirror(run_dir, "older").finish()
     run = the_run(client, run_dir)
     assert run.data.params["long"] == "x" * (limit - 1) + "…"
     assert run.data.params["longer"] == '["' + "y" * (limit - 3) + "…"
-    assert run.data.params["k149"] == "149" and len(run.data.params) == 155
+    assert run.data.params["k100"] == "100" and len(run.data.params) == 106
     assert run.info.status == "FINISHED"
     assert "config.yaml" in paths(client, run.info.run_id)  # where the values are whole
     assert capsys.readouterr().err == ""
@@ -71,6 +72,38 @@ def test_a_key_that_is_refused_holds_up_nothing_else_and_is_told_once(
     assert f"; without metric train/{'m' * 60}\n" in capsys.readouterr().out
 
 
+def test_a_name_that_is_refused_is_sent_under_a_plainer_one(
+    tmp_path: Path, client: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As in a database of Latin letters, which refuses the batch for one other letter."""
+    validate = validation._validate_metric_name
+
+    def latin_only(name: str, *arguments: Any) -> None:
+        validate(name, *arguments)
+        if not name.isascii():
+            raise exceptions.MlflowException(f"Incorrect string value: {name}", exceptions.BAD_REQUEST)
+
+    monkeypatch.setattr(validation, "_validate_metric_name", latin_only)
+    monkeypatch.setattr(validation, "_validate_param_name", latin_only)
+    run_dir = make_run(tmp_path / "latin", 法律=1, 小说=2)
+    values = {"cross_entropy": 1.0, "cross_entropy/法律": 2.0, "cross_entropy/小说": 3.0}
+    mirror = Mirror(run_dir, "latin")
+    for step in range(10, 40, 10):
+        append_line(run_dir, kind="evaluation", step=step, seconds=1.0, **values)
+        assert mirror.push()
+    assert mirror.finish()
+    run = the_run(client, run_dir)
+    assert sorted(value for key, value in run.data.metrics.items()) == [1.0, 2.0, 3.0]
+    assert sum(stored(client, run.info.run_id).values()) == 9
+    assert {key: value for key, value in run.data.params.items() if key.startswith("__")} == {
+        plain_key("法律"): "1",
+        plain_key("小说"): "2",
+    }
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1 and f"cross_entropy/法律 as {plain_key('evaluation/cross_entropy/法律')}" in told
+    assert sync([run_dir]) == 0
+
+
 def test_a_run_that_is_deleted_while_it_is_sent_loses_nothing(
     tmp_path: Path, client: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -96,8 +129,13 @@ def test_a_run_that_is_deleted_while_it_is_sent_loses_nothing(
 
 @pytest.mark.parametrize(
     "error",
-    [PermissionError(13, "Permission denied: '/srv/mlruns'"), ModuleNotFoundError("No module named 'boto3'"), 403],
-    ids=["folder", "driver", "forbidden"],
+    [
+        PermissionError(13, "Permission denied: '/srv/mlruns'"),
+        ModuleNotFoundError("No module named 'boto3'"),
+        exceptions.MlflowException("API request failed with exception: too many 500 error responses"),
+        403,
+    ],
+    ids=["folder", "driver", "server", "forbidden"],
 )
 def test_artifacts_that_are_refused_hold_up_neither_numbers_nor_the_end(
     error: Any, tmp_path: Path, client: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
