@@ -20,7 +20,7 @@ from moe_testbed.launcher.train.evaluation_set import EvaluationSet
 from moe_testbed.launcher.train.probe import Probe
 from moe_testbed.routing.records import NO_EXPERT
 from tests.train import driver
-from tests.train.looks import count_the_first_step, probe_at_the_start, probe_naively
+from tests.train.probes import count_the_first_step, probe_at_the_start, probe_naively
 from tests.train.results import read_metrics, read_weights
 
 MakeExperiment = Callable[..., dict[str, Any]]
