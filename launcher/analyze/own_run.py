@@ -22,8 +22,9 @@ from moe_testbed.launcher.checkpoint.files import EXPERTS, MODULE, read_file
 from moe_testbed.launcher.config.experiment import ExperimentConfig
 from moe_testbed.launcher.errors import CheckpointError, ConfigError
 from moe_testbed.launcher.ranks.ranks import Ranks
-from moe_testbed.launcher.run.folder import RunFolder, step_of
+from moe_testbed.launcher.run.folder import RunFolder
 from moe_testbed.launcher.run.ownership import refuse_foreign
+from moe_testbed.launcher.run.steps import step_of
 from moe_testbed.launcher.train.engine import build_model
 from moe_testbed.model.language_model import LanguageModel
 from moe_testbed.routing.records import UNLABELLED

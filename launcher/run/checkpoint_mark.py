@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from moe_testbed.launcher.run.files import read_json, write_atomically
-from moe_testbed.launcher.run.folder import STEP, step_name, step_of
+from moe_testbed.launcher.run.steps import STEP, step_name, step_of
 
 _MARK = "complete.json"
 

@@ -22,6 +22,7 @@ from moe_testbed.launcher.run.arrays import Ablation, Evaluation, RoutingProbe
 from moe_testbed.launcher.run.files import read_json, read_json_lines, read_yaml, write_bytes_atomically
 from moe_testbed.launcher.run.ownership import refuse_foreign
 from moe_testbed.launcher.run.records import JobEnds, MetricsLine, Progress, Status
+from moe_testbed.launcher.run.steps import step_name, step_of, steps_in
 
 if TYPE_CHECKING:
     from moe_testbed.launcher.config.experiment import ExperimentConfig
@@ -32,8 +33,6 @@ _DECIDING = ("seed", "data", "model", "routing", "training", "evaluation")
 
 _TAIL_BYTES = 16_384
 _EXPERT_TABLE = ("layer", "domain", "expert")
-
-STEP = "step_"  # what stands before the number in the names of files and checkpoints
 
 
 class RunFolder:
@@ -253,7 +252,7 @@ class RunFolder:
         """
         kept = [line for line in self.read_metrics() if line.step <= step]
         self._write(self.metrics_file, "".join(json.dumps(line.content()) + "\n" for line in kept).encode())
-        for path in (path for series in (self.evaluations, self.probes) for path in _steps_in(series)):
+        for path in (path for series in (self.evaluations, self.probes) for path in steps_in(series)):
             if step_of(path) > step:
                 self._remove(path)
         self._remove(self.ablation_file)
@@ -267,7 +266,7 @@ class RunFolder:
 
     def read_evaluation(self) -> tuple[Evaluation, list[str]]:
         """Returns the last evaluation, and a line for each of its arrays that does not fit. Raises one of `DAMAGED`."""
-        files = _steps_in(self.evaluations)
+        files = steps_in(self.evaluations)
         if not files:
             raise ValueError("there is none")
         return Evaluation.read(files[-1])
@@ -278,7 +277,7 @@ class RunFolder:
 
     def probe_files(self) -> list[Path]:
         """Returns what `read_probe` reads, in the order of the steps."""
-        return _steps_in(self.probes)
+        return steps_in(self.probes)
 
     def write_ablation(self, ablation: Ablation) -> None:
         """Writes the ablation of the experts after the last step."""
@@ -292,7 +291,7 @@ class RunFolder:
     def read_expert_tables(self) -> tuple[list[str], dict[str, NDArray[Any]]]:
         """Returns the domains, and by name the tables [Y, D, E] of the last evaluation, whatever else it lacks. Raises
         one of `DAMAGED`."""
-        files = _steps_in(self.evaluations)
+        files = steps_in(self.evaluations)
         if not files:
             raise ValueError("there is none")
         fields = Evaluation.fields()
@@ -377,21 +376,6 @@ def read_probe(path: Path) -> RoutingProbe:
     if left_out:
         raise ValueError(left_out[0])
     return found
-
-
-def _steps_in(series: Path) -> list[Path]:
-    """Returns the files of a folder that has one for each step that was looked at, in the order of their steps."""
-    return [path for path in sorted(series.glob(f"{STEP}*.npz")) if path.stem.removeprefix(STEP).isdigit()]
-
-
-def step_name(step: int) -> str:
-    """Returns the name of what was written after so many optimizer steps."""
-    return f"{STEP}{step:08d}"
-
-
-def step_of(path: Path) -> int:
-    """Returns the step that `step_name` has put into a name."""
-    return int(path.stem.removeprefix(STEP))
 
 
 def _deciding(config: ExperimentConfig, part: str) -> Any:

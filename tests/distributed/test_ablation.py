@@ -1,4 +1,4 @@
-"""The examination against loops: one sequence, one token and one choice at a time, without barring anything.
+"""The ablation against loops: one sequence, one token and one choice at a time, without barring anything.
 
 Shape legend: N evaluated sequences, D domains, Y MoE layers, E experts, L positions, K choices, T tokens, M model
 width, F feed-forward width.
@@ -53,7 +53,7 @@ def prepare(config: dict[str, Any]) -> tuple[LanguageModel, EvaluationSet, Exper
     return model, held_out, experiment, ranks
 
 
-def examine(config: dict[str, Any]) -> dict[str, Any]:
+def ablate(config: dict[str, Any]) -> dict[str, Any]:
     model, held_out, experiment, ranks = prepare(config)
     counts_YDE = Evaluator(experiment, held_out, ranks).run(model, 0).counts_top_k_YDE
     return ablate_model(model, held_out.first(PER_DOMAIN), counts_YDE, 2, 0, ranks).arrays()
@@ -66,7 +66,7 @@ def expert_output(model: LanguageModel, layer: int, expert: int, x_M: Tensor) ->
     return output
 
 
-def examine_naively(config: dict[str, Any], group_YE: Any) -> dict[str, Any]:
+def ablate_naively(config: dict[str, Any], group_YE: Any) -> dict[str, Any]:
     """In one process. A router's logits are overwritten where experts are barred; layers are loops over tokens."""
     model, held_out, experiment, ranks = prepare(config)
     torch.set_grad_enabled(False)
@@ -140,14 +140,14 @@ def examine_naively(config: dict[str, Any], group_YE: Any) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def examined(run_on_ranks: Callable[..., list[Any]]) -> Callable[[dict[str, Any]], dict[str, Any]]:
-    """``examined(config)`` -> the arrays of one process, computed once for the same config."""
+def ablated(run_on_ranks: Callable[..., list[Any]]) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    """``ablated(config)`` -> the arrays of one process, computed once for the same config."""
     found: dict[str, dict[str, Any]] = {}
 
     def of(config: dict[str, Any]) -> dict[str, Any]:
         key = json.dumps(config, sort_keys=True)
         if key not in found:
-            (found[key],) = run_on_ranks(examine, 1, config)
+            (found[key],) = run_on_ranks(ablate, 1, config)
         return found[key]
 
     return of
@@ -158,13 +158,13 @@ def config(make_experiment: Callable[..., dict[str, Any]]) -> dict[str, Any]:
     return make_experiment(routing={"balance": {}})
 
 
-def test_examination_equals_loops(
+def test_ablation_equals_loops(
     config: dict[str, Any],
     run_on_ranks: Callable[..., list[Any]],
-    examined: Callable[[dict[str, Any]], dict[str, Any]],
+    ablated: Callable[[dict[str, Any]], dict[str, Any]],
 ) -> None:
-    arrays = examined(config)
-    (naive,) = run_on_ranks(examine_naively, 1, config, arrays["group_YE"].tolist())
+    arrays = ablated(config)
+    (naive,) = run_on_ranks(ablate_naively, 1, config, arrays["group_YE"].tolist())
     assert arrays["redundancy_tokens"] == 3 * PER_DOMAIN * 16
     assert arrays["sequence_domain_N"].tolist() == [0, 1, 2] * PER_DOMAIN
     for name in ("baseline_loss_N", "ablation_loss_YEN", "mean_loss_YEN", "forced_loss_DN"):
@@ -187,12 +187,12 @@ def test_ranks_do_not_matter(
     router: str,
     config: dict[str, Any],
     run_on_ranks: Callable[..., list[Any]],
-    examined: Callable[[dict[str, Any]], dict[str, Any]],
+    ablated: Callable[[dict[str, Any]], dict[str, Any]],
 ) -> None:
     """Nine sequences, two at a time and rank: in the last batch one rank has nothing that counts."""
     config["routing"] = {"router": {"name": router}}
-    alone = examined(config)
-    for arrays in run_on_ranks(examine, ranks, config | {"parallel": {"expert_parallel_size": expert_parallel}}):
+    alone = ablated(config)
+    for arrays in run_on_ranks(ablate, ranks, config | {"parallel": {"expert_parallel_size": expert_parallel}}):
         assert arrays.keys() == alone.keys()
         for name, array in arrays.items():
             if array.dtype.kind == "f":
@@ -201,15 +201,15 @@ def test_ranks_do_not_matter(
                 np.testing.assert_array_equal(array, alone[name], err_msg=name)
 
 
-def test_capacity_is_examined_without_dropping(
+def test_capacity_is_ablated_without_dropping(
     config: dict[str, Any],
     run_on_ranks: Callable[..., list[Any]],
-    examined: Callable[[dict[str, Any]], dict[str, Any]],
+    ablated: Callable[[dict[str, Any]], dict[str, Any]],
 ) -> None:
     moe = config["model"]["moe"]
-    dropless = examined(config)
+    dropless = ablated(config)
     tight = config | {"model": config["model"] | {"moe": moe | {"dispatch": "capacity", "capacity_factor": 0.5}}}
-    (capacity,) = run_on_ranks(examine, 1, tight)
+    (capacity,) = run_on_ranks(ablate, 1, tight)
     for name in ("baseline_loss_N", "ablation_loss_YEN", "mean_loss_YEN"):
         np.testing.assert_array_equal(capacity[name], dropless[name], err_msg=name)
 
@@ -232,7 +232,7 @@ def test_a_router_that_reads_labels_is_told_another(
     config: dict[str, Any], run_on_ranks: Callable[..., list[Any]]
 ) -> None:
     config["routing"] = {"router": {"name": "reference"}}
-    (arrays,) = run_on_ranks(examine, 1, config)
+    (arrays,) = run_on_ranks(ablate, 1, config)
     (expected,) = run_on_ranks(losses_under_labels, 1, config)
     np.testing.assert_allclose(arrays["forced_loss_DN"], expected, rtol=TOLERANCE)
     own = arrays["forced_loss_DN"][arrays["sequence_domain_N"], np.arange(3 * PER_DOMAIN)]
@@ -250,12 +250,12 @@ def test_a_router_that_reads_labels_is_told_another(
         ({}, {"name": "random"}),
     ],
 )
-def test_whatever_is_routed_can_be_examined(
+def test_whatever_is_routed_can_be_ablated(
     model: dict[str, Any], router: dict[str, Any], config: dict[str, Any], run_on_ranks: Callable[..., list[Any]]
 ) -> None:
     config["model"] = config["model"] | {"moe": config["model"]["moe"] | model}
     config["routing"] = {"router": router}
-    (arrays,) = run_on_ranks(examine, 1, config)
+    (arrays,) = run_on_ranks(ablate, 1, config)
     assert np.isfinite(arrays["baseline_loss_N"]).all() and np.isfinite(arrays["ablation_loss_YEN"]).all()
     free = sum(number for name, number in model.items() if name.startswith("num_"))
     # An expert without neurons has no weights to compare.
@@ -280,12 +280,12 @@ def test_a_layer_without_a_router_of_its_own_has_no_next_best(
     config: dict[str, Any], run_on_ranks: Callable[..., list[Any]]
 ) -> None:
     config["routing"] = {"router": {"name": "top_k"}, "depth": "global"}
-    (arrays,) = run_on_ranks(examine, 1, config)
+    (arrays,) = run_on_ranks(ablate, 1, config)
     (expected,) = run_on_ranks(one_decision, 1, config)
     np.testing.assert_allclose(arrays["ablation_loss_YEN"][1, 0], expected["losses"], rtol=TOLERANCE)
 
 
-def test_of_many_experts_an_even_sample_is_examined() -> None:
+def test_of_many_experts_an_even_sample_is_ablated() -> None:
     assert ablated_experts(2, 3) == [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (1, 2)]
     chosen = ablated_experts(16, 64)
     assert len(set(chosen)) == len(chosen) == MOST_EXPERTS

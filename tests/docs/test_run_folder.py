@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from moe_testbed.launcher.run.arrays import Ablation, Evaluation, RoutingProbe
-from moe_testbed.launcher.run.folder import RunFolder, mlflow_file
+from moe_testbed.launcher.run.folder import RunFolder, mlflow_file, mlflow_lock_file
 from moe_testbed.launcher.run.suite_folder import SuiteFolder
 
 ROOT = Path(__file__).parents[2]
@@ -31,7 +31,10 @@ def first_table_below(line: str) -> list[str]:
 def known_names(folder: RunFolder | SuiteFolder) -> set[str]:
     """Returns the names that the module of a folder knows in it, without what lies deeper."""
     paths = [value for value in vars(folder).values() if isinstance(value, Path) and value != folder.path]
-    return {path.relative_to(folder.path).parts[0] for path in paths} | {mlflow_file(folder.path).name}
+    return {path.relative_to(folder.path).parts[0] for path in paths} | {
+        mlflow_file(folder.path).name,
+        mlflow_lock_file(folder.path).name,
+    }
 
 
 def test_the_page_lists_the_files_of_a_run_and_no_others() -> None:

@@ -49,7 +49,7 @@ def test_another_seed_gives_another_run(config: dict[str, Any], whole: Path, run
     assert read_metrics(tmp_path / "run")[0]["loss"] != read_metrics(whole)[0]["loss"]
 
 
-def test_a_run_killed_after_its_last_step_is_examined(
+def test_a_run_killed_after_its_last_step_is_ablated(
     config: dict[str, Any], whole: Path, run_on_ranks: Run, run_until_killed: Callable[..., None], tmp_path: Path
 ) -> None:
     """Its last evaluation is not at hand any more, and its analysis, half-made or whole, counts for nothing."""

@@ -29,7 +29,7 @@ TOLERANCE = 1e-6
 
 @pytest.fixture(scope="module")
 def trained(make_experiment: MakeExperiment, run_on_ranks: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of a finished run of six steps with evaluations after steps 3 and 6, examined."""
+    """Folder of a finished run of six steps with evaluations after steps 3 and 6, and an ablation."""
     run_dir = tmp_path_factory.mktemp("trained") / "run"
     run_on_ranks(driver.train, 1, make_experiment(ablation={"sequences_per_domain": 1}), str(run_dir))
     return run_dir

@@ -15,8 +15,9 @@ from moe_testbed.launcher.report.read.arrays import read_ablation, read_evaluati
 from moe_testbed.launcher.run.array_file import DAMAGED
 from moe_testbed.launcher.run.arrays import Ablation, Evaluation
 from moe_testbed.launcher.run.files import value_at
-from moe_testbed.launcher.run.folder import RunFolder, step_of
+from moe_testbed.launcher.run.folder import RunFolder
 from moe_testbed.launcher.run.records import MISSING, MetricsLine
+from moe_testbed.launcher.run.steps import step_of
 from moe_testbed.launcher.run.suite_folder import SuiteFolder
 
 

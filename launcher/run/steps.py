@@ -1,0 +1,23 @@
+"""The names of what a run keeps for single optimizer steps: evaluations, probes and checkpoints."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+STEP = "step_"
+"""What stands before the number in such a name."""
+
+
+def step_name(step: int) -> str:
+    """Returns the name of what was written after so many optimizer steps."""
+    return f"{STEP}{step:08d}"
+
+
+def step_of(path: Path) -> int:
+    """Returns the step that `step_name` has put into a name."""
+    return int(path.stem.removeprefix(STEP))
+
+
+def steps_in(series: Path) -> list[Path]:
+    """Returns the files of a folder that has one for each step that was looked at, in the order of their steps."""
+    return [path for path in sorted(series.glob(f"{STEP}*.npz")) if path.stem.removeprefix(STEP).isdigit()]
