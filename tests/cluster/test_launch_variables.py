@@ -18,6 +18,7 @@ from moe_testbed.launcher.cluster.launch.command import Command, deepspeed_comma
 from moe_testbed.launcher.cluster.launch.variables import FOR_PYTHON, PASSED_ON
 from moe_testbed.launcher.errors import ConfigError
 from moe_testbed.launcher.run.folder import RunFolder
+from tests.cluster.awkward import VALUES
 from tests.processes.python import run_python
 
 Write = Callable[[str, str], Path]
@@ -32,17 +33,6 @@ CLUSTER = """
     launcher: deepspeed
     hostfile: hosts
 """
-VALUES = {
-    "PLAIN": "plain",
-    "EMPTY": "",
-    "WORDS": " two  words ",
-    "SHELL": "$HOME `id` \"quoted\" back\\slash 'single' $(id) !! ~ *",
-    "PERCENT": "50% %h %n %%; ls & # no comment",
-    "LINES": "two\nlines\r\n\tand one more\n",
-    # All bytes from 0x80 on that UTF-8 has, among them those that shells have used for marks of their own.
-    "LETTERS": "".join(map(chr, [*range(0x80, 0x800, 7), *range(0x800, 0xD800, 997), 0x1F600])),
-    "BYTES": "\udcff\udc81",
-}
 PYTHON = """
     #!/bin/sh
     exec {python} -c 'import json, os, sys; print(json.dumps([sys.argv[1:], dict(os.environ)]))' "$@"

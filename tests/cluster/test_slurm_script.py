@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -15,6 +16,8 @@ import pytest
 
 from moe_testbed.launcher.cluster.config import ClusterConfig
 from moe_testbed.launcher.cluster.slurm.script import environment_file, job_script
+from moe_testbed.launcher.run.files import write_privately
+from tests.cluster.awkward import VALUES
 from tests.cluster.slurm_clusters import make_cluster
 
 # srun starts rank 1 of 2 alone; scontrol and squeue tell of a job on two nodes; all note how they were called.
@@ -179,6 +182,15 @@ def test_variables_stand_in_a_file_apart(tmp_path: Path) -> None:
     cluster = make_cluster(environment={"TOKEN": "secret"})
     assert "secret" not in script_of(tmp_path, cluster) and "TOKEN" not in script_of(tmp_path, cluster)
     assert environment_file(cluster) == "export TOKEN=secret\n"
+
+
+def test_values_arrive_as_they_are(tmp_path: Path) -> None:
+    file = tmp_path / "environment.sh"
+    write_privately(file, environment_file(make_cluster(environment={**VALUES, "NAMED": "$RANK"})))
+    told = "import json, os; print(json.dumps(dict(os.environ)))"
+    run = f". {shlex.quote(str(file))}; exec {shlex.quote(sys.executable)} -c {shlex.quote(told)}"
+    variables = json.loads(subprocess.run(["bash", "-ec", run], capture_output=True, check=True).stdout)
+    assert {name: variables[name] for name in (*VALUES, "NAMED")} == {**VALUES, "NAMED": "$RANK"}
 
 
 @pytest.mark.parametrize(
