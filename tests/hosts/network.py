@@ -83,12 +83,14 @@ class Host:
     Attributes:
         name: that the others know it by.
         address: its IPv4 address.
+        address_6: its IPv6 address.
         init: number of its first process, as seen from outside. Killing it is a crash of the host.
     """
 
     def __init__(self, name: str, address: str, folder: Path, switch: int) -> None:
         self.name = name
         self.address = address
+        self.address_6 = f"2001:db8::{address.rpartition('.')[2]}"
         self._switch = switch
         sshd = shutil.which("sshd", path=SEARCH_PATH)
         command = [*_UNSHARE, "--uts", "--ipc", "--pid", "--mount-proc", "sh", "-c", _START_HOST, name, folder, sshd]
@@ -100,6 +102,7 @@ class Host:
         _ip("link", "add", name, "netns", switch, "type", "veth", "peer", "name", "eth0", "netns", self.init)
         _ip("link", "set", name, "master", "br0", "up", inside=switch)
         _ip("address", "add", f"{address}/24", "dev", "eth0", inside=self.init)
+        _ip("address", "add", f"{self.address_6}/64", "dev", "eth0", "nodad", inside=self.init)
         _ip("link", "set", "eth0", "up", inside=self.init)
 
     def start(self, command: Sequence[str | Path], **options: Any) -> subprocess.Popen[str]:

@@ -52,9 +52,10 @@ def test_two_hosts_over_ssh(
         monkeypatch.setenv(name, value)
     trial = Trial(two_hosts, tmp_path, content, gpus_per_node=2, environment=values)
     # As whom to log in is no part of the address where ranks meet.
-    (tmp_path / "hosts").write_text("root@node1 slots=2\nnode2 slots=2\n")
-    process = trial.start(two_hosts.hosts[0])
     first, second = two_hosts.hosts
+    lines = f"root@{first.address_6} slots=2 # IPv6\r\n{second.name} slots=2 max_slots=2\r\n"
+    (tmp_path / "hosts").write_text(lines, encoding="utf-8-sig", newline="")
+    process = trial.start(first)
     wait_until(lambda: {0, 1} == {*first.ranks()} and {2, 3} == {*second.ranks()}, START_SECONDS, "four ranks")
     ranks = [*first.ranks().values(), *second.ranks().values()]
     told = [rank.environ() for rank in ranks]
