@@ -40,6 +40,11 @@ class CheckpointError(ValueError):
     """A checkpoint is missing, incomplete or does not fit the configuration."""
 
 
+class DivergedError(ValueError):
+    """A loss, a gradient or a weight is not finite; the message names the step, the layer where it began and what to
+    try."""
+
+
 class OtherRankError(RuntimeError):
     """Another rank ended for one of these errors, and this one cannot go on without it; the message is its reason."""
 
@@ -53,7 +58,7 @@ class AskedToStop(Exception):
     """A signal has asked the training to stop; a checkpoint is written, and the same command continues."""
 
 
-MENDABLE = (CheckpointError, ConfigError, DataError, RouterError)
+MENDABLE = (CheckpointError, ConfigError, DataError, DivergedError, RouterError)
 """What a user can mend, on the rank that meets it."""
 
 

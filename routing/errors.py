@@ -3,3 +3,7 @@
 
 class RouterError(ValueError):
     """A router returned something that is no routing decision; the message names router, layer and step."""
+
+
+class NotFiniteError(RouterError):
+    """A router returned numbers that are not finite: it made them, or was shown such."""

@@ -5,12 +5,39 @@ Shape legend: T tokens, E experts, K choices, W places for choices.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
-from moe_testbed.routing.errors import RouterError
-from moe_testbed.routing.records import NO_EXPERT, RoutingDecision
+from moe_testbed.routing.errors import NotFiniteError, RouterError
+from moe_testbed.routing.records import NO_EXPERT, RoutingContext, RoutingDecision
 from moe_testbed.routing.router import Capability, RouterConfig
+
+
+def checked(
+    decision: RoutingDecision,
+    num_experts: int,
+    top_k: int,
+    num_tokens: int,
+    config: RouterConfig,
+    context: RoutingContext,
+    training: bool,
+) -> RoutingDecision:
+    """The decision, once it is known that it can be carried out.
+
+    In training one with numbers that are not finite is let through, with no weight that is a number. So the loss is no
+    number either, by which all ranks see together that the training has diverged; a rank that stopped by itself would
+    leave the others waiting for it. Arguments and errors as those of :func:`check_decision`.
+    """
+    try:
+        check_decision(decision, num_experts, top_k, num_tokens, config, context.layer, context.step)
+    except NotFiniteError:
+        if not training:
+            raise
+        ids_TK = decision.expert_ids_TK.clamp(0, num_experts - 1)
+        return replace(decision, expert_ids_TK=ids_TK, weights_TK=decision.weights_TK * float("nan"))
+    return decision
 
 
 def check_decision(
@@ -35,12 +62,20 @@ def check_decision(
 
     Raises:
         RouterError: what was returned, what is allowed, and how to mend it.
+        NotFiniteError: the same, where numbers are not finite.
     """
-    problem = _form_problem(decision, num_experts, top_k, num_tokens, config)
-    if problem is None and num_tokens and not bool(_values_look_right(decision, num_experts, config)):
-        problem = _value_problem(decision, num_experts, config)
-    if problem is not None:
-        raise RouterError(f"router '{config.name}' in MoE layer {layer} at step {step} {problem}")
+    where = f"router '{config.name}' in MoE layer {layer} at step {step}"
+    if problem := _form_problem(decision, num_experts, top_k, num_tokens, config):
+        raise RouterError(f"{where} {problem}")
+    if not num_tokens or bool(_values_look_right(decision, num_experts, config)):
+        return
+    if problem := not_finite(decision):
+        raise NotFiniteError(
+            f"{where} {problem}; only finite numbers are allowed: lower training.learning_rate, or look for a division "
+            "by zero in it"
+        )
+    if problem := _id_problem(decision, num_experts, config):
+        raise RouterError(f"{where} {problem}")
 
 
 def _form_problem(
@@ -91,7 +126,7 @@ def _values_look_right(decision: RoutingDecision, num_experts: int, config: Rout
     """False where a value may be wrong, bool scalar, still on the device.
 
     One pass over each tensor and nothing of its size in memory: a sum is finite only if all its terms are. A sum that
-    overflows is a false alarm, which :func:`_value_problem` settles.
+    overflows is a false alarm, which :func:`not_finite` settles.
     """
     lowest, highest = decision.expert_ids_TK.aminmax()
     right = (lowest >= _lowest_id(config)) & (highest < num_experts) & decision.weights_TK.sum().isfinite()
@@ -104,31 +139,31 @@ def _values_look_right(decision: RoutingDecision, num_experts: int, config: Rout
 
 
 @torch.no_grad()
-def _value_problem(decision: RoutingDecision, num_experts: int, config: RouterConfig) -> str | None:
-    """Which value is wrong; None after a false alarm."""
-    ids_TW, lowest = decision.expert_ids_TK, _lowest_id(config)
-    outside = ids_TW[(ids_TW < lowest) | (ids_TW >= num_experts)]
-    if outside.numel():
-        more = f" and {outside.numel() - 1} more like it" if outside.numel() > 1 else ""
-        none = f", and {NO_EXPERT} for none," if config.varying_top_k else ""
-        hint = "" if config.varying_top_k or outside[0] != NO_EXPERT else ", or let varying_top_k of its Config be True"
-        return (
-            f"returned expert {int(outside[0])}{more}; only 0 to {num_experts - 1}{none} are allowed: choose among "
-            f"model.moe.num_experts = {num_experts}{hint}"
-        )
+def not_finite(decision: RoutingDecision) -> str | None:
+    """Which numbers of a decision are not finite; None if all are."""
     for name, values in (("weights_TK", decision.weights_TK), ("probabilities_TE", decision.probabilities_TE)):
         if values is not None and (count := int((~values.isfinite()).sum())):
-            return (
-                f"returned {count} NaN or infinite {name} of {values.numel()}; only finite numbers are allowed: lower "
-                "training.learning_rate, or look for a division by zero in it"
-            )
+            return f"returned {count} NaN or infinite {name} of {values.numel()}"
     logits_TE = decision.logits_TE
     if logits_TE is not None and (count := int((logits_TE.isnan() | logits_TE.isposinf()).sum())):
-        return (
-            f"returned {count} NaN or positive infinite logits_TE of {logits_TE.numel()}; only numbers, and -inf for a "
-            "barred expert, are allowed: lower training.learning_rate, or look for a division by zero in it"
-        )
+        return f"returned {count} NaN or positive infinite logits_TE of {logits_TE.numel()}"
     return None
+
+
+@torch.no_grad()
+def _id_problem(decision: RoutingDecision, num_experts: int, config: RouterConfig) -> str | None:
+    """Which expert there is not; None after a false alarm."""
+    ids_TW, lowest = decision.expert_ids_TK, _lowest_id(config)
+    outside = ids_TW[(ids_TW < lowest) | (ids_TW >= num_experts)]
+    if not outside.numel():
+        return None
+    more = f" and {outside.numel() - 1} more like it" if outside.numel() > 1 else ""
+    none = f", and {NO_EXPERT} for none," if config.varying_top_k else ""
+    hint = "" if config.varying_top_k or outside[0] != NO_EXPERT else ", or let varying_top_k of its Config be True"
+    return (
+        f"returned expert {int(outside[0])}{more}; only 0 to {num_experts - 1}{none} are allowed: choose among "
+        f"model.moe.num_experts = {num_experts}{hint}"
+    )
 
 
 def _lowest_id(config: RouterConfig) -> int:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from moe_testbed.routing.config import RoutingConfig
-from moe_testbed.routing.guard import check_decision
+from moe_testbed.routing.guard import checked
 from moe_testbed.routing.records import NO_EXPERT, RouterSetting, RoutingContext, RoutingDecision
 from moe_testbed.routing.router import ROUTERS, Router
 from moe_testbed.routing.unit import RouterInput
@@ -32,8 +32,7 @@ class LayerRouter(nn.Module):
         # By position: other people's routers may name their arguments as they like.
         decision = self.router(*self.shown(x_TM, context))
         setting, config = self.router.setting, self.router.config
-        check_decision(decision, setting.num_experts, setting.top_k, len(x_TM), config, context.layer, context.step)
-        return decision
+        return checked(decision, setting.num_experts, setting.top_k, len(x_TM), config, context, self.training)
 
 
 def make_layer_router(config: RoutingConfig, setting: RouterSetting) -> LayerRouter:

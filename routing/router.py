@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from enum import Enum
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar
 
+import torch
 from pydantic import BaseModel, Field
 from torch import Tensor, nn
 
@@ -85,7 +86,7 @@ class Scores:
     def by_sigmoid(cls, logits_TE: Tensor) -> Scores:
         """Affinities are ``s = sigmoid(z)``, probabilities ``s / sum(s)``."""
         affinity_TE = logits_TE.sigmoid()
-        return cls(logits_TE, affinity_TE, affinity_TE / affinity_TE.sum(-1, keepdim=True), cls.by_sigmoid)
+        return cls(logits_TE, affinity_TE, shares_of_sigmoids(affinity_TE, logits_TE), cls.by_sigmoid)
 
     def without(self, barred_TE: Tensor) -> Scores:
         """The scores as they would be if each token's barred experts were not there.
@@ -103,7 +104,12 @@ class Scores:
         return replace(self, affinity_TE=self.affinity_TE.masked_fill(absent_TE, float("-inf")))
 
 
-Module = TypeVar("Module", bound="KeepsBufferDtype")
+def shares_of_sigmoids(affinity_TE: Tensor, logits_TE: Tensor) -> Tensor:
+    """``s / sum(s)`` of ``s = sigmoid(z)``, by ``softmax(log s)`` for a token of which all s underflow."""
+    sum_T1, limits = affinity_TE.sum(-1, keepdim=True), torch.finfo(affinity_TE.dtype)
+    by_logarithm_TE = nn.functional.logsigmoid(logits_TE.clamp(min=limits.min)).softmax(-1)
+    whole_T1 = sum_T1 >= limits.tiny
+    return torch.where(whole_T1, affinity_TE / sum_T1.where(whole_T1, 1.0), by_logarithm_TE)
 
 
 class KeepsBufferDtype(nn.Module):
@@ -113,7 +119,7 @@ class KeepsBufferDtype(nn.Module):
     (biases, moving averages) have none, and ``model.bfloat16()`` would round away their steps of 1e-3.
     """
 
-    def _apply(self: Module, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Module:
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         kept = dict(self._buffers)
         super()._apply(fn, recurse)
         for name, buffer in kept.items():

@@ -39,8 +39,8 @@ from moe_testbed.launcher.run.checkpoint_mark import (
 _SEEN_SECONDS = 60.0
 
 
-def save(engine: Any, folder: Path, step: int, keep: int, ranks: Ranks, expert_parallel_size: int) -> None:
-    """Writes the state after ``step`` optimizer steps and removes all but the newest ``keep`` whole checkpoints."""
+def save(engine: Any, folder: Path, step: int, ranks: Ranks, expert_parallel_size: int) -> None:
+    """Writes the state after ``step`` optimizer steps."""
     checkpoint = checkpoint_path(folder, step)
     if ranks.rank == 0:
         shutil.rmtree(checkpoint, ignore_errors=True)
@@ -61,12 +61,21 @@ def save(engine: Any, folder: Path, step: int, keep: int, ranks: Ranks, expert_p
         return
     _wait_for(files, checkpoint)
     write_mark(checkpoint, CheckpointMark(step, asdict(RankLayout(ranks.size, expert_parallel_size)), files))
+
+
+def remove_old(folder: Path, keep: int) -> None:
+    """Removes all but the newest ``keep`` whole checkpoints."""
     checkpoints = checkpoints_in(folder)
     kept = [one for one in checkpoints if _is_whole(one)][-keep:]
     for one in checkpoints:
         if one not in kept:
             # What a shared disk holds on to is no whole checkpoint any more, and goes with the next one.
             shutil.rmtree(one, ignore_errors=True)
+
+
+def remove(folder: Path, step: int) -> None:
+    """Removes the checkpoint after so many optimizer steps, if there is one."""
+    shutil.rmtree(checkpoint_path(folder, step), ignore_errors=True)
 
 
 def _written(checkpoint: Path, ranks: Ranks) -> dict[str, int]:
@@ -147,13 +156,13 @@ def restore(engine: Any, folder: Path, ranks: Ranks, expert_parallel_size: int) 
     present = RankLayout(ranks.size, expert_parallel_size)
     # In bfloat16 DeepSpeed prints the name of a function there.
     with contextlib.redirect_stdout(io.StringIO()):
-        loaded, _ = engine.load_checkpoint(str(folder), tag=checkpoint.name, load_module_only=written != present)
+        loaded, others = engine.load_checkpoint(str(folder), tag=checkpoint.name, load_module_only=written != present)
         assert loaded is not None, f"DeepSpeed found nothing to load in {checkpoint}"
         if written != present:
             if ranks.rank == 0:
                 print(f"{checkpoint}: written by {written}, regrouped for {present}", file=sys.stderr)
             regroup(engine, checkpoint, written, present, ranks)
-            engine.global_steps = step
+            engine.global_steps, engine.skipped_steps = step, others["skipped_steps"]
     return step
 
 

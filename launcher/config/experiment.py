@@ -91,6 +91,9 @@ class TrainingConfig(BaseModel, extra="forbid", frozen=True):
     gradient_clipping: float = Field(
         1.0, ge=0, allow_inf_nan=False, description="largest norm of the gradient; 0 for no limit"
     )
+    max_skipped_steps: int = Field(
+        0, ge=0, description="most steps that are skipped because their gradient is not finite; one more ends the run"
+    )
     precision: Literal["float32", "bfloat16"] = Field(
         "float32",
         description="of weights and activations; in bfloat16 the optimizer keeps float32 copies of the weights, and "
@@ -122,6 +125,11 @@ class TrainingConfig(BaseModel, extra="forbid", frozen=True):
                 "training.zero_stage is 0 with training.precision bfloat16: DeepSpeed clips by the norm of the shared "
                 "weights alone then, and decays all weights once before the first step; set training.zero_stage to 1 "
                 "or 2, or training.precision to float32"
+            )
+        if self.zero_stage == 0 and self.max_skipped_steps:
+            raise ValueError(
+                f"training.max_skipped_steps is {self.max_skipped_steps} with training.zero_stage 0, where DeepSpeed "
+                "skips no step; set training.zero_stage to 1 or 2, or training.max_skipped_steps to 0"
             )
         return self
 

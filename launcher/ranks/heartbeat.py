@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 import torch.distributed as dist
 
-from moe_testbed.launcher.errors import MENDABLE, AskedToStop
+from moe_testbed.launcher.errors import MENDABLE, AskedToStop, DivergedError
 
 _TRANSPORT = re.compile(r"gloo|nccl|connection (closed|reset|refused)|socket", re.IGNORECASE)
 
@@ -53,12 +53,12 @@ class Alarm:
 
     Attributes:
         kind: transport if it has lost another rank; suspected if it may have; mendable if the user can mend what is
-            wrong; stopped if it was asked to stop; failed for any other error.
+            wrong; diverged if a loss is not finite; stopped if it was asked to stop; failed for any other error.
         rank: the rank that raises the alarm.
         reason: one line.
     """
 
-    kind: Literal["transport", "suspected", "mendable", "stopped", "failed"]
+    kind: Literal["transport", "suspected", "mendable", "diverged", "stopped", "failed"]
     rank: int
     reason: str
 
@@ -67,6 +67,8 @@ class Alarm:
         """Returns the alarm of a rank that has met an error."""
         if isinstance(error, AskedToStop):
             return cls("stopped", rank, str(error))
+        if isinstance(error, DivergedError):
+            return cls("diverged", rank, str(error))
         if isinstance(error, MENDABLE):
             return cls("mendable", rank, reason_of(error))
         if is_of_transport(error):
@@ -76,7 +78,7 @@ class Alarm:
     @property
     def state(self) -> str:
         """The state of the run that ends by this alarm."""
-        return "stopped" if self.kind == "stopped" else "failed"
+        return self.kind if self.kind in ("stopped", "diverged") else "failed"
 
 
 class CheckIn:

@@ -5,9 +5,10 @@ The protocol, in order. All that ranks say goes through the store by which they 
 1. **Everyone beats.** A thread on every rank, the watchdog's, gives a sign of life each half second, whatever the main
    thread waits for.
 2. **Someone sounds the alarm.** A rank whose main thread meets an error says what kind of error it is (`explain`, see
-   `heartbeat.Alarm`): transport, mendable, stopped or failed. A rank that sees no sign of life of the next rank for two
-   thirds of ``parallel.timeout_seconds`` sounds "suspected", which finds a lost rank where no collective fails; so does
-   one that gets SIGTERM outside the steps (`all_alive`). The first alarm counts, and every watchdog hears it.
+   `heartbeat.Alarm`): transport, mendable, diverged, stopped or failed. A rank that sees no sign of life of the next
+   rank for two thirds of ``parallel.timeout_seconds`` sounds "suspected", which finds a lost rank where no collective
+   fails; so does one that gets SIGTERM outside the steps (`all_alive`). The first alarm counts, and every watchdog
+   hears it.
 3. **All check in**, if the alarm is "transport" or "suspected", so that a rank may be lost. Each watchdog says that its
    rank is alive; where the main thread has met an error of the transport too, it also says that it has waited for the
    others. All have the same few seconds for this.
@@ -59,7 +60,7 @@ _PATIENCE = 2.5  # for the main thread to end by itself
 # aborts the others.
 _SILENCE = 2 / 3
 
-_EXIT_STATUS = {"mendable": WRONG_INPUT, "stopped": ASKED_TO_STOP}
+_EXIT_STATUS = {"mendable": WRONG_INPUT, "diverged": WRONG_INPUT, "stopped": ASKED_TO_STOP}
 
 
 def bound_groups(seconds: float) -> None:
@@ -148,7 +149,8 @@ class Watchdog:
         self._mine = Alarm.of(self._ranks.rank, error)
         if self._ranks.group is None or self._closed.is_set():
             if self._notes:
-                self._note_end(self._mine.state, str(error) if self._mine.kind == "stopped" else reason_of(error))
+                reason = self._mine.reason if self._mine.kind in ("stopped", "diverged") else reason_of(error)
+                self._note_end(self._mine.state, reason)
             return error
         self._changed.set()
         self._decided.wait()
@@ -272,6 +274,8 @@ class Watchdog:
 
     def _cause(self) -> BaseException:
         assert self._ending is not None
+        if self._ending.kind == "diverged":
+            return OtherRankError(self._ending.reason)
         if self._ending.kind == "mendable":
             return OtherRankError(f"another rank ended with {self._ending.reason}")
         return (AskedToStop if self._ending.kind == "stopped" else LostRankError)(self._ending.reason)

@@ -191,8 +191,10 @@ class RunFolder:
             self.write_status(replace(status, state=state, reason=reason))
 
     def note_failure(self, steps: int, reason: str) -> None:
-        """Notes why a training of so many steps has failed that has left no reason itself, since it was killed."""
-        self.write_status(Status("failed", self.read_progress(steps).step, steps, reason))
+        """Notes why a training of so many steps has failed. One that has diverged may have left this reason itself."""
+        status = self.read_status()
+        state = "diverged" if (status.state, status.reason) == ("diverged", reason) else "failed"
+        self.write_status(Status(state, self.read_progress(steps).step, steps, reason))
 
     @property
     def is_finished(self) -> bool:

@@ -7,6 +7,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+FAILED_STATES = ("failed", "diverged")
+"""The states of a run that has come to a bad end."""
+
 MISSING = "missing"
 """The state of a run whose folder has no status that can be read."""
 
@@ -16,7 +19,8 @@ class Status:
     """How a run stands.
 
     Attributes:
-        state: running, finished, stopped (it was asked to, and has written a checkpoint) or failed; else `MISSING`.
+        state: running, finished, stopped (it was asked to, and has written a checkpoint), diverged (a loss, a gradient
+            or a weight is not finite) or failed; else `MISSING`.
         step: optimizer steps completed.
         steps: optimizer steps of the whole training.
         reason: why it has stopped or failed.

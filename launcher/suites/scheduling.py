@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from moe_testbed.launcher.config.suite import SuiteRun
 from moe_testbed.launcher.errors import ASKED_TO_STOP, WRONG_INPUT
 from moe_testbed.launcher.run.folder import RunFolder
-from moe_testbed.launcher.run.records import Progress
+from moe_testbed.launcher.run.records import FAILED_STATES, Progress
 from moe_testbed.launcher.suites import processes
 from moe_testbed.launcher.suites.progress import ProgressView, duration
 
@@ -112,7 +112,7 @@ def _failure(attempt: _Attempt) -> str | None:
     if code < 0:
         hint = ", perhaps by the system for lack of memory" if code == -signal.SIGKILL else ""
         return f"killed by {signal.Signals(-code).name}{hint}"
-    if status.state == "failed" and status.reason and folder.status_time_ns >= attempt.started * 1e9:
+    if status.state in FAILED_STATES and status.reason and folder.status_time_ns >= attempt.started * 1e9:
         return status.reason
     with folder.log_file.open("rb") as log:
         log.seek(attempt.log_size)

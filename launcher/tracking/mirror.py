@@ -27,7 +27,7 @@ from moe_testbed.launcher.tracking.uri import store_uri
 FINISH_SECONDS = 60.0
 """How long the end of a training waits for the store at most; the end of a suite so long for each of its runs."""
 
-_ENDED_AS = {"finished": "finished", "failed": "failed", "stopped": "killed"}
+_ENDED_AS = {"finished": "finished", "failed": "failed", "diverged": "failed", "stopped": "killed"}
 
 
 class Mirror:

@@ -125,6 +125,14 @@ def build_engine(model: nn.Module, config: ExperimentConfig, ranks: Ranks) -> An
     return engine
 
 
+def set_learning_rate(engine: Any, training: TrainingConfig, step: int) -> float:
+    """Sets the rate of the update that follows ``step`` completed ones, and returns it."""
+    rate = learning_rate(training, step)
+    for group in engine.optimizer.param_groups:
+        group["lr"] = rate
+    return rate
+
+
 def learning_rate(training: TrainingConfig, step: int) -> float:
     """Returns the rate of the update that follows ``step`` completed ones: linear warm-up, then cosine to
     ``final_learning_rate_ratio``.

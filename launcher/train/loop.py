@@ -17,6 +17,7 @@ from moe_testbed.launcher.run.folder import RunFolder
 from moe_testbed.launcher.run.records import MetricsLine
 from moe_testbed.launcher.run.system_metrics import SystemMetrics
 from moe_testbed.launcher.train.ablated_model import ablate_model
+from moe_testbed.launcher.train.divergence.watch import DivergenceWatch
 from moe_testbed.launcher.train.engine import build_engine, build_model
 from moe_testbed.launcher.train.evaluation import Evaluator, evaluation_values
 from moe_testbed.launcher.train.evaluation_set import EvaluationSet
@@ -36,6 +37,7 @@ def run_loop(config: ExperimentConfig, store: Store, folder: RunFolder, session:
 
     Raises:
         AskedToStop: by a signal, after a checkpoint.
+        DivergedError: a loss, a gradient or a weight is not finite.
     """
     # Build everything, and go back to where the last process stopped.
     ranks, steps = session.ranks, config.training.steps
@@ -51,6 +53,7 @@ def run_loop(config: ExperimentConfig, store: Store, folder: RunFolder, session:
     engine = build_engine(model, config, ranks)
     first_step = checkpoints.restore(engine, folder.checkpoints, ranks, expert_parallel)
     started, system, evaluated = time.perf_counter() - folder.rewind(first_step), SystemMetrics(), None
+    watch = DivergenceWatch(config, model, inputs, held_out, folder, session, first_step)
     session.say(announcement(config, size, first_step))
 
     with session.steps():
@@ -58,23 +61,35 @@ def run_loop(config: ExperimentConfig, store: Store, folder: RunFolder, session:
             values = train_step(engine, model, inputs, step, training, probe)
             done, seconds = step + 1, time.perf_counter() - started
             line = session.after_step(done, values.means) | values.others
+            if training.max_skipped_steps:
+                line["skipped_steps"] = engine.skipped_steps
             folder.append_metrics(MetricsLine("train", done, seconds, line))
             if ranks.rank == 0 and (usage := system.due()):
                 folder.append_metrics(MetricsLine("system", done, seconds, usage))
             session.note_progress()
+            watch.after_step(done, line, engine.skipped_steps)
             bar.set_postfix_str(f"loss {line['loss']:.3f}, {line['tokens_per_second']:,.0f} tokens/s", refresh=False)
 
-            if probe.is_due(done):
-                folder.write_probe(probe.run(engine, done))
-            if _is_time(done, steps, config.evaluation.every):
-                evaluated = evaluator.run(engine, done)
-                folder.write_evaluation(evaluated)
-                seconds = time.perf_counter() - started
-                folder.append_metrics(MetricsLine("evaluation", done, seconds, evaluation_values(evaluated)))
-            if session.asked_to_stop or _is_time(done, steps, saving.every):
+            evaluates = _is_time(done, steps, config.evaluation.every)
+            saves = session.asked_to_stop or _is_time(done, steps, saving.every)
+            if probe.is_due(done) or evaluates or saves:
+                watch.before_use(done)
+            with watch.evaluation(done):
+                if probe.is_due(done):
+                    folder.write_probe(probe.run(engine, done))
+                if evaluates:
+                    evaluated = evaluator.run(engine, done)
+                    folder.write_evaluation(evaluated)
+                    seconds, line = time.perf_counter() - started, evaluation_values(evaluated)
+                    folder.append_metrics(MetricsLine("evaluation", done, seconds, line))
+                    watch.after_evaluation(done, line["cross_entropy"])
+            if saves:
                 with session.slow():
-                    checkpoints.save(engine, folder.checkpoints, done, saving.keep, ranks, expert_parallel)
+                    checkpoints.save(engine, folder.checkpoints, done, ranks, expert_parallel)
+                watch.after_checkpoint(done)
             session.stop_if_asked()
+        # The evaluation has shown that the last one is healthy.
+        watch.remove_old_checkpoints()
 
     seconds = time.perf_counter() - started
     if config.model.num_moe_layers and config.ablation.sequences_per_domain:

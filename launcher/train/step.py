@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from moe_testbed.launcher.config.experiment import TrainingConfig
-from moe_testbed.launcher.train.engine import learning_rate
+from moe_testbed.launcher.train.divergence.gradient import update
+from moe_testbed.launcher.train.engine import set_learning_rate
 from moe_testbed.launcher.train.inputs import MicroBatches
 from moe_testbed.launcher.train.probe import Probe
 from moe_testbed.model.language_model import LanguageModel
@@ -24,7 +25,7 @@ class StepValues:
     Attributes:
         means: means over this rank's micro-batches, tensors without dimensions: loss, cross-entropy and the value of
             each balancer's loss. They differ among the ranks.
-        others: learning rate, tokens per second, and the norm of the gradient if DeepSpeed has it.
+        others: learning rate, tokens per second, and the norm of the gradient before clipping.
     """
 
     means: dict[str, Tensor]
@@ -37,8 +38,7 @@ def train_step(
     """Makes one optimizer step: forward and backward for each micro-batch, then the update.
 
     Args:
-        engine: DeepSpeed's, which holds the model. It divides each loss by the number of micro-batches, sums up the
-            gradients, and updates the weights after the last micro-batch.
+        engine: DeepSpeed's, which holds the model, divides each loss by the number of micro-batches, and sums them up.
         model: the model itself.
         inputs: this rank's micro-batches.
         step: optimizer steps completed before.
@@ -46,9 +46,7 @@ def train_step(
         probe: counts the micro-batches' routing if it is due after this step.
     """
     started = time.perf_counter()
-    rate = learning_rate(training, step)
-    for group in engine.optimizer.param_groups:
-        group["lr"] = rate
+    rate = set_learning_rate(engine, training, step)
     if model.reads_counts_ahead and inputs.accumulation > 1:
         model.begin_step(context for context, _ in inputs.of_step(step))
 
@@ -56,7 +54,7 @@ def train_step(
     for context, targets_BL in inputs.of_step(step):
         output = engine(context, targets_BL)
         engine.backward(output.loss)
-        engine.step()
+        norm = update(engine, model)
         values = {"loss": output.loss, "cross_entropy": output.cross_entropy_BL.mean()}
         values |= {f"balance/{label}": value for label, value in output.balance.items()}
         for name, value in values.items():
@@ -65,8 +63,5 @@ def train_step(
             probe.add(output.layers, context)
     model.finish_step()
 
-    others = {"learning_rate": rate, "tokens_per_second": inputs.tokens_per_step / (time.perf_counter() - started)}
-    # DeepSpeed does not have it with ZeRO 0.
-    if (norm := engine.get_global_grad_norm()) is not None:
-        others["gradient_norm"] = float(norm)
-    return StepValues(dict(means), others)
+    speed = inputs.tokens_per_step / (time.perf_counter() - started)
+    return StepValues(dict(means), {"learning_rate": rate, "tokens_per_second": speed, "gradient_norm": norm})

@@ -28,7 +28,7 @@ def train(config: ExperimentConfig, run_dir: Path, trust: bool = False) -> None:
         trust: the run may be another user's, whose checkpoints can hold code.
 
     Raises:
-        ConfigError, DataError, CheckpointError, RouterError: what a user can mend; the message says how.
+        ConfigError, DataError, CheckpointError, DivergedError, RouterError: what a user can mend; the message says how.
         OtherRankError: another rank ended for one of them.
         LostRankError: another rank has died, hangs or cannot be reached.
         AskedToStop: by SIGUSR1 or SIGTERM; the same call continues.

@@ -14,6 +14,7 @@ from torch import Tensor
 from moe_testbed.routing.learned import LinearRouter, LinearRouterConfig, gathered, normalises, select_top_k
 from moe_testbed.routing.records import RouterSetting, RoutingContext
 from moe_testbed.routing.router import ROUTERS, Scores
+from moe_testbed.routing.routers.parts.sigmoids import gathered_sigmoids
 
 
 class GroupLimitedConfig(LinearRouterConfig):
@@ -95,4 +96,6 @@ class GroupLimited(LinearRouter):
         return biased_TJX.topk(summed, dim=-1).values.sum(-1)
 
     def weigh(self, scores: Scores, expert_ids_TK: Tensor) -> Tensor:
-        return self.config.route_scale * gathered(scores.affinity_TE, expert_ids_TK, self.normalise)
+        if self.config.affinity == "softmax":
+            return self.config.route_scale * gathered(scores.affinity_TE, expert_ids_TK, self.normalise)
+        return self.config.route_scale * gathered_sigmoids(scores, expert_ids_TK, self.normalise)

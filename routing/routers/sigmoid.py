@@ -5,9 +5,10 @@ from __future__ import annotations
 from pydantic import Field
 from torch import Tensor
 
-from moe_testbed.routing.learned import LinearRouter, LinearRouterConfig, gathered, normalises
+from moe_testbed.routing.learned import LinearRouter, LinearRouterConfig, normalises
 from moe_testbed.routing.records import RouterSetting, RoutingContext
 from moe_testbed.routing.router import ROUTERS, Scores
+from moe_testbed.routing.routers.parts.sigmoids import gathered_sigmoids
 
 
 class SigmoidConfig(LinearRouterConfig):
@@ -40,4 +41,4 @@ class Sigmoid(LinearRouter):
         return Scores.by_sigmoid(self.scorer(x_TM))
 
     def weigh(self, scores: Scores, expert_ids_TK: Tensor) -> Tensor:
-        return self.config.route_scale * gathered(scores.affinity_TE, expert_ids_TK, self.normalise)
+        return self.config.route_scale * gathered_sigmoids(scores, expert_ids_TK, self.normalise)

@@ -100,7 +100,12 @@ BAD_INPUT = [
         ["training.stepz=3"],
         "command line: unknown key 'training.stepz'. Did you mean 'steps'? Allowed in training: "
         "activation_checkpointing, betas, final_learning_rate_ratio, global_batch_size, gradient_clipping, "
-        "learning_rate, micro_batch_size, precision, steps, warmup_steps, weight_decay, zero_stage",
+        "learning_rate, max_skipped_steps, micro_batch_size, precision, steps, warmup_steps, weight_decay, zero_stage",
+    ),
+    (
+        ["training.max_skipped_steps=3", "training.zero_stage=0"],
+        "training.max_skipped_steps is 3 with training.zero_stage 0, where DeepSpeed skips no step; set "
+        "training.zero_stage to 1 or 2, or training.max_skipped_steps to 0",
     ),
     (
         ["modle.num_layers=3"],

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from moe_testbed.model.language_model import LanguageModel
-from moe_testbed.routing.guard import RouterError
+from moe_testbed.routing.errors import NotFiniteError, RouterError
 from moe_testbed.routing.records import RoutingContext, RoutingDecision
 
 MakeModel = Callable[..., LanguageModel]
@@ -148,7 +148,6 @@ class _Broken:
     [
         ({"expert_ids_TK": lambda ids: ids + 5}, "expert"),
         ({"expert_ids_TK": lambda ids: ids[:, :1]}, "shape|number|wide|expert"),
-        ({"weights_TK": lambda weights: weights * float("nan")}, "finite|nan|NaN"),
         ({"expert_ids_TK": lambda ids: ids.int()}, "int64"),
     ],
 )
@@ -162,3 +161,16 @@ def test_a_bad_decision_is_stopped_with_router_layer_and_step(
     with pytest.raises(RouterError, match=message) as error:
         model(replace(context, step=41), targets_BL)
     assert "top_k" in str(error.value) and "layer 1" in str(error.value) and "41" in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["weights_TK", "probabilities_TE", "logits_TE"])
+def test_numbers_that_are_not_finite_reach_the_loss_in_training_and_stop_an_evaluation(
+    name: str, make_model: MakeModel, make_batch: MakeBatch
+) -> None:
+    """In training all ranks see the loss; one that stopped alone would leave the others waiting."""
+    model = make_model({"router": {"name": "top_k"}, "balance": {}})
+    router = model.routers()[0]
+    router.forward = _Broken(router, **{name: lambda values: values.clone().fill_(float("nan"))})  # type: ignore[method-assign]
+    assert model(*make_batch()).loss.isnan()
+    with pytest.raises(NotFiniteError, match=f"layer 0 at step 0 returned .* {name}"):
+        model.eval()(*make_batch())

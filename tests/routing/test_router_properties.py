@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from moe_testbed.routing.guard import checked
 from moe_testbed.routing.records import NO_EXPERT, RoutingContext, RoutingDecision
 from moe_testbed.routing.router import Capability
 from tests.routing.cases import (
@@ -347,3 +348,20 @@ def test_reference_uses_all_experts_of_a_group_only_if_each_group_has_top_k():
     message = r"inside: all .* groups have 6 to 6 experts and a token uses 2; change .* so that there are 8, or"
     with pytest.raises(ValueError, match=message):
         make_router(("reference", {"inside": "all"}), top_k=2, num_experts=24)
+
+
+@every_router
+def test_hidden_states_that_are_not_finite_give_a_decision_that_can_be_carried_out(case: Case):
+    """In training the ranks go on to the loss, by which all see it."""
+    router, context = make_router(case), make_context()
+    num_experts, tokens = router.setting.num_experts, context.token_ids_BL.numel()
+    x_TM = hidden_states(context)
+    for sick in (
+        x_TM * float("nan"),
+        x_TM * float("inf"),
+        torch.where(torch.arange(tokens)[:, None] < 1, float("nan"), x_TM),
+    ):
+        found = router.train()(sick, context)
+        decision = checked(found, num_experts, router.setting.top_k, tokens, router.config, context, training=True)
+        assert ((decision.expert_ids_TK >= -1) & (decision.expert_ids_TK < num_experts)).all()
+        assert decision.weights_TK.isnan().any() or decision.probabilities_TE is None

@@ -19,7 +19,7 @@ from moe_testbed.launcher.config.experiment import ExperimentConfig
 from moe_testbed.launcher.errors import ASKED_TO_STOP, FAILED, WRONG_INPUT, ConfigError
 from moe_testbed.launcher.ranks.lifeline import LIFELINE_VARIABLE
 from moe_testbed.launcher.run.folder import RunFolder
-from moe_testbed.launcher.run.records import Status
+from moe_testbed.launcher.run.records import FAILED_STATES, Status
 
 # How long the last word of another host's rank may take to be seen here.
 _LAST_WORD_SECONDS = 20.0
@@ -116,7 +116,7 @@ def _outcome(folder: RunFolder, config: ExperimentConfig, status: Status, end: E
     # deepspeed tells ranks to stop when it has lost another one; its exit status is then that one's.
     if state == "stopped" and (end.asked or end.code == ASKED_TO_STOP):
         return ASKED_TO_STOP
-    if state == "failed":
+    if state in FAILED_STATES:
         print(f"moe-testbed: the training failed: {status.reason}", file=sys.stderr)
         return WRONG_INPUT if end.code == WRONG_INPUT else FAILED
     if end.asked:
@@ -150,7 +150,7 @@ def _last_word(folder: RunFolder, before: tuple[int, Status], wait: bool) -> Sta
     while True:
         now = folder.status_time_ns, folder.read_status()
         said = now[1].state
-        if said == "finished" or (now != before and said in ("failed", "stopped")):
+        if said == "finished" or (now != before and said in (*FAILED_STATES, "stopped")):
             return now[1]
         if time.monotonic() >= deadline:
             return Status()

@@ -12,7 +12,7 @@ from pathlib import Path
 from moe_testbed.launcher.errors import ASKED_TO_STOP, FAILED, WRONG_INPUT, guarded
 from moe_testbed.launcher.run.checkpoint_mark import newest_marked_step
 from moe_testbed.launcher.run.folder import RunFolder
-from moe_testbed.launcher.run.records import Status
+from moe_testbed.launcher.run.records import FAILED_STATES, Status
 
 _TASK_ENDED = re.compile(
     r"^srun: error: (?P<host>\S+): tasks? (?P<rank>\d+)\S*: (?:Exited with exit code (?P<status>\d+)|(?P<words>.+))$",
@@ -48,7 +48,7 @@ def decide(run_dir: Path, status: int, told: bool, start: str, log: str) -> int:
     # Where a rank was killed, srun has asked the others.
     elif told or (now.state == "stopped" and not ends):
         return _after_stop(folder, now)
-    reason = str(now.reason) if now.state == "failed" else _reason(folder, status, ends, start, said)
+    reason = str(now.reason) if now.state in FAILED_STATES else _reason(folder, status, ends, start, said)
     return _after_failure(folder, status or FAILED, reason)
 
 

@@ -11,11 +11,17 @@ from moe_testbed.launcher.config.suite import Suite, SuiteRun, suite_runs
 from moe_testbed.launcher.errors import FAILED
 from moe_testbed.launcher.run.columns import aligned
 from moe_testbed.launcher.run.folder import RunFolder
-from moe_testbed.launcher.run.records import MISSING
+from moe_testbed.launcher.run.records import FAILED_STATES, MISSING
 from moe_testbed.launcher.run.suite_folder import SuiteFolder
 
 _HEADER = ("run", "state", "step", "job", "nodes", "reason")
-_FOLDER_STATES = {"finished": "done", "failed": "failed", "stopped": "stopped", "running": "cut off"}
+_FOLDER_STATES = {
+    "finished": "done",
+    "failed": "failed",
+    "diverged": "diverged",
+    "stopped": "stopped",
+    "running": "cut off",
+}
 _JOB_STATES = {"PENDING": "queued", "RUNNING": "running", "COMPLETING": "ending"}
 _NO_REASON = "None"  # SLURM's word
 
@@ -44,7 +50,7 @@ def print_status(suite: Suite, runs_dir: Path) -> int:
     rows = [_row(run, folder, jobs.get(run.name)) for run in suite_runs(suite, runs_dir.resolve())]
     texts = [_HEADER, *(astuple(row) for row in rows)]
     print("\n".join(aligned(texts, left=range(len(_HEADER)))))
-    return FAILED if any(row.state == "failed" for row in rows) else 0
+    return FAILED if any(row.state in FAILED_STATES for row in rows) else 0
 
 
 def _row(run: SuiteRun, suite: SuiteFolder, job: Job | None) -> _Row:
