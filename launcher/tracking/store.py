@@ -28,7 +28,7 @@ from moe_testbed.launcher.tracking.answers import is_about_content, is_servers_f
 from moe_testbed.launcher.tracking.content import Content, DatasetCard
 from moe_testbed.launcher.tracking.names import key_of, plain_key
 from moe_testbed.launcher.tracking.parts import Item, send_in_parts, send_texts
-from moe_testbed.launcher.tracking.refusal import deleted_experiment, deleted_run, in_short
+from moe_testbed.launcher.tracking.refusal import Refused, deleted_experiment, deleted_run, in_short
 from moe_testbed.launcher.tracking.state import Ledger, Point, read_ledger, write_ledger
 from moe_testbed.launcher.tracking.uri import keeps_files, path_of
 
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 MAX_BATCH_PARAMETERS = 100
 KEY = "moe_testbed.key"
+DELETED = "deleted"
 QUIET = {
     "MLFLOW_LOGGING_LEVEL": "ERROR",
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -86,9 +87,9 @@ class Session:
         self._client, self._folder, self._uri = client, folder, uri
         self.ledger = read_ledger(folder, uri)
         run = self._known() or self._found(new)
-        if run is not None and new.replace and _is_deleted(run):
+        if run is not None and new.replace and self._deletion(run):
             found = self._found(new)
-            run = self._create(new, run.info.run_id) if found is None or _is_deleted(found) else found
+            run = self._create(new, run.info.run_id) if found is None or self._deletion(found) else found
         elif run is None:
             run = self._create(new)
         self.run_id = str(run.info.run_id)
@@ -186,7 +187,8 @@ class Session:
     def _create(self, new: NewRun, replaced: str | None = None) -> Run:
         """Returns a new run. Its key is written before the run is made, so that no run is ever made twice."""
         experiment = self._experiment(new) or _new_experiment(self._client, new.experiment, self._uri)
-        self._check_experiment(experiment)
+        if experiment.lifecycle_stage == DELETED:
+            raise deleted_experiment(self._uri, experiment.name, experiment.experiment_id)
         write_ledger(self._folder, self.ledger)
         tags = {KEY: self.ledger.key, "mlflow.source.type": "LOCAL", "mlflow.source.name": "moe-testbed"}
         if replaced is not None:
@@ -203,13 +205,16 @@ class Session:
 
     def _check(self, run: Run) -> None:
         """Raises `Refused` if the run or its experiment was deleted."""
-        self._check_experiment(self._client.get_experiment(run.info.experiment_id))
-        if _is_deleted(run):
-            raise deleted_run(self._folder, self._uri, run.info.run_id)
+        if deletion := self._deletion(run):
+            raise deletion
 
-    def _check_experiment(self, experiment: Experiment) -> None:
-        if experiment.lifecycle_stage == "deleted":
-            raise deleted_experiment(self._uri, experiment.name, experiment.experiment_id)
+    def _deletion(self, run: Run) -> Refused | None:
+        """Returns what is told of a run that was deleted, or whose experiment was. A run alone can be restored in a
+        deleted experiment, and then nobody sees it."""
+        experiment = self._client.get_experiment(run.info.experiment_id)
+        if experiment.lifecycle_stage == DELETED:
+            return deleted_experiment(self._uri, experiment.name, experiment.experiment_id)
+        return deleted_run(self._folder, self._uri, run.info.run_id) if _is_deleted(run) else None
 
     def _refuses(self, error: Exception, again_later: bool = False) -> bool:
         """Tells whether an error is about what was sent. Raises `Refused` if it is about the run. again_later: what is
@@ -303,7 +308,7 @@ class Session:
 
 
 def _is_deleted(run: Run) -> bool:
-    return bool(run.info.lifecycle_stage == "deleted")
+    return bool(run.info.lifecycle_stage == DELETED)
 
 
 def _metric(key: str) -> str:

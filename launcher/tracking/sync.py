@@ -14,7 +14,7 @@ from moe_testbed.launcher.run.suite_folder import SuiteFolder
 from moe_testbed.launcher.tracking.background import Background
 from moe_testbed.launcher.tracking.mirror import Mirror, SuiteMirror, begun_runs, ended_as
 from moe_testbed.launcher.tracking.refusal import without_password
-from moe_testbed.launcher.tracking.state import Ledger, named, read_ledger
+from moe_testbed.launcher.tracking.state import MAX_KEYS_OF_A_KIND, Ledger, named, read_ledger
 from moe_testbed.launcher.tracking.store import ask
 from moe_testbed.launcher.tracking.uri import store_uri
 
@@ -86,7 +86,8 @@ def _send(folder: Path, uri: str, new_runs: bool, experiment: str | None) -> boo
         return False
     after = read_ledger(folder, uri)
     missing = f"; without {named(after.refused)}" if after.refused else ""
-    print(f"{folder}: {_news(before, after)}; MLflow run {after.run_id}, {status or 'running'}{missing}")
+    more = f"; only the first {MAX_KEYS_OF_A_KIND} metrics of a kind" if after.left_out else ""
+    print(f"{folder}: {_news(before, after)}; MLflow run {after.run_id}, {status or 'running'}{missing}{more}")
     return not after.refused
 
 

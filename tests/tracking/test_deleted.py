@@ -192,6 +192,22 @@ def test_another_experiment_takes_what_a_deleted_one_does_not(
     assert capsys.readouterr().out.endswith(" has 3 of 3\n")
 
 
+def test_a_run_restored_alone_in_a_deleted_experiment_is_not_there(
+    run_dir: Path, client: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert sync([run_dir]) == 0
+    run_id = run_id_of(run_dir, store_uri())
+    client.delete_experiment(client.get_run(run_id).info.experiment_id)
+    client.restore_run(run_id)
+    capsys.readouterr()
+    assert sync([run_dir]) == 1
+    assert "MLflow experiment" in capsys.readouterr().err
+    go_on(run_dir)
+    assert sync([run_dir], True, "seen again") == 0
+    (run,) = runs_of(client, "seen again")
+    everything_is_there(client, run.info.run_id, run_dir)
+
+
 def test_runs_stay_where_they_are_when_their_experiment_is_renamed(tmp_path: Path, client: Any) -> None:
     suite = small_suite(tmp_path / "demo", "old name")
     late = suite / "b-seed1"

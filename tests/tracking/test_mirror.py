@@ -17,6 +17,7 @@ from moe_testbed.launcher.run.folder import RunFolder
 from moe_testbed.launcher.tracking.mirror import Mirror, SuiteMirror
 from moe_testbed.launcher.tracking.names import key_of
 from moe_testbed.launcher.tracking.state import MAX_KEYS_OF_A_KIND, new_points, read_ledger, write_ledger
+from moe_testbed.launcher.tracking.sync import sync
 from moe_testbed.launcher.tracking.uri import keeps_files, path_of, store_uri
 from tests.tracking.folders import append, append_line, make_run
 
@@ -297,6 +298,9 @@ def test_keys_of_one_kind_leave_room_for_the_others_and_those_left_out_are_told_
     assert len(told) == 1 and told[0].endswith(names)
     run = client.get_run(ledger_of(run_dir, store).run_id)
     assert run.data.tags["metrics_left_out"] == names
+    capsys.readouterr()
+    assert sync([run_dir]) == 0
+    assert "; only the first 100 metrics of a kind\n" in capsys.readouterr().out
     assert run.data.metrics["system/cpu"] == 1.0
     assert len(run.data.metrics) == 101
 
