@@ -1,6 +1,5 @@
 """From a mix file to a token store: fetch, read, de-duplicate, split, fit a tokenizer, tokenise, write."""
 
-import errno
 import time
 from itertools import accumulate
 from pathlib import Path
@@ -8,7 +7,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from moe_testbed.data.config import MixConfig
-from moe_testbed.data.errors import DataError
+from moe_testbed.data.errors import DISK_FULL, DataError
 from moe_testbed.data.loading import fingerprint, tokenise
 from moe_testbed.data.manifest import build_manifest, mix_settings
 from moe_testbed.data.splits import SPLITS, TRAIN
@@ -20,12 +19,15 @@ from moe_testbed.data.tokens.tokenizer import train_tokenizer
 def store_path(mix: MixConfig, cache_dir: Path) -> Path:
     """Returns the folder of the mix's store. Its name has the hash of all that decides the content.
 
-    Weights are left out: they steer the sampler, not the store.
+    Weights are left out: they steer the sampler, not the store. So is that a domain is not optional, of which older
+    stores do not speak.
     """
-    domains = [
-        [name, domain.model_dump(mode="json", exclude={"weight", "sources"}), [s.identity() for s in domain.sources]]
-        for name, domain in mix.domains.items()
-    ]
+    domains = []
+    for name, domain in mix.domains.items():
+        settings = domain.model_dump(mode="json", exclude={"weight", "sources"})
+        if not domain.optional or mix.strict:
+            del settings["optional"]
+        domains.append([name, settings, [source.identity() for source in domain.sources]])
     return cache_dir / "stores" / f"{mix.name}-{fingerprint(mix_settings(mix), domains)}"
 
 
@@ -33,8 +35,8 @@ def build_store(mix: MixConfig, cache_dir: Path, log: Log) -> Store:
     """Returns the mix's token store, building it first if it is not there yet.
 
     Safe to call from several processes at once: one builds, the others wait. Whatever a killed build had finished
-    (downloads, reading, tokens) is found again in cache_dir. A domain that cannot be read is dropped with a message and
-    noted in the manifest, unless the mix is strict. Raises DataError, also for a mix that is for evaluation only.
+    (downloads, reading, tokens) is found again in cache_dir. An optional domain that cannot be had is left out with a
+    message and noted in the manifest. Raises DataError, also for a mix that is for evaluation only.
     """
     refuse_training(mix)
     path = store_path(mix, cache_dir)
@@ -44,7 +46,7 @@ def build_store(mix: MixConfig, cache_dir: Path, log: Log) -> Store:
             try:
                 _build(mix, cache_dir, path, log)
             except OSError as error:
-                if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                if error.errno not in DISK_FULL:
                     raise
                 raise DataError(
                     f"the disk of {cache_dir} is full: free some space or choose another cache_dir"
@@ -75,6 +77,7 @@ def _build(mix: MixConfig, cache_dir: Path, path: Path, log: Log) -> None:
 def _encode(domains: list[DomainText], tokenizer: bytes, cache_dir: Path) -> list[DomainTokens]:
     """Tokenises all documents in one go and deals the tokens back out to domains and splits."""
     model = cache_dir / "datasets" / f"tokenizer-{fingerprint(tokenizer.hex())}.model"
+    model.parent.mkdir(parents=True, exist_ok=True)
     model.write_bytes(tokenizer)
     groups = [domain.documents[split] for domain in domains for split in SPLITS]
     tokens = tokenise([document.text for group in groups for document in group], model, cache_dir)

@@ -19,6 +19,9 @@ class DomainConfig(BaseModel, extra="forbid", frozen=True):
     )
     licence: str = Field(default="unknown", description="licence of the text, for the manifest")
     labelled: bool = Field(default=True, description="false: its tokens carry no domain label (-1)")
+    optional: bool = Field(
+        default=False, description="true: the mix goes on without it if it cannot be had; else the build stops"
+    )
     sources: tuple[SerializeAsAny[Annotated[Source, BeforeValidator(source_kinds.parse)]], ...]
 
     @field_validator("sources")
@@ -45,6 +48,20 @@ class MixConfig(BaseModel, extra="forbid", frozen=True):
         default=0.4, gt=0, lt=1, description="share of the pieces open to single characters; rarer ones become bytes"
     )
     max_bytes_per_domain: int = Field(default=10_000_000, ge=1_000, description="text kept after de-duplication")
+    max_document_share: float = Field(
+        default=0.1,
+        gt=0,
+        le=1,
+        description="share of max_bytes_per_domain that one document may take; of a longer one the beginning is kept, "
+        "up to the end of a paragraph",
+    )
+    max_bad_records: float = Field(
+        default=0.01,
+        ge=0,
+        lt=1,
+        description="share of a domain's records (lines, rows, files) that may be unreadable; these are passed over, "
+        "and with more of them the domain fails",
+    )
     validation_fraction: float = Field(default=0.05, gt=0, lt=1, description="share of the bytes that is reported on")
     tuning_fraction: float = Field(default=0.025, gt=0, lt=1, description="share of the bytes for choosing settings")
     minimum_document_characters: int = Field(default=100, ge=1, description="shorter documents are dropped")
@@ -56,7 +73,7 @@ class MixConfig(BaseModel, extra="forbid", frozen=True):
         description="true: a labelled set to look at checkpoints with, too small to train on; read whole, duplicates "
         "and all",
     )
-    strict: bool = Field(default=False, description="true: a domain that cannot be read is an error, not dropped")
+    strict: bool = Field(default=False, description="true: no domain is optional, whatever it says itself")
 
     @model_validator(mode="after")
     def _check(self) -> "MixConfig":
@@ -69,6 +86,11 @@ class MixConfig(BaseModel, extra="forbid", frozen=True):
         if math.fsum(domain.weight for domain in self.domains.values()) == 0:
             raise ValueError("every domain has weight 0: give at least one a positive weight")
         return self
+
+    @property
+    def max_document_bytes(self) -> int:
+        """Bytes of UTF-8 that one document may have; enough for one that is not too short, however small the cap."""
+        return max(int(self.max_bytes_per_domain * self.max_document_share), 4 * self.minimum_document_characters)
 
     def domain_weights(self) -> dict[str, float]:
         """Returns the weights by domain, as the sampler takes them."""

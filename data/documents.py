@@ -28,3 +28,20 @@ def clean_text(text: str) -> str:
     """Unifies line ends, drops a byte-order mark and blank lines at both ends; keeps indentation."""
     text = text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
     return re.sub(r"\A(?:[^\S\n]*\n)+", "", text).rstrip()
+
+
+def utf8_fits(text: str, most_bytes: int) -> bool:
+    """Returns whether a text has at most so many bytes of UTF-8."""
+    return len(text) * 4 <= most_bytes or len(text.encode()) <= most_bytes
+
+
+def beginning(text: str, most_bytes: int) -> str:
+    """Returns as much of a text as fits, up to the end of a line or a word if there is one in the second half of it."""
+    piece = text.encode()[:most_bytes].decode(errors="ignore")
+    if len(piece) == len(text):
+        return text
+    for separators in ("\n", " \t"):
+        end = max(map(piece.rfind, separators))
+        if end > len(piece) // 2:
+            return piece[:end]
+    return piece

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from moe_testbed.data.manifest import describe_texts
+from moe_testbed.data.manifest import describe_texts, tokens_per_byte
 from moe_testbed.data.splits import SPLITS, TRAIN, VALIDATION
 from moe_testbed.data.texts import ALL, MixTexts, labelled_documents
 from moe_testbed.data.tokens.store import Store
@@ -15,19 +15,27 @@ from moe_testbed.data.tokens.tokenizer import load_tokenizer
 
 CHUNK_BYTES = 512
 MOST_CONFUSED = 5
+LEFT_OUT = "left out, about"
 
 
 def describe_store(store: Store, sample_characters: int = 200) -> str:
-    """Returns a table of domains (documents, size, tokens, licence), what was dropped, and a sample of each domain."""
+    """Returns a table of domains (documents, size, tokens, licence), what was left out, and a sample of each domain.
+
+    Text that was left out, beyond the domain's cap or of a document too long, was not tokenised; its tokens are counted
+    by those that a byte of the domain makes.
+    """
     manifest = store.manifest
-    rows = [("domain", "family", "documents", "MB", *(f"{split} tokens" for split in SPLITS), "licence")]
+    rows = [("domain", "family", "documents", "MB", *(f"{split} tokens" for split in SPLITS), LEFT_OUT, "licence")]
     for name, domain in manifest["domains"].items():
         splits = domain["splits"]
         documents, size = (sum(splits[split][key] for split in SPLITS) for key in ("documents", "bytes"))
-        counts = (f"{splits[split]['tokens']:,}" for split in SPLITS)
-        rows.append((name, domain["family"] or "", f"{documents:,}", f"{size / 1e6:.1f}", *counts, domain["licence"]))
+        cut = domain.get("left_out", {}).get("cut_bytes", 0)
+        beyond = domain["deduplication"]["bytes_kept"] - size
+        counts = [splits[split]["tokens"] for split in SPLITS] + [round((beyond + cut) * tokens_per_byte(domain))]
+        told = (f"{count:,}" for count in counts)
+        rows.append((name, domain["family"] or "", f"{documents:,}", f"{size / 1e6:.1f}", *told, domain["licence"]))
     lines = [str(store.path), f"{store.vocab_size} pieces, {len(store.tokens):,} tokens", "", *format_table(rows)]
-    lines += [f"dropped: {name}: {reason}" for name, reason in manifest["dropped"].items()]
+    lines += _notes(manifest)
     for name in store.domains:
         text = next(decoded_documents(store, VALIDATION, name), "")
         lines += ["", f"--- {name}", text[:sample_characters]]
@@ -41,10 +49,31 @@ def describe_documents(texts: MixTexts, sample_characters: int = 200) -> str:
     for name, domain in described["domains"].items():
         documents, size = (sum(split[key] for split in domain["splits"].values()) for key in ("documents", "bytes"))
         rows.append((name, domain["family"] or "", f"{documents:,}", f"{size / 1e3:.1f}", domain["licence"]))
-    lines = format_table(rows) + [f"dropped: {name}: {reason}" for name, reason in texts.dropped.items()]
+    lines = format_table(rows) + _notes(described)
     for name, documents in labelled_documents(texts, ALL).items():
         lines += ["", f"--- {name}", documents[0].text[:sample_characters]]
     return "\n".join(lines)
+
+
+def _notes(described: dict[str, Any]) -> list[str]:
+    """Returns a line for each domain that is not there, and for each of which records or parts of them are missing."""
+    lines = [f"dropped: {name}: {reason}" for name, reason in described["dropped"].items()]
+    for name, domain in described["domains"].items():
+        about = domain.get("left_out", {})
+        if "unreadable_records" in about:
+            lines.append(
+                f"left out of {name}: {about['unreadable_records']:,} of {about['records']:,} records, which cannot be "
+                f"read, first {about['first_unreadable'][0]}"
+            )
+        if "cut_documents" in about:
+            tokens = f", about {about['cut_tokens']:,} tokens" if "cut_tokens" in about else ""
+            lines.append(
+                f"left out of {name}: the ends of long documents (documents: {about['cut_documents']:,}, "
+                f"{about['cut_bytes']:,} bytes{tokens})"
+            )
+        if "mended_documents" in about:
+            lines.append(f"mended in {name}: halves of surrogate pairs (documents: {about['mended_documents']:,})")
+    return lines
 
 
 def format_table(rows: list[tuple[str, ...]]) -> list[str]:

@@ -1,4 +1,4 @@
-"""Documents and tokens through `datasets`: each step is cached on disk under the fingerprint of what decides it."""
+"""Tokens through `datasets`, cached on disk under the fingerprint of what decides them."""
 
 import hashlib
 import json
@@ -11,11 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from moe_testbed.data.config import DomainConfig
-from moe_testbed.data.documents import Document
-from moe_testbed.data.errors import DataError
 from moe_testbed.data.machine import usable_cores
-from moe_testbed.data.sources import source_kinds
 from moe_testbed.data.tokens.store import FORMAT
 from moe_testbed.data.tokens.tokenizer import encode_batch
 
@@ -30,42 +26,6 @@ def fingerprint(*parts: Any) -> str:
     """Returns a short name of JSON values and of the store's format; equal values have equal names."""
     text = json.dumps([FORMAT, *parts], sort_keys=True, ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def load_documents(domain: DomainConfig, cache_dir: Path, max_bytes: int) -> "Dataset":
-    """Columns text, origin, separator of all documents of one domain, in source order. Raises DataError, OSError."""
-    from datasets import Dataset, Features, Value
-    from datasets.exceptions import DatasetGenerationError
-
-    features = Features({name: Value("string") for name in ("text", "origin", "separator")})
-    arguments = {
-        "descriptions": json.dumps([source.model_dump(mode="json") for source in domain.sources]),
-        "cache_dir": str(cache_dir),
-        "max_bytes": max_bytes,
-    }
-    name = fingerprint([source.identity() for source in domain.sources], max_bytes)
-    try:
-        with quiet_datasets():
-            return Dataset.from_generator(
-                generate_rows, features, str(cache_dir / "datasets"), gen_kwargs=arguments, fingerprint=name
-            )
-    except DatasetGenerationError as error:
-        if isinstance(error.__cause__, (DataError, OSError)):
-            raise error.__cause__ from None
-        raise
-
-
-def generate_rows(descriptions: str, cache_dir: str, max_bytes: int) -> Iterator[dict[str, str]]:
-    """Yields the rows of `load_documents`; arguments are plain values, because `datasets` pickles them."""
-    for description in json.loads(descriptions):
-        for document in source_kinds.parse(description).documents(Path(cache_dir), max_bytes):
-            yield {"text": document.text, "origin": document.origin, "separator": document.separator}
-
-
-def documents_of(rows: "Dataset") -> Iterator[Document]:
-    """Yields the rows of `load_documents` as records."""
-    for batch in rows.iter(batch_size=DOCUMENTS_PER_BATCH):
-        yield from map(Document, batch["text"], batch["origin"], batch["separator"])
 
 
 def tokenise(texts: Sequence[str], tokenizer_path: Path, cache_dir: Path) -> list[npt.NDArray[np.uint32]]:

@@ -3,13 +3,13 @@
 import re
 from collections.abc import Iterator
 
-from moe_testbed.data.readers.base import Reader, reader_kinds
+from moe_testbed.data.readers.base import WholeFile, reader_kinds
 
 ANNOTATION = re.compile(r"\{[^{}]*?=>([^{}]*?):::[^{}]*\}")
 
 
 @reader_kinds.register("annotated_text")
-class AnnotatedText(Reader):
+class AnnotatedText(WholeFile):
     """Makes one document of a file: the text as the annotator would have written it."""
 
     kind: str = "annotated_text"

@@ -4,11 +4,11 @@ from collections.abc import Iterator
 
 from pydantic import Field
 
-from moe_testbed.data.readers.base import Reader, reader_kinds
+from moe_testbed.data.readers.base import WholeFile, reader_kinds
 
 
 @reader_kinds.register("fasta")
-class Fasta(Reader):
+class Fasta(WholeFile):
     """Makes documents of so many records each; a record is a paragraph.
 
     The header lines are dropped: they number the records, and two records of the same sequence must look the same to

@@ -5,14 +5,14 @@ from html.parser import HTMLParser
 
 from pydantic import Field
 
-from moe_testbed.data.readers.base import Reader, reader_kinds
+from moe_testbed.data.readers.base import WholeFile, reader_kinds
 
 HIDDEN = frozenset({"script", "style", "template", "title"})
 BLOCKS = frozenset({"blockquote", "dd", "div", "dt", "h1", "h2", "h3", "h4", "h5", "h6", "li", "p", "pre", "td", "th"})
 
 
 @reader_kinds.register("html_text")
-class HtmlText(Reader):
+class HtmlText(WholeFile):
     """Reads what a browser would show; a block (heading, paragraph, list item) is a paragraph.
 
     With `document_tags` every outermost element of these kinds is a document and the rest of the page is left out;

@@ -2,33 +2,24 @@
 
 import json
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, BinaryIO
 
 from pydantic import Field
 
-from moe_testbed.data.readers.base import Reader, reader_kinds
-
-
-@reader_kinds.register("jsonl")
-class JsonLines(Reader):
-    """JSON Lines: one text field of every line is a document; blank lines are skipped."""
-
-    kind: str = "jsonl"
-    field: str = "text"
-
-    def texts(self, content: bytes) -> Iterator[str]:
-        for number, line in enumerate(content.decode("utf-8-sig").split("\n"), start=1):
-            if not line.strip():
-                continue
-            record = json.loads(line)
-            if not isinstance(record, dict) or not isinstance(record.get(self.field), str):
-                found = ", ".join(map(str, record)) if isinstance(record, dict) else type(record).__name__
-                raise ValueError(f"line {number} has no text field '{self.field}' (it has: {found})")
-            yield record[self.field]
+from moe_testbed.data.readers.base import (
+    NOT_AS_EXPECTED,
+    Reader,
+    Unreadable,
+    WholeFile,
+    reader_kinds,
+    reason_of,
+    whole,
+)
+from moe_testbed.data.readers.records.fields import text_of
 
 
 @reader_kinds.register("json_key")
-class JsonKey(Reader):
+class JsonKey(WholeFile):
     """The text under `key` is cut at every `separator`; each piece is a document, but for the first `skip` of them."""
 
     kind: str = "json_key"
@@ -56,14 +47,34 @@ class JsonList(Reader):
     records_per_document: int = Field(default=50, ge=1)
     paragraph_separator = "\n"
 
-    def texts(self, content: bytes) -> Iterator[str]:
-        records = [record[self.field].replace("\n", " ") for record in json.loads(content)[self.records]]
-        for start in range(0, len(records), self.records_per_document):
-            yield "\n".join(records[start : start + self.records_per_document])
+    def read(self, file: BinaryIO) -> Iterator[list[str] | Unreadable]:
+        """Yields a document for every so many records, and nothing for those between. See `Reader`."""
+        content = whole(file)
+        if not content.strip():
+            return
+        try:
+            records = list(json.loads(content)[self.records])
+        except NOT_AS_EXPECTED as error:
+            yield Unreadable("", reason_of(error))
+            return
+        paragraphs: list[str] = []
+        for number, record in enumerate(records, start=1):
+            try:
+                paragraphs.append(text_of(record, self.field).replace("\n", " "))
+            except ValueError as error:
+                yield Unreadable(f"record {number}", reason_of(error))
+                continue
+            if len(paragraphs) < self.records_per_document:
+                yield []
+            else:
+                yield ["\n".join(paragraphs)]
+                paragraphs = []
+        if paragraphs:
+            yield ["\n".join(paragraphs)]
 
 
 @reader_kinds.register("json_leaves")
-class JsonLeaves(Reader):
+class JsonLeaves(WholeFile):
     """All strings are text: books of chapters of verses. Those below one node at `document_depth` are one document, a
     string a paragraph.
 
@@ -79,7 +90,7 @@ class JsonLeaves(Reader):
 
 
 @reader_kinds.register("json_field")
-class JsonField(Reader):
+class JsonField(WholeFile):
     """The strings under `field`, however deep, are text: verses with their translations. Those below one node at
     `document_depth` are one document, a string a paragraph.
 
@@ -104,7 +115,7 @@ class JsonField(Reader):
 
 
 @reader_kinds.register("law_tree")
-class LawTree(Reader):
+class LawTree(WholeFile):
     """A code of law is a tree of sections with articles as leaves (the legi-data format); every article is a document:
     `data.texte` of the nodes whose `type` is article."""
 
@@ -115,7 +126,7 @@ class LawTree(Reader):
         while sections:
             node = sections.pop()
             if node["type"] == "article" and node["data"].get("texte"):
-                yield node["data"]["texte"]
+                yield text_of(node["data"], "texte")
             sections += reversed(node.get("children", []))
 
 

@@ -5,14 +5,14 @@ from collections.abc import Iterator
 
 from pydantic import Field
 
-from moe_testbed.data.readers.base import Reader, reader_kinds
+from moe_testbed.data.readers.base import WholeFile, reader_kinds
 
 FRONT_MATTER = re.compile(r"\A---\n(.*?)\n---\s*\n", re.DOTALL)
 LANGUAGE = re.compile(r"^language: *(\S+)", re.MULTILINE)
 
 
 @reader_kinds.register("license_text")
-class LicenseText(Reader):
+class LicenseText(WholeFile):
     """Drops the front matter, and the file if it names a language other than English or is very short."""
 
     kind: str = "license_text"

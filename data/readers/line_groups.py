@@ -1,10 +1,12 @@
 """A long file of independent lines."""
 
 from collections.abc import Iterator
+from typing import BinaryIO
 
 from pydantic import Field
 
-from moe_testbed.data.readers.base import Reader, reader_kinds
+from moe_testbed.data.readers.base import MOST_RECORD_BYTES, Reader, Unreadable, reader_kinds, reason_of
+from moe_testbed.data.readers.streams import lines
 
 
 @reader_kinds.register("line_groups")
@@ -15,7 +17,28 @@ class LineGroups(Reader):
     lines_per_document: int = Field(default=200, ge=1)
     paragraph_separator = "\n"
 
-    def texts(self, content: bytes) -> Iterator[str]:
-        lines = content.decode("utf-8-sig").replace("\r\n", "\n").split("\n")
-        for start in range(0, len(lines), self.lines_per_document):
-            yield "\n".join(lines[start : start + self.lines_per_document])
+    def read(self, file: BinaryIO) -> Iterator[list[str] | Unreadable]:
+        """Yields a document for every so many lines, and nothing for those between. See `Reader`."""
+        group: list[str] = []
+        line = b""
+        for number, line in enumerate(lines(file, MOST_RECORD_BYTES), start=1):
+            try:
+                group.append(_text(line))
+            except ValueError as error:
+                yield Unreadable(f"line {number}", reason_of(error))
+                continue
+            if len(group) < self.lines_per_document:
+                yield []
+            else:
+                yield ["\n".join(group)]
+                group = []
+        if line.endswith(b"\n"):
+            group.append("")
+        if group:
+            yield ["\n".join(group)]
+
+
+def _text(line: bytes) -> str:
+    if len(line) > MOST_RECORD_BYTES:
+        raise ValueError(f"it has more than {MOST_RECORD_BYTES >> 20} MiB")
+    return line.decode("utf-8-sig").removesuffix("\n").removesuffix("\r")

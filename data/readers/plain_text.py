@@ -2,11 +2,11 @@
 
 from collections.abc import Iterator
 
-from moe_testbed.data.readers.base import Reader, reader_kinds
+from moe_testbed.data.readers.base import WholeFile, reader_kinds
 
 
 @reader_kinds.register("plain_text")
-class PlainText(Reader):
+class PlainText(WholeFile):
     """Reads UTF-8, and files that are not by `fallback_encoding` (for example latin-1)."""
 
     kind: str = "plain_text"

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterator
 
-from moe_testbed.data.readers.base import Reader, reader_kinds
+from moe_testbed.data.readers.base import WholeFile, reader_kinds
 from moe_testbed.data.readers.plain_text import decode
 
 # A comment block at the very top: /* ... */, or lines that all begin with //, # or --.
@@ -14,7 +14,7 @@ LICENCE_WORDS = re.compile(r"copyright|licen[cs]e|spdx", re.IGNORECASE)
 
 
 @reader_kinds.register("source_code")
-class SourceCode(Reader):
+class SourceCode(WholeFile):
     """Strips the leading comment where it speaks of copyright or licence; any other comment is text of the domain."""
 
     kind: str = "source_code"

@@ -8,14 +8,20 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field, SerializeAsAny
 
 from moe_testbed.data.documents import Document
-from moe_testbed.data.errors import DataError
+from moe_testbed.data.errors import DISK_FULL, DataError
 from moe_testbed.data.readers import PlainText, Reader, reader_kinds
-from moe_testbed.data.sources.base import Source, read_file, source_kinds
+from moe_testbed.data.readers.base import reason_of
+from moe_testbed.data.readers.streams import DAMAGED
+from moe_testbed.data.sources.base import Limits, Source, printable, read_file, source_kinds
+from moe_testbed.data.sources.tally import Tally
 
 
 @source_kinds.register("files")
 class FilesSource(Source):
-    """Reads files by glob with any reader: `plain_text` (a file is a document), `jsonl` (a line is one), ..."""
+    """Reads files by glob with any reader: `plain_text` (a file is a document), `jsonl` (a line is one), ...
+
+    Files compressed by gzip, bzip2, xz or zstd are told by their content.
+    """
 
     kind: str = "files"
     glob: str = Field(description="files relative to the working directory; `**` spans folders, `~` is your home")
@@ -25,9 +31,18 @@ class FilesSource(Source):
         if not self.paths():
             raise DataError(f"no file matches '{self.glob}' in {Path.cwd()}: correct `glob`")
 
-    def documents(self, cache_dir: Path, max_bytes: int) -> Iterator[Document]:
+    def documents(self, cache_dir: Path, limits: Limits, tally: Tally) -> Iterator[Document]:
         for path in self.paths():
-            yield from read_file(self.reader, path.read_bytes(), origin=str(path))
+            name = printable(path)
+            try:
+                with path.open("rb") as file:
+                    yield from read_file(self.reader, file, name, tally)
+            except DAMAGED as error:
+                if isinstance(error, OSError) and error.errno in DISK_FULL:
+                    raise
+                if isinstance(error, OSError) and error.strerror:
+                    raise DataError(f"{name} cannot be read ({error.strerror}): correct that, or `glob`") from error
+                raise DataError(f"{name} is damaged or was cut off ({reason_of(error)}): fetch it again") from error
 
     def paths(self) -> list[Path]:
         """Returns the files that match, sorted by path."""
@@ -36,5 +51,5 @@ class FilesSource(Source):
 
     def identity(self) -> dict[str, Any]:
         """Adds size and time of change of every file, so that edited files make a new store."""
-        states = [(str(path), path.stat()) for path in self.paths()]
+        states = [(printable(path), path.stat()) for path in self.paths()]
         return super().identity() | {"files": [[path, state.st_size, state.st_mtime_ns] for path, state in states]}

@@ -10,7 +10,10 @@ from pydantic import Field
 
 from moe_testbed.data.documents import Document
 from moe_testbed.data.errors import DataError
-from moe_testbed.data.sources.base import Source, source_kinds
+from moe_testbed.data.readers.base import reason_of
+from moe_testbed.data.readers.records.fields import text_of
+from moe_testbed.data.sources.base import Limits, Source, document, source_kinds
+from moe_testbed.data.sources.tally import Tally
 
 
 @source_kinds.register("hub")
@@ -29,27 +32,33 @@ class HubSource(Source):
         with self._clear_errors():
             rows = self._stream()
             columns = rows.column_names or list(next(iter(rows), {}))
-        if self.column not in columns:
+        if self.column not in columns and self.column.partition(".")[0] not in columns:
             raise DataError(
                 f"{self._label()} has no column '{self.column}': correct `column`. Available: {', '.join(columns)}"
             )
 
-    def documents(self, cache_dir: Path, max_bytes: int) -> Iterator[Document]:
+    def documents(self, cache_dir: Path, limits: Limits, tally: Tally) -> Iterator[Document]:
         with self._clear_errors():
             rows = iter(self._stream())
-        read = 0
+        given = 0
         for number in count():
-            if read >= max_bytes or number == self.limit:
+            if given >= limits.max_bytes or number == self.limit:
                 return
             with self._clear_errors():
                 row = next(rows, None)
             if row is None:
                 return
-            text = row[self.column]
-            if not isinstance(text, str):
-                raise DataError(f"{self._label()}: column '{self.column}' holds {type(text).__name__}, not text")
-            read += len(text.encode())
-            yield Document(text=text, origin=f"{self._label()}#{number}")
+            origin = f"{self._label()}#{number}"
+            try:
+                text = text_of(row, self.column)
+            except ValueError as error:
+                tally.skip(f"{origin}: {reason_of(error)}")
+                continue
+            tally.records += 1
+            found = document(text, origin, tally)
+            # No more of a long document is kept, so that it must not count for more.
+            given += min(len(found.text.encode()), limits.max_document_bytes)
+            yield found
 
     def _stream(self) -> Any:
         from datasets import load_dataset

@@ -8,9 +8,10 @@ from pydantic import BeforeValidator, Field, SerializeAsAny
 
 from moe_testbed.data.documents import Document
 from moe_testbed.data.readers import PlainText, Reader, reader_kinds
-from moe_testbed.data.sources.archives import read_members
-from moe_testbed.data.sources.base import Source, read_file, source_kinds
+from moe_testbed.data.sources.archives import damage_told, read_members
+from moe_testbed.data.sources.base import Limits, Source, read_file, source_kinds
 from moe_testbed.data.sources.fetch import Pin, fetch_archive
+from moe_testbed.data.sources.tally import Tally
 
 
 @source_kinds.register("package")
@@ -34,7 +35,8 @@ class PackageSource(Source):
     def prepare(self, cache_dir: Path, log: Callable[[str], None]) -> None:
         fetch_archive(self.pin, cache_dir / "archives", log)
 
-    def documents(self, cache_dir: Path, max_bytes: int) -> Iterator[Document]:
+    def documents(self, cache_dir: Path, limits: Limits, tally: Tally) -> Iterator[Document]:
         archive = fetch_archive(self.pin, cache_dir / "archives", log=lambda _: None)
-        for path, content in read_members(archive, self.members, self.exclude, self.max_member_bytes):
-            yield from read_file(self.reader, content, origin=f"{self.pin}:{path}")
+        with damage_told(archive):
+            for path, file in read_members(archive, self.members, self.exclude, self.max_member_bytes):
+                yield from read_file(self.reader, file, f"{self.pin}:{path}", tally)

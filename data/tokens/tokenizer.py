@@ -1,4 +1,7 @@
-"""The mix's own tokenizer: sentencepiece BPE, byte fallback, nothing normalised: decode(encode(text)) == text."""
+"""The mix's own tokenizer: sentencepiece BPE, byte fallback, nothing normalised.
+
+decode(encode(text)) == text, but that U+2581, sentencepiece's own sign for a space, comes back as a space.
+"""
 
 import io
 import re

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from moe_testbed.data.build import build_store
+from moe_testbed.data.build import build_store, store_path
 from moe_testbed.data.config import MixConfig
 from moe_testbed.data.errors import DataError
 from moe_testbed.data.sources import fetch
@@ -132,31 +132,43 @@ def test_npm_is_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
         fetch_archive(Pin("npm", "p", "1", "0" * 64), tmp_path, lambda _: None)
 
 
-def mix_with_missing(make_mix: Callable[..., MixConfig], strict: bool) -> MixConfig:
+def mix_with_missing(make_mix: Callable[..., MixConfig], strict: bool, optional: bool) -> MixConfig:
     good = make_mix().model_dump(mode="json")
     gone = {"kind": "package", "package": "gone", "version": "1", "sha256": "0" * 64, "members": ["*"]}
-    return MixConfig.model_validate(
-        good | {"strict": strict, "domains": good["domains"] | {"lost": {"sources": [gone]}}}
-    )
+    lost = {"sources": [gone], "optional": optional}
+    return MixConfig.model_validate(good | {"strict": strict, "domains": good["domains"] | {"lost": lost}})
 
 
-def test_a_missing_package_costs_its_domain_not_the_mix(
+def test_a_missing_package_costs_an_optional_domain_not_the_mix(
     make_mix: Callable[..., MixConfig], pip_says: Callable[[str], None], tmp_path: Path
 ):
     pip_says("ERROR: No matching distribution found for gone==1\n")
     messages: list[str] = []
-    store = build_store(mix_with_missing(make_mix, strict=False), tmp_path, messages.append)
+    mix = mix_with_missing(make_mix, strict=False, optional=True)
+    store = build_store(mix, tmp_path, messages.append)
     assert store.domains == ("latin", "greek", "digits")
     assert "gone==1 cannot be fetched" in store.manifest["dropped"]["lost"]
-    assert any(message.startswith("domain 'lost' is dropped from the mix 'fixture': gone==1") for message in messages)
+    assert any(
+        message.startswith("domain 'lost' is left out of the mix 'fixture', in which it is optional: gone==1")
+        for message in messages
+    )
+    # The store without it is not that of the mix that needs it.
+    for needs_it in ({"strict": True, "optional": True}, {"strict": False, "optional": False}):
+        assert store_path(mix_with_missing(make_mix, **needs_it), tmp_path) != store.path
 
 
-def test_a_missing_package_is_an_error_if_strict(
-    make_mix: Callable[..., MixConfig], pip_says: Callable[[str], None], tmp_path: Path
+@pytest.mark.parametrize("strict, optional", [(False, False), (True, True)])
+def test_a_missing_package_stops_the_build_if_its_domain_is_needed(
+    strict: bool,
+    optional: bool,
+    make_mix: Callable[..., MixConfig],
+    pip_says: Callable[[str], None],
+    tmp_path: Path,
 ):
     pip_says("ERROR: No matching distribution found for gone==1\n")
-    with pytest.raises(DataError, match="domain 'lost' of the mix 'fixture': gone==1 cannot be fetched"):
-        build_store(mix_with_missing(make_mix, strict=True), tmp_path, lambda _: None)
+    with pytest.raises(DataError, match=r"domain 'lost' of the mix 'fixture': gone==1 cannot .*optional: true"):
+        build_store(mix_with_missing(make_mix, strict, optional), tmp_path, lambda _: None)
+    assert not (tmp_path / "stores").exists() or not list((tmp_path / "stores").glob("fixture*"))
 
 
 def test_a_package_becomes_a_domain(corpus: dict[str, Path], serve: Callable[..., FakeIndex], tmp_path: Path):

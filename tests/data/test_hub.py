@@ -8,7 +8,10 @@ import pytest
 
 from moe_testbed.data.errors import DataError
 from moe_testbed.data.sources import HubSource
+from moe_testbed.data.sources.base import Limits
+from moe_testbed.data.sources.tally import Tally
 
+ALL = Limits(10**6, 10**6)
 ROWS = {"body": ["one", "two", "three", "four"], "id": [1, 2, 3, 4]}
 
 
@@ -28,7 +31,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
 def test_streams_one_column(hub: list[tuple[Any, ...]], tmp_path: Path):
     source = HubSource(path="a/b", name="fr", column="body", limit=3)
     source.prepare(tmp_path, lambda _: None)
-    documents = list(source.documents(tmp_path, max_bytes=10**6))
+    documents = list(source.documents(tmp_path, ALL, Tally(0)))
     assert [document.text for document in documents] == ["one", "two", "three"]
     assert documents[2].origin == "hub/a/b/fr/train#2"
     assert hub[0] == ("a/b", "fr", {"split": "train", "revision": None, "streaming": True})
@@ -36,8 +39,8 @@ def test_streams_one_column(hub: list[tuple[Any, ...]], tmp_path: Path):
 
 def test_stops_at_the_bytes_or_the_end(hub: list[tuple[Any, ...]], tmp_path: Path):
     source = HubSource(path="a/b", column="body")
-    assert [document.text for document in source.documents(tmp_path, max_bytes=4)] == ["one", "two"]
-    assert len(list(source.documents(tmp_path, max_bytes=10**6))) == 4
+    assert [document.text for document in source.documents(tmp_path, Limits(4, 4), Tally(0))] == ["one", "two"]
+    assert len(list(source.documents(tmp_path, ALL, Tally(0)))) == 4
 
 
 def test_a_missing_column_names_those_there_are(hub: list[tuple[Any, ...]], tmp_path: Path):
@@ -45,9 +48,26 @@ def test_a_missing_column_names_those_there_are(hub: list[tuple[Any, ...]], tmp_
         HubSource(path="a/b").prepare(tmp_path, lambda _: None)
 
 
-def test_a_column_of_numbers_is_refused(hub: list[tuple[Any, ...]], tmp_path: Path):
-    with pytest.raises(DataError, match="column 'id' holds int, not text"):
-        list(HubSource(path="a/b", column="id").documents(tmp_path, max_bytes=10))
+def test_a_long_document_does_not_count_for_more_than_is_kept_of_it(hub: list[tuple[Any, ...]], tmp_path: Path):
+    source = HubSource(path="a/b", column="body")
+    assert [found.text for found in source.documents(tmp_path, Limits(4, 1), Tally(0))] == ROWS["body"]
+
+
+def test_rows_without_text_are_counted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    rows = datasets.Dataset.from_dict({"meta": [{"text": "one"}, {"text": None}, {"text": "two"}]})
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: rows.to_iterable_dataset())
+    tally = Tally(max_bad_records=0.5)
+    source = HubSource(path="a/b", column="meta.text")
+    source.prepare(tmp_path, lambda _: None)
+    assert [found.text for found in source.documents(tmp_path, ALL, tally)] == ["one", "two"]
+    assert (tally.records, tally.named) == (3, ["hub/a/b/train#1: meta.text is null"])
+
+
+def test_a_column_of_numbers_is_no_text(hub: list[tuple[Any, ...]], tmp_path: Path):
+    tally = Tally(max_bad_records=0)
+    assert list(HubSource(path="a/b", column="id").documents(tmp_path, ALL, tally)) == []
+    with pytest.raises(DataError, match=r"4 of 4 records cannot be read.*hub/a/b/train#0: id is a number, not text"):
+        tally.check()
 
 
 def test_whatever_the_hub_raises_becomes_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):

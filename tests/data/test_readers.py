@@ -1,6 +1,8 @@
 """Every reader on a tiny input made here."""
 
+import io
 import json
+import re
 import sqlite3
 from pathlib import Path
 
@@ -16,16 +18,30 @@ from moe_testbed.data.readers import (
     JsonField,
     JsonKey,
     JsonLeaves,
-    JsonLines,
     JsonList,
     LawTree,
     LicenseText,
     LineGroups,
     PlainText,
+    Reader,
     SourceCode,
     SqliteRows,
+    Unreadable,
 )
 from moe_testbed.data.sources.base import read_file
+from moe_testbed.data.sources.tally import Tally
+
+
+def read(reader: Reader, content: bytes, origin: str, tally: Tally) -> list[Document]:
+    return list(read_file(reader, io.BytesIO(content), origin, tally))
+
+
+def texts(reader: Reader, content: bytes) -> list[str]:
+    """The documents of a file of which every record can be read."""
+    tally = Tally(max_bad_records=0)
+    found = [document.text for document in read(reader, content, "file", tally)]
+    assert tally.named == []
+    return found
 
 
 def test_plain_text_falls_back():
@@ -69,13 +85,6 @@ def test_fasta_in_groups_without_headers():
         list(Fasta().texts(b"MKLV"))
 
 
-def test_json_lines():
-    lines = '{"text": "a\\u2028b", "id": 1}\n\n{"text": "c"}\n'
-    assert list(JsonLines().texts(lines.encode())) == ["a\u2028b", "c"]
-    with pytest.raises(ValueError, match=r"line 1 has no text field 'body' \(it has: text, id\)"):
-        list(JsonLines(field="body").texts(lines.encode()))
-
-
 def test_json_leaves_by_depth():
     book = {"Genesis": [["a", "b"], ["c"]], "Exodus": [["d", " "]]}
     content = json.dumps(book).encode()
@@ -87,7 +96,18 @@ def test_json_leaves_by_depth():
 def test_json_list():
     content = json.dumps({"sentences": [{"text": "a"}, {"text": "b\nb"}, {"text": "c"}]}).encode()
     reader = JsonList(records="sentences", records_per_document=2)
-    assert list(reader.texts(content)) == ["a\nb b", "c"]
+    assert texts(reader, content) == ["a\nb b", "c"]
+
+
+def test_a_bad_record_of_a_list_costs_itself():
+    content = json.dumps({"rows": [{"text": "a"}, {"text": None}, "x", {"text": "b"}, {"body": "c"}]}).encode()
+    assert list(JsonList(records="rows", records_per_document=2).read(io.BytesIO(content))) == [
+        [],
+        Unreadable("record 2", "text is null"),
+        Unreadable("record 3", "it is text, not an object with the field 'text'"),
+        ["a\nb"],
+        Unreadable("record 5", "there is no field 'text' (there are: body)"),
+    ]
 
 
 def test_law_tree_recurses():
@@ -106,7 +126,13 @@ def test_license_text_skips_front_matter_other_languages_and_stubs():
 
 
 def test_line_groups():
-    assert list(LineGroups(lines_per_document=2).texts(b"a\r\nb\nc")) == ["a\nb", "c"]
+    assert texts(LineGroups(lines_per_document=2), b"\xef\xbb\xbfa\r\nb\nc") == ["a\nb", "c"]
+    assert texts(LineGroups(lines_per_document=3), b"a\nb\n") == ["a\nb\n"]
+    assert list(LineGroups(lines_per_document=2).read(io.BytesIO(b"a\n\xff\nb"))) == [
+        [],
+        Unreadable("line 2", "'utf-8' codec can't decode byte 0xff in position 0: invalid start byte"),
+        ["a\nb"],
+    ]
 
 
 def test_sqlite_rows_by_group_in_stored_order(tmp_path: Path):
@@ -117,20 +143,24 @@ def test_sqlite_rows_by_group_in_stored_order(tmp_path: Path):
         connection.executemany("INSERT INTO articles VALUES (?, ?, ?)", rows)
     connection.close()
     reader = SqliteRows(table="articles", group_by="law", prefix="number", text="body")
-    assert list(reader.texts(path.read_bytes())) == ["I y", "I x\n\nII z"]
+    assert texts(reader, path.read_bytes()) == ["I y", "I x\n\nII z"]
     with pytest.raises(ValueError, match="no such column: nothing"):
-        list(SqliteRows(table="articles", group_by="law", text="nothing").texts(path.read_bytes()))
+        texts(SqliteRows(table="articles", group_by="law", text="nothing"), path.read_bytes())
     with pytest.raises(ValueError, match="plain table or column name"):
         SqliteRows(table="articles; DROP TABLE articles", group_by="law", text="body")
 
 
-def test_what_a_reader_cannot_read_is_one_clear_line():
+def test_a_file_that_is_a_record_and_cannot_be_read_is_passed_over_and_named():
+    tally = Tally(max_bad_records=0.5)
+    assert read(LawTree(), b"{}", "a.json", tally) == read(LawTree(), b" \n", "empty.json", tally) == []
+    assert (tally.records, tally.unreadable, tally.named) == (1, 1, ["a.json: key 'type' is missing"])
+
+
+def test_a_file_that_holds_no_records_is_one_clear_line():
     with pytest.raises(
-        DataError, match=r"a\.json is not what the reader 'law_tree' expects: key 'type' is missing; choose"
+        DataError, match=r"b\.db is not what the reader 'sqlite_rows' expects: .*not a database; choose another"
     ):
-        list(read_file(LawTree(), b"{}", origin="a.json"))
-    with pytest.raises(DataError, match=r"b\.db is not what the reader 'sqlite_rows' expects: .*not a database"):
-        list(read_file(SqliteRows(table="t", group_by="g", text="x"), b"no database at all" * 99, origin="b.db"))
+        read(SqliteRows(table="t", group_by="g", text="x"), b"no database at all" * 99, "b.db", Tally(0))
 
 
 def test_clean_text_and_paragraphs():
@@ -153,8 +183,9 @@ def test_the_text_under_a_key_is_cut_into_documents():
 
 @pytest.mark.parametrize("key, reason", [("ethics", "key 'ethics' is missing"), ("list", "stands no text but list")])
 def test_a_key_without_text_is_named(key: str, reason: str):
-    with pytest.raises(DataError, match=rf"prompts.json is not what the reader 'json_key' expects: .*{reason}"):
-        list(read_file(JsonKey(key=key), PROMPTS.encode(), "prompts.json"))
+    tally = Tally(max_bad_records=0)
+    assert read(JsonKey(key=key), PROMPTS.encode(), "prompts.json", tally) == []
+    assert re.fullmatch(f"prompts.json: .*{reason}", tally.named[0])
 
 
 CHAPTERS = json.dumps(
@@ -210,7 +241,6 @@ def test_a_page_is_one_document_without_tags():
 
 
 def test_a_page_without_such_elements_is_named():
-    with pytest.raises(
-        DataError, match=r"page.html is not what the reader 'html_text' expects: .*no text in <section>"
-    ):
-        list(read_file(HtmlText(document_tags=("section",)), PAGE.encode(), "page.html"))
+    tally = Tally(max_bad_records=0)
+    assert read(HtmlText(document_tags=("section",)), PAGE.encode(), "page.html", tally) == []
+    assert tally.named == ["page.html: the page has no text in <section>"]

@@ -15,7 +15,7 @@ from moe_testbed.data.build import build_store, store_path
 from moe_testbed.data.config import MixConfig
 from moe_testbed.data.deduplication import normalise
 from moe_testbed.data.errors import DataError
-from moe_testbed.data.sources import FilesSource
+from moe_testbed.data.reading import cache
 from moe_testbed.data.splits import SPLITS
 from moe_testbed.data.tokens.store import Store
 from moe_testbed.data.tokens.tokenizer import END_OF_DOCUMENT, load_tokenizer, train_tokenizer
@@ -204,7 +204,10 @@ def test_a_build_that_was_cut_off_is_built_again(make_mix: Callable[..., MixConf
     assert not left_behind.exists()
 
 
-@pytest.mark.parametrize("place", [(build, "write_store"), (ArrowWriter, "write_table"), (loading, "encode_batch")])
+@pytest.mark.parametrize(
+    "place",
+    [(build, "write_store"), (cache.np, "savez"), (ArrowWriter, "write_table"), (loading, "encode_batch")],
+)
 def test_a_full_disk_is_one_clear_line(
     place: tuple[object, str], make_mix: Callable[..., MixConfig], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):
@@ -214,19 +217,6 @@ def test_a_full_disk_is_one_clear_line(
     monkeypatch.setattr(*place, fill_disk)
     with pytest.raises(DataError, match="is full: free some space or choose another cache_dir"):
         build_store(make_mix(), tmp_path, lambda _: None)
-
-
-@pytest.mark.parametrize("error", [DataError("not what the reader expects"), PermissionError(13, "Permission denied")])
-def test_errors_of_a_source_come_through_datasets(
-    error: Exception, make_mix: Callable[..., MixConfig], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-):
-    def refuse(*_: object) -> None:
-        raise error
-
-    monkeypatch.setattr(FilesSource, "documents", refuse)
-    domain = next(iter(make_mix().domains.values()))
-    with pytest.raises(type(error), match=str(error.args[-1])):
-        loading.load_documents(domain, tmp_path, 1_000)
 
 
 def test_wrong_names_are_answered_with_the_right_ones(store: Store):
@@ -241,8 +231,11 @@ def test_wrong_names_are_answered_with_the_right_ones(store: Store):
 def test_a_mix_that_nothing_can_be_read_of(tmp_path: Path):
     source = {"kind": "files", "glob": str(tmp_path / "nothing" / "*.txt")}
     mix = MixConfig.model_validate({"name": "empty", "domains": {"a": {"sources": [source]}}})
-    with pytest.raises(DataError, match="no domain of the mix 'empty' can be read; first reason: no file matches"):
+    with pytest.raises(DataError, match="domain 'a' of the mix 'empty': no file matches"):
         build_store(mix, tmp_path, lambda _: None)
+    optional = mix.model_copy(update={"domains": {"a": mix.domains["a"].model_copy(update={"optional": True})}})
+    with pytest.raises(DataError, match="no domain of the mix 'empty' can be read; first reason: no file matches"):
+        build_store(optional, tmp_path, lambda _: None)
 
 
 def test_a_vocabulary_too_large_for_the_text(make_mix: Callable[..., MixConfig], tmp_path: Path):

@@ -9,7 +9,7 @@ from moe_testbed.data.build import build_store, store_path
 from moe_testbed.data.config import MixConfig
 from moe_testbed.data.errors import DataError
 from moe_testbed.data.inspect import decoded_documents, describe_documents
-from moe_testbed.data.manifest import describe_texts
+from moe_testbed.data.manifest import describe_texts, mix_settings
 from moe_testbed.data.splits import SPLITS
 from moe_testbed.data.texts import ALL, MixTexts, labelled_documents, read_texts
 from moe_testbed.data.tokens.store import Store
@@ -51,16 +51,22 @@ def test_nobody_trains_on_an_evaluation_set(parallel: MixConfig, tmp_path: Path)
     assert not (tmp_path / "stores").exists()
 
 
-def test_a_domain_without_text_is_dropped_or_refused(parallel: MixConfig, tmp_path: Path):
+def test_a_domain_without_text_is_left_out_or_refused(parallel: MixConfig, tmp_path: Path):
     for path in (tmp_path / "two").iterdir():
         path.write_text(" ")
+    with pytest.raises(DataError, match=r"domain 'two' of the mix 'parallel': it has no text: .*`optional: true`"):
+        read_texts(parallel, tmp_path / "cache", lambda _: None)
     said: list[str] = []
-    texts = read_texts(parallel, tmp_path / "cache", said.append)
+    two = parallel.domains["two"].model_copy(update={"optional": True})
+    optional = parallel.model_copy(update={"domains": parallel.domains | {"two": two}})
+    texts = read_texts(optional, tmp_path / "cache", said.append)
     assert [domain.name for domain in texts.domains] == ["one"]
     assert texts.dropped == {"two": "it has no text: correct its sources"}
-    assert any("domain 'two' is dropped from the mix 'parallel': it has no text" in line for line in said)
-    with pytest.raises(DataError, match="domain 'two' of the mix 'parallel': it has no text"):
-        read_texts(parallel.model_copy(update={"strict": True}), tmp_path / "cache", lambda _: None)
+    assert any(
+        "domain 'two' is left out of the mix 'parallel', in which it is optional: it has" in line for line in said
+    )
+    with pytest.raises(DataError, match=r"domain 'two' of the mix 'parallel': it has no text: .* is not strict"):
+        read_texts(optional.model_copy(update={"strict": True}), tmp_path / "cache", lambda _: None)
 
 
 def test_the_splits_of_a_mix_are_those_of_its_store(make_mix: MakeMix, store: Store, tmp_path: Path):
@@ -75,6 +81,14 @@ def test_the_splits_of_a_mix_are_those_of_its_store(make_mix: MakeMix, store: St
 def test_the_flag_names_no_other_store(make_mix: MakeMix):
     """Stores that were built before mixes had it are found again."""
     assert store_path(make_mix(), Path()) == store_path(make_mix(evaluation_only=True), Path())
+
+
+def test_later_settings_name_another_store_only_if_they_are_set(make_mix: MakeMix):
+    defaults = {"max_document_share": 0.1, "max_bad_records": 0.01}
+    assert store_path(make_mix(), Path()) == store_path(make_mix(**defaults), Path())
+    assert not set(mix_settings(make_mix())) & set(defaults)
+    for name in defaults:
+        assert store_path(make_mix(), Path()) != store_path(make_mix(**{name: 0.5}), Path())
 
 
 def test_the_table_tells_documents_sizes_and_samples(parallel: MixConfig, tmp_path: Path):

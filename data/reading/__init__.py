@@ -1,0 +1,1 @@
+"""From the sources of a domain to the documents of it that are kept."""
