@@ -39,7 +39,7 @@ def analyze(checkpoints: Sequence[str], request: Request, out: Path) -> int:
     failures: dict[tuple[str, int], str] = {}
     first: BaseException | None = None
     runs: dict[str, dict[str, str]] = {}
-    tokenizers: set[str] = set()
+    tokenizers: set[str | None] = set()
     for checkpoint, (label, seed) in zip(checkpoints, names, strict=True):
         log(f"analysing {checkpoint}")
         runs.setdefault(label, {"description": checkpoint})
@@ -53,7 +53,7 @@ def analyze(checkpoints: Sequence[str], request: Request, out: Path) -> int:
             log(f"{checkpoint} failed: {error}")
         else:
             runs[label] = {"description": result.description}
-            tokenizers.add(result.summary["tokenizer"])
+            tokenizers.add(result.summary.tokenizer)
             _write(_emptied(folder), result)
     if first is not None and len(failures) == len(checkpoints):
         raise first

@@ -16,6 +16,7 @@ from moe_testbed.launcher.analyze.recorder import Recorder, active_parameters
 from moe_testbed.launcher.analyze.request import Request, Result, log, made_here
 from moe_testbed.launcher.errors import CheckpointError
 from moe_testbed.launcher.run import environment
+from moe_testbed.launcher.run.records import Summary
 
 SEQUENCES_PER_DOMAIN = 64
 SEQUENCE_LENGTH = 512
@@ -89,17 +90,15 @@ class HubAnalysis:
                 "dense_blocks": dense,
                 "model": loaded.model.config.to_dict(),
             },
-            summary={
-                "parameters": sum(parameter.numel() for parameter in loaded.model.parameters()),
-                "active_parameters": active_parameters(loaded.model, routers, recorder.top_k),
-                "learned": True,
-                "causal": True,
-                "evaluated_tokens": tokens,
-                "tokenizer": recorder.tokens.digest,
-                "cut_passages": cut,
-                "dtype": str(loaded.model.dtype).removeprefix("torch."),
+            summary=Summary(
+                parameters=sum(parameter.numel() for parameter in loaded.model.parameters()),
+                active_parameters=active_parameters(loaded.model, routers, recorder.top_k),
+                evaluated_tokens=tokens,
+                tokenizer=recorder.tokens.digest,
+                cut_passages=cut,
+                dtype=str(loaded.model.dtype).removeprefix("torch."),
+                versions=environment.versions() | {"transformers": metadata.version("transformers")},
                 **made_here(request.device),
-                "versions": environment.versions() | {"transformers": metadata.version("transformers")},
-            },
+            ),
             manifest={"mix": request.mix.model_dump(mode="json", exclude={"domains"}), **describe_texts(self.texts)},
         )

@@ -12,6 +12,7 @@ import torch
 from moe_testbed.data.config import MixConfig
 from moe_testbed.launcher.run import environment
 from moe_testbed.launcher.run.arrays import Ablation, Evaluation
+from moe_testbed.launcher.run.records import Summary
 
 Split = Literal["validation", "tuning", "train", "all"]
 Dtype = Literal["auto", "float32", "bfloat16"]
@@ -53,13 +54,14 @@ class Result:
         description: one line for the report.
         evaluation: what its routing was; the step is 0 where the steps of the training are not known.
         ablation: what its experts cause; None where it was not made.
-        config, summary, manifest: content of the run folder's files.
+        config, manifest: content of the run folder's files.
+        summary: what is known of the checkpoint and of how it was analysed.
     """
 
     description: str
     evaluation: Evaluation
     config: dict[str, Any]
-    summary: dict[str, Any]
+    summary: Summary
     manifest: dict[str, Any]
     ablation: Ablation | None = None
 

@@ -24,6 +24,7 @@ from moe_testbed.launcher.analyze.request import Request, Result, log, made_here
 from moe_testbed.launcher.errors import ConfigError
 from moe_testbed.launcher.ranks.ranks import Ranks
 from moe_testbed.launcher.run import environment
+from moe_testbed.launcher.run.records import Summary
 from moe_testbed.launcher.train.ablated_model import ablate_model
 from moe_testbed.launcher.train.evaluation import Evaluator
 from moe_testbed.launcher.train.evaluation_set import EvaluationSet
@@ -68,15 +69,15 @@ class RunAnalysis:
             description=f"router {config.routing.router.name}, after {run.step} steps of training",
             evaluation=evaluation,
             config={"analysed": str(run.checkpoint), **written},
-            summary=size.model_dump()
-            | {
-                "learned": config.routing.router.learned,
-                "causal": config.causal,
-                "evaluated_tokens": tokens,
-                "tokenizer": file_sha256(run.store.tokenizer_path)[:16],
+            summary=Summary(
+                **size.model_dump(),
+                learned=config.routing.router.learned,
+                causal=config.causal,
+                evaluated_tokens=tokens,
+                tokenizer=file_sha256(run.store.tokenizer_path)[:16],
+                versions=environment.versions(),
                 **made_here(self.request.device),
-                "versions": environment.versions(),
-            },
+            ),
             manifest=manifest,
             ablation=ablation,
         )

@@ -21,7 +21,7 @@ from moe_testbed.launcher.run.array_file import ArrayFile, load_arrays
 from moe_testbed.launcher.run.arrays import Ablation, Evaluation, RoutingProbe
 from moe_testbed.launcher.run.files import read_json, read_json_lines, read_yaml, write_bytes_atomically
 from moe_testbed.launcher.run.ownership import refuse_foreign
-from moe_testbed.launcher.run.records import JobEnds, MetricsLine, Progress, Status
+from moe_testbed.launcher.run.records import JobEnds, MetricsLine, Progress, Status, Summary
 from moe_testbed.launcher.run.steps import step_name, step_of, steps_in
 
 if TYPE_CHECKING:
@@ -300,13 +300,13 @@ class RunFolder:
         arrays = load_arrays(files[-1], [name for name, known in fields.items() if known.axes == _EXPERT_TABLE])
         return [str(domain) for domain in load_arrays(files[-1], ["domains"])["domains"]], arrays
 
-    def read_summary(self) -> dict[str, Any]:
-        """Returns what was told of the training after its end."""
-        return read_json(self.summary_file)
+    def read_summary(self) -> Summary:
+        """Returns what was told of the training after its end; an empty one if nothing was."""
+        return Summary.of(read_json(self.summary_file))
 
-    def write_summary(self, summary: Mapping[str, Any]) -> None:
+    def write_summary(self, summary: Summary) -> None:
         """Writes what is told of the training after its end."""
-        self._write_json(self.summary_file, summary)
+        self._write_json(self.summary_file, summary.content())
 
     # What SLURM's jobs have come to.
 

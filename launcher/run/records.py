@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 FAILED_STATES = ("failed", "diverged")
@@ -91,6 +91,62 @@ class MetricsLine:
         """Returns the JSON object that is written."""
         seconds = {} if self.seconds is None else {"seconds": self.seconds}
         return {"kind": self.kind, "step": self.step, **seconds, **self.values}
+
+
+def _known(*kinds: type) -> Any:
+    """A part of the summary that a run may lack, which counts only if it is of one of these kinds."""
+    return field(default=None, metadata={"kinds": kinds})
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What is told of a run after its end; None for what it does not say.
+
+    Attributes:
+        parameters, active_parameters, flops_per_token: the size of the model, as `model.config.ModelSize` has it.
+        tokens, seconds, tokens_per_second: of the training.
+        learned: whether the router learns, True where that is not said.
+        causal: whether the router sees no later tokens, True where that is not said.
+        ranks: number of processes that trained.
+        peak_memory_bytes: of the process, or of its GPU.
+        versions: name of each package -> its version.
+        commit: of the code; None outside of a checkout.
+        hardware, command: on what, and how the run was made.
+        evaluated_tokens: of the text that an analysis read.
+        tokenizer: digest of the tokenizer by which an analysis counted tokens.
+        cut_passages: name of each domain -> the share of its passages that an analysis has cut.
+        dtype: precision in which an analysis had the model.
+    """
+
+    parameters: int | None = _known(int, float)
+    active_parameters: int | None = _known(int, float)
+    flops_per_token: int | None = _known(int, float)
+    tokens: int | None = _known(int, float)
+    seconds: float | None = _known(int, float)
+    tokens_per_second: float | None = _known(int, float)
+    learned: bool = field(default=True, metadata={"kinds": (bool,)})
+    causal: bool = field(default=True, metadata={"kinds": (bool,)})
+    ranks: int | None = _known(int)
+    peak_memory_bytes: int | None = _known(int, float)
+    versions: Mapping[str, str] = field(default_factory=dict, metadata={"kinds": (dict,)})
+    commit: str | None = _known(str)
+    hardware: str | None = _known(str)
+    command: str | None = _known(str)
+    evaluated_tokens: int | None = _known(int)
+    tokenizer: str | None = _known(str)
+    cut_passages: Mapping[str, float] | None = _known(dict)
+    dtype: str | None = _known(str)
+
+    @classmethod
+    def of(cls, content: Mapping[str, Any]) -> Summary:
+        """Returns the summary in the content of its file; what is missing or of another kind is left at its default."""
+        known = {part.name: content.get(part.name) for part in fields(cls)}
+        kinds = {part.name: part.metadata["kinds"] for part in fields(cls)}
+        return cls(**{name: value for name, value in known.items() if isinstance(value, kinds[name])})
+
+    def content(self) -> dict[str, Any]:
+        """Returns what is written into the file: what the run says."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
 
 
 @dataclass(frozen=True)

@@ -71,7 +71,7 @@ def run_content(run_dir: Path, suite_dir: Path | None = None, more_tags: Mapping
         "router": _router(config),
         "balance": ", ".join(_balancers(config)),
         "balance_scope": ", ".join(sorted({scope for scope in _balancers(config).values() if scope})),
-        "commit": str(summary.get("commit") or ""),
+        "commit": summary.commit or "",
         **(more_tags or {}),
     }
     results: dict[str, float] = {}

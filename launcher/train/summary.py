@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from moe_testbed.launcher.config.experiment import ExperimentConfig
 from moe_testbed.launcher.ranks.ranks import Ranks
 from moe_testbed.launcher.run import environment
+from moe_testbed.launcher.run.records import Summary
 from moe_testbed.model.config import ModelSize
 
 
@@ -25,19 +24,20 @@ def announcement(config: ExperimentConfig, size: ModelSize, first_step: int) -> 
     )
 
 
-def summary(config: ExperimentConfig, size: ModelSize, ranks: Ranks, seconds: float) -> dict[str, Any]:
-    """Returns the content of summary.json."""
+def summary(config: ExperimentConfig, size: ModelSize, ranks: Ranks, seconds: float) -> Summary:
+    """Returns what is told of a training of so many seconds."""
     tokens = config.training.steps * config.training.global_batch_size * config.data.sequence_length
-    return size.model_dump() | {
-        "tokens": tokens,
-        "seconds": seconds,
-        "tokens_per_second": tokens / seconds,
-        "learned": config.routing.router.learned and not config.model.dense_baseline,
-        "causal": config.causal,
-        "ranks": ranks.size,
-        "peak_memory_bytes": environment.peak_memory_bytes(),
-        "versions": environment.versions(),
-        "commit": environment.commit(),
-        "hardware": environment.hardware(ranks.device),
-        "command": environment.command(),
-    }
+    return Summary(
+        **size.model_dump(),
+        tokens=tokens,
+        seconds=seconds,
+        tokens_per_second=tokens / seconds,
+        learned=config.routing.router.learned and not config.model.dense_baseline,
+        causal=config.causal,
+        ranks=ranks.size,
+        peak_memory_bytes=environment.peak_memory_bytes(),
+        versions=environment.versions(),
+        commit=environment.commit(),
+        hardware=environment.hardware(ranks.device),
+        command=environment.command(),
+    )

@@ -10,7 +10,7 @@ import pytest
 
 from moe_testbed.launcher.run.arrays import Ablation, Evaluation, RoutingProbe
 from moe_testbed.launcher.run.folder import RunFolder, SilentRunFolder
-from moe_testbed.launcher.run.records import MetricsLine, Progress, Status
+from moe_testbed.launcher.run.records import MetricsLine, Progress, Status, Summary
 
 
 def written(folder: Path) -> dict[str, bytes]:
@@ -43,7 +43,7 @@ def write_all(folder: RunFolder) -> None:
     folder.write_evaluation(evaluation(1))
     folder.write_probe(RoutingProbe(step=1, expert_ids_YTW=np.zeros((1, 1, 1), dtype=np.int64)))
     folder.write_ablation(Ablation(("a",), np.ones(1), np.zeros(1, dtype=np.int64)))
-    folder.write_summary({"tokens": 7})
+    folder.write_summary(Summary(tokens=7))
     folder.note_end("failed", "the reason")
 
 
@@ -132,3 +132,24 @@ def test_a_line_of_no_step_is_none(line: dict[str, object]) -> None:
 def test_a_status_of_other_kinds_is_read_as_far_as_it_goes(tmp_path: Path, text: str, status: Status) -> None:
     (tmp_path / "status.json").write_text(text)
     assert RunFolder(tmp_path).read_status() == status
+
+
+@pytest.mark.parametrize(
+    ("text", "summary"),
+    [
+        ("", Summary()),
+        ('{"parameters": "many", "tokens": 7, "seconds": null, "learned": "no", "former": 1}', Summary(tokens=7)),
+        ('{"learned": false, "causal": false, "versions": ["torch"]}', Summary(learned=False, causal=False)),
+        ('{"versions": {"torch": "2.13"}, "commit": null}', Summary(versions={"torch": "2.13"})),
+    ],
+)
+def test_a_summary_of_other_kinds_is_read_as_far_as_it_goes(tmp_path: Path, text: str, summary: Summary) -> None:
+    (tmp_path / "summary.json").write_text(text)
+    assert RunFolder(tmp_path).read_summary() == summary
+
+
+def test_a_summary_is_read_as_it_was_written(tmp_path: Path) -> None:
+    summary = Summary(parameters=5, seconds=1.5, causal=False, versions={"torch": "2.13"}, cut_passages={"law": 0.25})
+    RunFolder(tmp_path).write_summary(summary)
+    assert RunFolder(tmp_path).read_summary() == summary
+    assert "commit" not in json.loads((tmp_path / "summary.json").read_text())

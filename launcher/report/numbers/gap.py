@@ -26,13 +26,13 @@ def role(suite: Suite, label: str) -> str:
         return "reference"
     if label == suite.control:
         return "control"
-    learned = all(training.summary.get("learned", True) for training in suite.of(label))
+    learned = all(training.summary.learned for training in suite.of(label))
     return "unknown" if router(suite, label) == "unknown" else "learned" if learned else "fixed"
 
 
 def causal(suite: Suite, label: str) -> bool:
     """Returns False if a training says that its router sees later tokens: its loss then competes with no other."""
-    return all(training.summary.get("causal", True) for training in suite.of(label))
+    return all(training.summary.causal for training in suite.of(label))
 
 
 def router(suite: Suite, label: str) -> str:

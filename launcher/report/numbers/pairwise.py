@@ -32,7 +32,7 @@ def pairs(suite: Suite, labels: list[str]) -> dict[str, Any]:
     over: list[str] = []
     found: list[list[Any]] = [[None] * (len(labels) - i - 1) for i in range(len(labels))]
     finished = {label: frozenset(suite.evaluations(label)) for label in labels}
-    tokenizers = {label: [t.summary.get("tokenizer") for t in suite.of(label)] for label in labels}
+    tokenizers = {label: [t.summary.tokenizer for t in suite.of(label)] for label in labels}
     for seeds in {finished[one] & finished[other] for one, other in combinations(labels, 2)} - {frozenset()}:
         members = [i for i, label in enumerate(labels) if finished[label] >= seeds]
         for i, j, lead in _leads(suite, labels, members, sorted(seeds), over):

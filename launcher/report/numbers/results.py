@@ -101,7 +101,7 @@ def _measure(trainings: Sequence[Training], domains: Sequence[str]) -> tuple[Res
         ),
         "causes": lenient("causes", lambda: causal.causes(analyses, domains)),
         "over_training": course,
-        **{name: stat([_figure(training.summary.get(name)) for training in trainings]) for name in SUMMARY},
+        **{name: stat([_figure(getattr(training.summary, name)) for training in trainings]) for name in SUMMARY},
     }, notes
 
 

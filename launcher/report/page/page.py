@@ -175,14 +175,14 @@ def _manifest(suite: Suite) -> dict[str, Any] | None:
 
 def _reproduction(suite: Suite) -> dict[str, Any]:
     """Commands, versions, commits and machines, each once, in the order of the runs."""
-    summaries = [training.summary for training in suite.trainings if training.summary]
+    summaries = [training.summary for training in suite.trainings]
 
     def each(key: str) -> list[str]:
-        return list(dict.fromkeys(str(summary[key]) for summary in summaries if summary.get(key)))
+        return list(dict.fromkeys(value for summary in summaries if (value := getattr(summary, key))))
 
     versions = {
-        name: ", ".join(dict.fromkeys(str(s["versions"][name]) for s in summaries if name in s.get("versions", {})))
-        for name in dict.fromkeys(name for summary in summaries for name in summary.get("versions", {}))
+        name: ", ".join(dict.fromkeys(str(s.versions[name]) for s in summaries if name in s.versions))
+        for name in dict.fromkeys(name for summary in summaries for name in summary.versions)
     }
     return {
         "commands": each("command"),

@@ -16,7 +16,7 @@ from moe_testbed.launcher.run.array_file import DAMAGED
 from moe_testbed.launcher.run.arrays import Ablation, Evaluation
 from moe_testbed.launcher.run.files import value_at
 from moe_testbed.launcher.run.folder import RunFolder
-from moe_testbed.launcher.run.records import MISSING, MetricsLine
+from moe_testbed.launcher.run.records import MISSING, MetricsLine, Summary
 from moe_testbed.launcher.run.steps import step_of
 from moe_testbed.launcher.run.suite_folder import SuiteFolder
 
@@ -36,7 +36,7 @@ class Training:
     step: int
     steps: int
     config: dict[str, Any]
-    summary: dict[str, Any]
+    summary: Summary
     manifest: dict[str, Any]
     evaluation: Evaluation | None
     ablation: Ablation | None = None
