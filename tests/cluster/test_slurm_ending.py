@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
 from moe_testbed.launcher.checkpoint.checkpoints import newest_whole
+from moe_testbed.launcher.checkpoint.regroup import RankLayout
 from moe_testbed.launcher.cluster.slurm import ending
+from moe_testbed.launcher.run.checkpoint_mark import CheckpointMark, write_mark
 from moe_testbed.launcher.run.folder import RunFolder
 from moe_testbed.launcher.run.records import Status
 
@@ -113,7 +116,7 @@ def test_a_run_that_is_finished_is_no_failure(run_dir: Path) -> None:
 def write_checkpoint(run_dir: Path, step: int) -> None:
     checkpoint = run_dir / "checkpoints" / f"step_{step:08d}"
     checkpoint.mkdir(parents=True)
-    (checkpoint / "complete.json").write_text('{"files": {}}')
+    write_mark(checkpoint, CheckpointMark(step, asdict(RankLayout(1, 1))))
     (checkpoint.parent / f"step_{step + 1:08d}").mkdir()
     assert newest_whole(checkpoint.parent) == checkpoint
 
