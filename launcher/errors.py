@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import re
 import signal
 import sys
 from collections.abc import Callable
@@ -62,6 +63,9 @@ MENDABLE = (CheckpointError, ConfigError, DataError, DivergedError, RouterError)
 """What a user can mend, on the rank that meets it."""
 
 
+_OBEYED = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ud800-\udfff]")
+
+
 def guarded(command: Callable[[], int]) -> int:
     """Runs a command; what a user can mend becomes one line on stderr."""
     try:
@@ -88,5 +92,11 @@ def guarded(command: Callable[[], int]) -> int:
 
 
 def _complain(message: str) -> int:
-    print(f"moe-testbed: {' '.join(message.split())}", file=sys.stderr)
+    print(f"moe-testbed: {visible(' '.join(message.split()))}", file=sys.stderr)
     return WRONG_INPUT
+
+
+def visible(text: str) -> str:
+    r"""Returns a text in which control characters, marks that turn the direction of writing, and halves of surrogate
+    pairs stand as escapes, such as \x1b or \u202e."""
+    return _OBEYED.sub(lambda found: found[0].encode("unicode_escape").decode(), text)

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 
 from moe_testbed.data.config import MixConfig
+from moe_testbed.launcher.errors import visible
 from moe_testbed.launcher.run import environment
 from moe_testbed.launcher.run.arrays import Ablation, Evaluation
 from moe_testbed.launcher.run.records import Summary
@@ -68,7 +69,7 @@ class Result:
 
 def log(text: str) -> None:
     """Tells on stderr."""
-    print(text, file=sys.stderr)
+    print(visible(text), file=sys.stderr)
 
 
 def made_here(device: torch.device) -> dict[str, Any]:

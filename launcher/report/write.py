@@ -14,7 +14,7 @@ from pathlib import Path
 
 from moe_testbed.launcher.errors import ConfigError
 from moe_testbed.launcher.report.numbers.results import summarise
-from moe_testbed.launcher.report.numbers.results_csv import csv_text
+from moe_testbed.launcher.report.numbers.results_csv import results_csv
 from moe_testbed.launcher.report.numbers.values import Results
 from moe_testbed.launcher.report.page.page import render
 from moe_testbed.launcher.report.read.records import read_suite
@@ -42,7 +42,7 @@ def write_report(suite_dir: Path) -> Report:
     suite = read_suite(Path(suite_dir))
     results = summarise(suite)
     folder = suite.folder
-    folder.write_results(results, csv_text(results))
+    folder.write_results(results, results_csv(results))
     pictures, tables = draw_all(suite, results), extra_tables(results)
     save(pictures, folder.figures)
     write_tables(suite, results, tables, folder.tables)

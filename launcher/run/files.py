@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import os
 import socket
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from tempfile import mkstemp
 from typing import Any
 
 import yaml
+
+from moe_testbed.launcher.errors import visible
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -82,3 +86,26 @@ def _parsed(text: bytes) -> Any:
         return json.loads(text)
     except ValueError:
         return None
+
+
+def visible_tree(tree: Any) -> Any:
+    """Returns what was read of a JSON or YAML file, with the texts and keys in it as `visible` has them."""
+    if isinstance(tree, str):
+        return visible(tree)
+    if isinstance(tree, dict):
+        return {visible_tree(key): visible_tree(value) for key, value in tree.items()}
+    return [visible_tree(value) for value in tree] if isinstance(tree, list) else tree
+
+
+def csv_text(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """Returns a table as CSV with a line of headings. A text that a spreadsheet would take for a formula has an
+    apostrophe before it."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    for row in (columns, *rows):
+        writer.writerow(map(_no_formula, row))
+    return text.getvalue()
+
+
+def _no_formula(value: object) -> object:
+    return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")) else value

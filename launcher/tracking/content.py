@@ -6,9 +6,7 @@ Nothing here knows MLflow, but for the names of tags that its pages show.
 from __future__ import annotations
 
 import contextlib
-import csv
 import hashlib
-import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,8 +16,9 @@ from typing import Any
 import numpy as np
 
 from moe_testbed.launcher.config.renamed import with_new_names
+from moe_testbed.launcher.errors import visible
 from moe_testbed.launcher.run.array_file import DAMAGED
-from moe_testbed.launcher.run.files import value_at
+from moe_testbed.launcher.run.files import csv_text, value_at
 from moe_testbed.launcher.run.folder import RunFolder
 from moe_testbed.launcher.run.suite_folder import SuiteFolder
 from moe_testbed.launcher.tracking.names import flatten
@@ -143,15 +142,20 @@ def _run_description(run: Mapping[str, Any], report: Mapping[str, Any]) -> str:
     with contextlib.suppress(KeyError, TypeError, IndexError, ValueError):  # a report of an earlier version
         said = verdict(dict(run), dict(report))
         means = "Metrics `result/…` are the report's: means over the seeds of this run."
-        return f"**{said.subject}** {said.text}\n\n{means} `evaluation/…` are this training's own."
+        return f"**{said.subject}** {_plain(said.text)}\n\n{means} `evaluation/…` are this training's own."
     return ""
+
+
+def _plain(text: str) -> str:
+    """Returns a text in which Markdown, as MLflow shows it, finds no element, link or picture."""
+    return visible(text).replace("<", "&lt;").replace("](", "]\\(")
 
 
 def _suite_description(report: Mapping[str, Any], page: str) -> str:
     from moe_testbed.launcher.report.words import headlines
 
     with contextlib.suppress(KeyError, TypeError, IndexError, ValueError):
-        said = "\n".join(f"- {headline.text}" for headline in headlines(dict(report)))
+        said = "\n".join(f"- {_plain(headline.text)}" for headline in headlines(dict(report)))
         return f"{said}\n\nThe whole report is the artifact `{page}`."
     return ""
 
@@ -193,9 +197,12 @@ def _matrices(folder: RunFolder) -> dict[str, Path | str]:
 
 
 def _csv(table_YDE: np.ndarray[Any, Any], domains: list[str]) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(("moe_layer", "domain", *(f"expert_{expert}" for expert in range(table_YDE.shape[2]))))
-    for layer, table_DE in enumerate(table_YDE.tolist()):
-        writer.writerows((layer, domain, *row_E) for domain, row_E in zip(domains, table_DE, strict=True))
-    return text.getvalue()
+    columns = ("moe_layer", "domain", *(f"expert_{expert}" for expert in range(table_YDE.shape[2])))
+    return csv_text(
+        columns,
+        (
+            (layer, visible(domain), *row_E)
+            for layer, table_DE in enumerate(table_YDE.tolist())
+            for domain, row_E in zip(domains, table_DE, strict=True)
+        ),
+    )

@@ -27,13 +27,14 @@ class Page(HTMLParser):
 
     def __init__(self, html: str) -> None:
         super().__init__()
-        self.text, self.values, self.loads, self.tags = "", [], [], []
+        self.text, self.values, self.loads, self.tags, self.attributes = "", [], [], [], set()
         self.feed(html)
         self.text = " ".join(self.text.split())
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append(tag)
         attributes = dict(attrs)
+        self.attributes |= attributes.keys()
         self.values.append(attributes.get("data-value"))
         self.loads += [attributes[name] for name in ("src", "href", "srcset", "data") if attributes.get(name)]
 

@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from moe_testbed.launcher.report.numbers.results import ranked, read_results
-from moe_testbed.launcher.report.numbers.results_csv import csv_text
+from moe_testbed.launcher.report.numbers.results_csv import results_csv
 from moe_testbed.launcher.run.suite_folder import SuiteFolder
 
 MakeSuite = Callable[..., Path]
@@ -194,11 +194,11 @@ def test_files_hold_the_same_numbers_and_the_same_bytes_each_time(
     suite = make_suite(seeds=(1, 2))
     results = read_results(suite)
     folder, json_path, csv_path = SuiteFolder(suite), suite / "results.json", suite / "results.csv"
-    folder.write_results(results, csv_text(results))
+    folder.write_results(results, results_csv(results))
     written = json_path.read_bytes(), csv_path.read_bytes()
     forget()
     again = read_results(suite)
-    folder.write_results(again, csv_text(again))
+    folder.write_results(again, results_csv(again))
     assert (json_path.read_bytes(), csv_path.read_bytes()) == written
     assert not list(suite.glob(".*.tmp"))
 

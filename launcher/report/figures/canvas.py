@@ -23,6 +23,9 @@ from PIL import Image
 
 WIDTH = 7.0
 LEGEND_ROW, LEGEND_SIZE = 0.22, 10.5
+LONGEST = 80
+"""Characters of a name in a picture."""
+
 STYLE: dict[str, Any] = {
     "font.size": 12,
     "axes.titlesize": 13,
@@ -35,6 +38,7 @@ STYLE: dict[str, Any] = {
     "lines.linewidth": 1.8,
     "image.composite_image": False,  # as one image all maps of a figure take longer, and more bytes
     "svg.hashsalt": "moe-testbed",
+    "text.parse_math": False,  # names may have dollars
 }
 
 
@@ -103,7 +107,7 @@ _MIDDLE = 0.27
 
 @lru_cache(maxsize=8192)
 def _outline(text: str) -> Outline:
-    path = TextPath((0, 0), text, size=1)
+    path = TextPath((0, 0), _shortened(text), size=1)
     return Outline(path, _points(text))
 
 
@@ -123,6 +127,11 @@ def _patch(outlines: Sequence[Path], colour: str, **options: Any) -> PathPatch:
     return PathPatch(whole, facecolor=colour, linewidth=0, snap=False, **options)
 
 
+def _shortened(text: str) -> str:
+    """A text whose end is cut off where it would leave no room for the picture."""
+    return text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…"
+
+
 def text_width(text: str, size: float) -> float:
     """Width of a text in inches, in the default font at this size in points."""
     return _points(text) * size / 72
@@ -133,7 +142,7 @@ def _points(text: str) -> float:
     """Width of a text of one point."""
     font = get_font(findfont(FontProperties()))
     font.set_size(100, 72)
-    font.set_text(text)
+    font.set_text(_shortened(text))
     return float(font.get_width_height()[0]) / 64 / 100
 
 

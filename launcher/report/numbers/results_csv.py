@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Iterator
 from typing import Any
 
 from moe_testbed.launcher.report.numbers.values import Results
+from moe_testbed.launcher.run.files import csv_text
 
 COLUMNS = (
     "run", "role", "router", "quantity", "form", "moe_layer", "domain",
@@ -17,17 +16,18 @@ NOT_A_NUMBER = ("label", "description", "role", "router", "causal", "trainings",
 """Parts of a run that have no rows: words, and the curves, which are lists of steps."""
 
 
-def csv_text(results: Results) -> str:
+def results_csv(results: Results) -> str:
     """The whole file. `form` is top_1, top_k or top_k_kept, or the part of the results that a quantity belongs to."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    for run in results["runs"]:
-        head = (run["label"], run["role"], run["router"])
-        for name, part in run.items():
-            if name not in NOT_A_NUMBER:
-                writer.writerows((*head, *row) for row in _rows(name, part, ""))
-    return text.getvalue()
+    return csv_text(
+        COLUMNS,
+        (
+            (run["label"], run["role"], run["router"], *row)
+            for run in results["runs"]
+            for name, part in run.items()
+            if name not in NOT_A_NUMBER
+            for row in _rows(name, part, "")
+        ),
+    )
 
 
 def _rows(name: str, part: Any, form: str) -> Iterator[tuple[Any, ...]]:

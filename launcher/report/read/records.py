@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -11,14 +12,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from moe_testbed.launcher.errors import visible
 from moe_testbed.launcher.report.read.arrays import read_ablation, read_evaluation
 from moe_testbed.launcher.run.array_file import DAMAGED
 from moe_testbed.launcher.run.arrays import Ablation, Evaluation
-from moe_testbed.launcher.run.files import value_at
+from moe_testbed.launcher.run.files import value_at, visible_tree
 from moe_testbed.launcher.run.folder import RunFolder
 from moe_testbed.launcher.run.records import MISSING, MetricsLine, Summary
 from moe_testbed.launcher.run.steps import step_of
 from moe_testbed.launcher.run.suite_folder import SuiteFolder
+
+_LABEL = r"[A-Za-z0-9][A-Za-z0-9_.-]*"
 
 
 @dataclass(frozen=True)
@@ -125,13 +129,14 @@ def read_suite(suite_dir: Path) -> Suite:
     runs = {str(label): run for label, run in content["runs"].items()}
     seeds = tuple(content.get("seeds") or (1,))
     reference = content.get("reference") or ()
+    references = (reference,) if isinstance(reference, str) else reference
     trainings = [read_training(folder, label, seed) for label in runs for seed in seeds]
     return Suite(
-        name=str(content.get("name", suite_dir.name)),
+        name=visible(str(content.get("name", suite_dir.name))),
         folder=folder,
-        descriptions={label: _description(run) for label, run in runs.items()},
-        reference=(reference,) if isinstance(reference, str) else tuple(map(str, reference)),
-        control=content.get("control"),
+        descriptions={label: visible(" ".join(_description(run).split())) for label, run in runs.items()},
+        reference=tuple(visible(str(label)) for label in references),
+        control=visible_tree(content.get("control")),
         seeds=seeds,
         trainings=tuple(_comparable(trainings)),
         analysis="analysis" in content,
@@ -147,6 +152,12 @@ def _check(path: Path, content: dict[str, Any]) -> None:
         and len(set(seeds)) == len(seeds)
     )
     labels = isinstance(reference, list) and all(isinstance(label, str | int) for label in reference)
+    for label in runs if isinstance(runs, dict) else ():
+        # A label is a part of the names of folders and figures.
+        if not re.fullmatch(_LABEL, str(label)):
+            raise ValueError(
+                f"{path}: runs has the label {label!r}, but a label is of letters, digits, '_', '.' and '-'"
+            )
     for key, fits, allowed in (
         ("runs", isinstance(runs, dict), "a mapping from labels to descriptions"),
         ("seeds", seeds is None or different, "a list of different whole numbers of at least 0, such as [1, 2]"),
@@ -186,15 +197,15 @@ def read_training(suite: SuiteFolder, label: str, seed: int) -> Training:
         seed=seed,
         folder=folder,
         state=state,
-        reason=reason,
+        reason=None if reason is None else visible(" ".join(str(reason).split())),
         step=status.step,
         steps=status.steps,
-        config=folder.read_config_tree(),
-        summary=folder.read_summary(),
-        manifest=folder.read_manifest(),
-        evaluation=evaluation,
-        ablation=ablation,
-        notes=tuple(notes),
+        config=visible_tree(folder.read_config_tree()),
+        summary=visible_tree(folder.read_summary()),
+        manifest=visible_tree(folder.read_manifest()),
+        evaluation=evaluation and replace(evaluation, domains=tuple(map(visible, evaluation.domains))),
+        ablation=ablation and replace(ablation, domains=tuple(map(visible, ablation.domains))),
+        notes=tuple(map(visible, notes)),
     )
 
 

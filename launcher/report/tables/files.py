@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -16,7 +14,7 @@ from moe_testbed.launcher.report.tables.domain_tables import domain_tables
 from moe_testbed.launcher.report.tables.extra_tables import ExtraTable
 from moe_testbed.launcher.report.tables.latex import latex_table
 from moe_testbed.launcher.report.tables.table import Cell, legend, metric_cell, shown_columns, topic
-from moe_testbed.launcher.run.files import write_atomically
+from moe_testbed.launcher.run.files import csv_text, write_atomically
 
 
 def write_tables(suite: Suite, results: dict[str, Any], tables: Iterable[ExtraTable], folder: Path) -> None:
@@ -46,11 +44,7 @@ def write_tables(suite: Suite, results: dict[str, Any], tables: Iterable[ExtraTa
 
 def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """Writes a table with a line of headings."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(columns)
-    writer.writerows(rows)
-    write_atomically(path, text.getvalue())
+    write_atomically(path, csv_text(columns, rows))
 
 
 def _slug(text: str) -> str:
