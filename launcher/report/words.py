@@ -143,7 +143,9 @@ def failures(runs: list[dict[str, Any]]) -> list[str]:
     for run in runs:
         for training in without_result(run):
             place = f" at step {training['step']} of {training['steps']}" if training["steps"] else ""
-            reason = f"{training['state']}{place}: {' '.join(str(training['reason']).split())}"
+            words = " ".join(str(training["reason"]).split())
+            # What has diverged says so, and where.
+            reason = words if training["state"] == "diverged" else f"{training['state']}{place}: {words}"
             reasons.setdefault((run["label"], reason), []).append(str(training["seed"]))
     return [
         f"{label}, seed{'s' if len(seeds) > 1 else ''} {', '.join(seeds)}: {reason}"

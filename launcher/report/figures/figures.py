@@ -111,6 +111,9 @@ _PROFILES = (
 )
 
 
+_OF_TRAINING = " Smoothed over a fiftieth of the run; a wedge marks a loss spike of a seed."
+
+
 def _of_losses(suite: Suite, results: dict[str, Any], runs: list[dict[str, Any]]) -> Iterator[Job]:
     """The overview, and the losses by step."""
     routed = [run for run in runs if None not in _place(run)]
@@ -133,7 +136,7 @@ def _of_losses(suite: Suite, results: dict[str, Any], runs: list[dict[str, Any]]
                 "curves",
                 title,
                 "Mean over seeds; the band is the range of the seeds. The axis is cut to the losses after the first "
-                "third of the steps." + (" Smoothed over a fiftieth of the run." if kind == "train" else ""),
+                f"third of the steps.{_OF_TRAINING if kind == 'train' else ''}",
                 draw_panels,
                 ([panel], _looks(results), "optimizer steps", 3.8),
             )

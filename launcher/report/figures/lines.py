@@ -13,6 +13,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from moe_testbed.launcher.report.figures.canvas import Look, legend_below, legend_height, stacked
+from moe_testbed.launcher.report.numbers.spikes import loss_spikes
 from moe_testbed.launcher.report.numbers.training import CURVES
 from moe_testbed.launcher.report.read.records import Suite
 from moe_testbed.launcher.run.files import value_at
@@ -28,13 +29,14 @@ MARKED = 20
 
 @dataclass(frozen=True)
 class Line:
-    """One run in one panel; `low` and `high` bound the band of its seeds."""
+    """One run in one panel; `low` and `high` bound the band of its seeds, `spikes` has each x at which one spikes."""
 
     label: str
     x: Floats
     y: Floats
     low: Floats | None = None
     high: Floats | None = None
+    spikes: Floats | None = None
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,9 @@ def draw_panels(panels: Sequence[Panel], looks: dict[str, Look], along: str, hei
             )  # fmt: skip
             if line.low is not None and line.high is not None:
                 axes.fill_between(line.x, line.low, line.high, color=look.colour, alpha=0.18, linewidth=0)
+            if line.spikes is not None and len(line.spikes):
+                y = np.interp(line.spikes, line.x, line.y)
+                axes.plot(line.spikes, y, linestyle="none", marker=7, color=look.colour, markersize=7)
         axes.set_ylabel(panel.title)
         axes.yaxis.set_label_coords(-0.105, 0.5)
         if panel.limits is not None:
@@ -80,8 +85,10 @@ def loss_panel(suite: Suite, labels: Sequence[str], kind: str) -> Panel:
         values_IX = np.stack([_smooth(values, len(steps) // 50 if kind == "train" else 0) for values in values_IX])
         thin = np.unique(np.linspace(0, len(steps) - 1, POINTS).round().astype(int))
         steps, values_IX = steps[thin], values_IX[:, thin]
-        band = (values_IX.min(axis=0), values_IX.max(axis=0)) if len(values_IX) > 1 else (None, None)
-        lines.append(Line(label, steps, values_IX.mean(axis=0), *band))
+        low, high = (values_IX.min(axis=0), values_IX.max(axis=0)) if len(values_IX) > 1 else (None, None)
+        spiking = trainings if kind == "train" else []
+        spikes = [step for training in spiking for step in loss_spikes(training.curve(kind, "cross_entropy"))]
+        lines.append(Line(label, steps, values_IX.mean(axis=0), low, high, np.array(spikes, dtype=np.float64)))
         late_IX = values_IX[:, steps >= steps[-1] / 3]
         if np.isfinite(late_IX).any():
             tops.append(float(np.nanmax(late_IX.mean(axis=0))))

@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from moe_testbed.launcher.report.numbers import causal, gap, routing
+from moe_testbed.launcher.report.numbers.spikes import loss_spikes
 from moe_testbed.launcher.report.numbers.training import over_training
 from moe_testbed.launcher.report.numbers.values import Results, part_of, rounded, stat
 from moe_testbed.launcher.report.read.records import Suite, Training, read_suite
@@ -122,6 +123,8 @@ def _run(suite: Suite, label: str, best: str | None, domains: Sequence[str]) -> 
                 "step": training.step,
                 "steps": training.steps,
                 "loss": losses.get(training.seed),
+                "loss_spikes": loss_spikes(training.curve("train", "cross_entropy")),
+                "skipped_steps": training.skipped_steps,
             }
             for training in suite.of(label)
         ],

@@ -62,6 +62,12 @@ class Training:
         }
         return np.array(sorted(pairs.items()), dtype=np.float64).reshape(-1, 2)
 
+    @property
+    def skipped_steps(self) -> int:
+        """Steps that were skipped because their gradient was not finite."""
+        counts = self.curve("train", "skipped_steps")
+        return int(counts[-1, 1]) if len(counts) else 0
+
     @cached_property
     def _lines(self) -> list[MetricsLine]:
         return self.folder.read_metrics()

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from moe_testbed.launcher.report.numbers.results import ranked
+from moe_testbed.launcher.report.numbers.spikes import DEVIATIONS, WINDOW
 from moe_testbed.launcher.report.tables.table import Cell, stat_cell
 from moe_testbed.launcher.report.words import NOTHING, interval, number
 from moe_testbed.routing.metrics import REPORTED, Metric
@@ -73,6 +74,40 @@ def _training(runs: Sequence[Results]) -> Iterator[ExtraTable]:
         ("Run", *(f"MoE layer {layer}" for layer in range(num_layers))),
         rows,
     )
+
+
+def _spikes(runs: Sequence[Results]) -> Iterator[ExtraTable]:
+    having = [run for run in runs if any(t["loss_spikes"] or t["skipped_steps"] for t in run["trainings"])]
+    if having:
+        yield ExtraTable(
+            "curves",
+            "Loss spikes and skipped steps",
+            f"A loss spike is a training loss that lies above the median of the {WINDOW} steps before it by more than "
+            f"{DEVIATIONS:g} of their standard deviations (1.4826 times their median absolute deviation); neighbouring "
+            "steps are one spike. A step is skipped where its gradient is not finite, as often as "
+            "training.max_skipped_steps allows.",
+            ("Run", "Spikes", "Skipped steps", "Where"),
+            [
+                (
+                    Cell(run["label"]),
+                    _count(sum(len(t["loss_spikes"]) for t in run["trainings"])),
+                    _count(sum(t["skipped_steps"] for t in run["trainings"])),
+                    Cell("; ".join(map(_where, (t for t in run["trainings"] if t["loss_spikes"])))),
+                )
+                for run in having
+            ],
+        )
+
+
+def _count(count: int) -> Cell:
+    return Cell(number(count, 0), value=count)
+
+
+def _where(training: Results) -> str:
+    """The first steps of one seed at which its loss has spiked."""
+    steps = [f"{step:,}" for step in training["loss_spikes"][:5]]
+    more = " and others" if len(training["loss_spikes"]) > len(steps) else ""
+    return f"seed {training['seed']} at step {', '.join(steps)}{more}"
 
 
 def _step(step: float | None) -> Cell:
@@ -147,6 +182,7 @@ def _vocabulary(runs: Sequence[Results]) -> Iterator[ExtraTable]:
 
 
 _TABLES: tuple[Callable[[Sequence[Results]], Iterator[ExtraTable]], ...] = (
+    _spikes,
     _training,
     _agreement,
     _router,

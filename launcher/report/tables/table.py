@@ -109,9 +109,11 @@ def legend(columns: Iterable[Metric]) -> str:
 def status(run: dict[str, Any]) -> str:
     """What a reader must know about a run beside its numbers: how many seeds are missing, and that it is not causal."""
     without = without_result(run)
+    diverged = [f"diverged at step {training['step']}" for training in without if training["state"] == "diverged"]
     notes = [f"{len(without)} of {len(run['trainings'])} seeds without result"] if without else []
     if len(without) == len(run["trainings"]):
-        notes = [str(without[0]["state"]) if without[0]["state"] != "running" else "cut off"]
+        notes = [] if diverged else [str(without[0]["state"]) if without[0]["state"] != "running" else "cut off"]
+    notes += diverged[:1]
     return ", ".join(notes + ([] if run["causal"] else ["not causal"]))
 
 
