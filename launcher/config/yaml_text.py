@@ -92,13 +92,16 @@ def is_block(value: Any) -> bool:
     return isinstance(value, list) and any(isinstance(item, dict | list) for item in value)
 
 
-_OTHER_LINE_ENDS = re.compile(r"[\x85\u2028\u2029]")
+_LINE_ENDS = re.compile(r"[\n\r\x85\u2028\u2029]")
 
 
 def _inline(value: Any) -> str:
     style: dict[str, Any] = {"Dumper": _Dumper, "default_flow_style": True, "width": 2**31}
-    text = yaml.dump(value, allow_unicode=True, **style)
-    if _OTHER_LINE_ENDS.search(text):
-        # PyYAML writes them as they are and reads them as the ends of lines.
-        text = yaml.dump(value, allow_unicode=False, **style)
-    return text.removesuffix("...\n").strip()
+    if isinstance(value, str) and _LINE_ENDS.search(value):
+        # In one line, as a key must be; and PyYAML would write the ends of lines that only Unicode has as they are.
+        text = yaml.dump(value, default_style='"', **style)
+    else:
+        ends = isinstance(value, list) and any(isinstance(item, str) and _LINE_ENDS.search(item) for item in value)
+        text = yaml.dump(value, allow_unicode=not ends, **style)
+    # Not all white space: a text may begin or end with a space that is not the ASCII one.
+    return text.removesuffix("...\n").strip(" \n")

@@ -242,6 +242,12 @@ def test_what_is_written_is_read_back_by_this_and_any_yaml_reader(write: Write, 
     assert yaml.safe_load(text) == value
 
 
+@pytest.mark.parametrize("text", ["\n", "a\nb", "\r", "\x85", "\u2028", "é\x85", "\xa0", "0\xa0"])
+def test_a_text_with_line_ends_and_spaces_of_unicode_is_a_key_and_a_value(write: Write, text: str) -> None:
+    value = {text: {text: text, "list": [text, 1, text]}}
+    assert plain(write("a.yaml", to_yaml(value))) == value
+
+
 def test_comments_do_not_change_what_is_read(write: Write) -> None:
     value = {"a": {"b": 1, "c": [{"d": "x # y"}, 2]}, "e": []}
     text = to_yaml(value, {("a", "b"): "here", ("a", "c", "0", "d"): "there", ("e",): "default"})
