@@ -212,3 +212,9 @@ def test_a_damaged_table_is_one_clear_line(reader: type[Reader], write: Callable
         (tmp_path / "f").write_bytes(damaged)
         with pytest.raises(DataError, match=r"^[^\n]*/f is (damaged or was cut off|not what the reader)[^\n]+$"):
             list(source.documents(tmp_path, Limits(10**9, 10**9), Tally(0)))
+
+
+@pytest.mark.parametrize("beginning", [b"\n", b"\r\n", b" \n\n"])
+def test_blank_lines_behind_a_byte_order_mark_are_no_records(beginning: bytes) -> None:
+    assert read(JsonLines(), b"\xef\xbb\xbf" + beginning + to_jsonl(["one"])) == [["one"]]
+    assert read(JsonLines(), b"\xef\xbb\xbf") == []

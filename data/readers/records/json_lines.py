@@ -1,5 +1,6 @@
 """JSON Lines."""
 
+import codecs
 import json
 from collections.abc import Iterator
 from typing import BinaryIO
@@ -29,7 +30,7 @@ class JsonLines(Reader):
         for number, line in enumerate(lines(file, MOST_RECORD_BYTES), start=1):
             if len(line) > MOST_RECORD_BYTES:
                 yield Unreadable(f"line {number}", f"it has more than {MOST_RECORD_BYTES >> 20} MiB")
-            elif not line.isspace():
+            elif line.removeprefix(codecs.BOM_UTF8).strip():
                 try:
                     text = text_of(json.loads(line.rstrip(b"\r\n")), self.field)
                 except json.JSONDecodeError as error:
