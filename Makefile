@@ -4,6 +4,8 @@
 #   TORCH_INDEX  an additional package index for torch, e.g. that of PyTorch's CPU wheels, which need no CUDA libraries
 #   PYTEST_ARGS  arguments for pytest, e.g. "-k sampler"
 #   WORKERS      processes that share the tests; 0: the tests run in pytest's own, one after the other
+#   PARTS        parts of `make campaign` with commas between, see docs/campaign.md; SEED, MINUTES (of each part), NUMBER
+#                (trials of each part), CASE (the folder of a fault to try once more) are options of it too
 #   FIGURES      what `make figures` measures, see docs/figures.md
 
 PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11 python3.10; do \
@@ -13,6 +15,11 @@ TORCH_INDEX ?=
 PYTEST_ARGS ?=
 WORKERS ?= 2
 FIGURES ?= quick
+PARTS ?= all
+SEED ?= 1
+MINUTES ?= 0
+NUMBER ?= 0
+CASE ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -25,7 +32,7 @@ CLUSTER_PACKAGES := slurm-wlm munge openssh-server openssh-client pdsh iproute2
 
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all test-network test-cluster cluster-packages check lint import-rules typecheck wheel figures findings clean
+.PHONY: help setup demo test test-all test-network test-cluster cluster-packages check lint import-rules typecheck wheel figures findings campaign clean
 
 help:  ## show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-17s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -72,6 +79,9 @@ wheel: setup  ## build a wheel into dist/
 
 figures: setup  ## measure the figures of README and docs anew and stamp them: FIGURES=quick (default), demo, seeds, study, tests
 	$(BIN)/python benchmarks/figures.py $(FIGURES)
+
+campaign: setup  ## try thousands of broken inputs, kills and full disks: PARTS, SEED, MINUTES, NUMBER, CASE (docs/campaign.md)
+	$(BIN)/python -m tests.campaign --parts $(PARTS) --seed $(SEED) --minutes $(MINUTES) --number $(NUMBER) $(if $(CASE),--case $(CASE))
 
 findings:  ## say which surprises of libraries in findings/ still hold (installs packages, takes minutes)
 	@status=0; for finding in findings/*.sh; do \
