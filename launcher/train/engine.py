@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import logging
 import math
 import warnings
@@ -116,12 +118,14 @@ def build_engine(model: nn.Module, config: ExperimentConfig, ranks: Ranks) -> An
     # It calls collectives by names that torch is about to drop, and would say so once per rank.
     warnings.filterwarnings("ignore", message=r"`torch\.distributed", category=FutureWarning)
     create_expert_parallel_groups(config.parallel.expert_parallel_size)
-    engine, *_ = deepspeed.initialize(
-        model=model,
-        model_parameters=_parameter_groups(model, config.training.weight_decay),
-        config=deepspeed_config(config, ranks.size),
-        dist_init_required=False,
-    )
+    # In bfloat16 it prints the use of memory before and after each group of parameters.
+    with contextlib.redirect_stdout(io.StringIO()):
+        engine, *_ = deepspeed.initialize(
+            model=model,
+            model_parameters=_parameter_groups(model, config.training.weight_decay),
+            config=deepspeed_config(config, ranks.size),
+            dist_init_required=False,
+        )
     return engine
 
 

@@ -132,10 +132,15 @@ def test_training_lowers_the_loss_of_every_domain(
 
 
 def test_bfloat16_is_close_to_float32(
-    trained: Path, make_experiment: MakeExperiment, run_on_ranks: Run, tmp_path: Path
+    trained: Path,
+    make_experiment: MakeExperiment,
+    run_on_ranks: Run,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     training = make_experiment()["training"] | {"precision": "bfloat16"}
     run_on_ranks(driver.train, 1, make_experiment(training=training), str(tmp_path / "run"))
+    assert "bf16_optimizer" not in "".join(capfd.readouterr()), "what DeepSpeed prints for itself"
     for rounded, exact in zip(read_metrics(tmp_path / "run"), read_metrics(trained), strict=True):
         # Choices of experts differ where scores are close.
         assert rounded["cross_entropy"] == pytest.approx(exact["cross_entropy"], rel=0.02)
