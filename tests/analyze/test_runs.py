@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from zipfile import ZipFile
 
 import numpy as np
 import pytest
@@ -153,6 +154,15 @@ def test_broken_runs_are_said(runs: Callable[[str], Path], own_mix: Path, tmp_pa
     path = next((folder / "checkpoints").glob("*/mp_rank_00*"))
     content = path.read_bytes()
     path.write_bytes(content[:1000] + b"?" * 400 + content[1400:])
+    with pytest.raises(CheckpointError, match=r"run has no whole checkpoint; continue its training"):
+        analysis(str(folder))
+
+    # Sound, but not of torch.
+    with ZipFile(path, "w") as archive:
+        archive.writestr("content", "other")
+    mark = json.loads((path.parent / "complete.json").read_text())
+    mark["files"][path.name] = path.stat().st_size
+    (path.parent / "complete.json").write_text(json.dumps(mark))
     with pytest.raises(CheckpointError, match=r"mp_rank_00_model_states.pt cannot be read"):
         analysis(str(folder))
 

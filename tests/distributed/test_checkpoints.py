@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from zipfile import ZipFile
 
 import pytest
 import torch
@@ -83,6 +84,11 @@ def rewrite(checkpoint: Path, change: Callable[[Any], None]) -> None:
     content = torch.load(checkpoint / OPTIMIZER, weights_only=False)
     change(content["optimizer_state_dict"])
     torch.save(content, checkpoint / OPTIMIZER)
+    mark_size(checkpoint)
+
+
+def mark_size(checkpoint: Path) -> None:
+    """Lets the mark say the size that the optimizer's file has now."""
     mark = json.loads((checkpoint / "complete.json").read_text())
     mark["files"][OPTIMIZER] = (checkpoint / OPTIMIZER).stat().st_size
     (checkpoint / "complete.json").write_text(json.dumps(mark))
@@ -97,10 +103,10 @@ def take_away(checkpoint: Path) -> None:
 
 
 def garble(checkpoint: Path) -> None:
-    """Within the file, where its names and numbers begin."""
-    content = bytearray((checkpoint / OPTIMIZER).read_bytes())
-    content[1000:1400] = b"?" * 400
-    (checkpoint / OPTIMIZER).write_bytes(content)
+    """An archive that is sound, but not one of torch's; one whose bytes have changed is passed over."""
+    with ZipFile(checkpoint / OPTIMIZER, "w") as archive:
+        archive.writestr("content", "other")
+    mark_size(checkpoint)
 
 
 def of_a_smaller_model(checkpoint: Path) -> None:
