@@ -52,6 +52,8 @@ def write_world(folder: Path, **parts: dict[str, Any]) -> Path:
         "ablation": {"sequences_per_domain": 1},
         "checkpoint": {"every": 4, "keep": 2},
         "tracking": {"mlflow": False},
+        # A rank that is killed before it has met the others leaves them waiting for so long.
+        "parallel": {"slow_timeout_seconds": 90.0},
         "runtime": {"device": "cpu", "threads": 1},
     }
     for part, options in parts.items():
