@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from moe_testbed.launcher.errors import CheckpointError
+from moe_testbed.routing.router import Scores
 
 
 def _softmax(logits_TE: Tensor) -> Tensor:
@@ -23,8 +23,7 @@ def _softmax(logits_TE: Tensor) -> Tensor:
 
 def _share_of_sigmoids(logits_TE: Tensor) -> Tensor:
     """DeepSeek-V3's affinities (arXiv 2412.19437, equation 15) have no sum; their shares have one."""
-    # By their logarithms: where all sigmoids are 0 in float32, their shares are not.
-    return F.logsigmoid(logits_TE).softmax(-1)
+    return Scores.by_sigmoid(logits_TE).probabilities_TE
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, field_validator, model_validator
 
-from moe_testbed.launcher.config.experiment import NAME_PATTERN
 from moe_testbed.launcher.config.messages import validate
+from moe_testbed.launcher.config.names import NAME_PATTERN
 from moe_testbed.launcher.config.yaml_tree import Node, Rules, find_file, lookup, read_layers
 
 TIME_PATTERN = r"^(\d+-)?\d{1,2}:\d{2}:\d{2}$"

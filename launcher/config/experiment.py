@@ -18,7 +18,7 @@ from pydantic import BaseModel, Field, model_validator
 from moe_testbed.data.config import MixConfig
 from moe_testbed.launcher.config.messages import Variants, validate
 from moe_testbed.launcher.config.mix import VARIANTS as MIX_VARIANTS
-from moe_testbed.launcher.config.names import training_name
+from moe_testbed.launcher.config.names import NAME_PATTERN, training_name
 from moe_testbed.launcher.config.renamed import RENAMED
 from moe_testbed.launcher.config.yaml_text import Keys, is_block, to_yaml
 from moe_testbed.launcher.config.yaml_tree import (
@@ -37,7 +37,6 @@ from moe_testbed.routing.router import ROUTERS, RouterConfig
 from moe_testbed.routing.routers.parts.groups import group_sizes, refuse_unknown_domains
 from moe_testbed.routing.routers.reference import ReferenceConfig
 
-NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
 _READABLE = 40  # characters of a run's name that tell the overrides
 RULES = Rules(
     references=frozenset({("data", "mix")}),

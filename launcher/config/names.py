@@ -1,8 +1,11 @@
-"""How the trainings of one label are told apart: LABEL-seedSEED."""
+"""What may name a folder, and how the trainings of one label are told apart: LABEL-seedSEED."""
 
 from __future__ import annotations
 
 import re
+
+NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
+"""Of names that are a part of the names of folders and files."""
 
 
 def training_name(label: str, seed: int) -> str:

@@ -12,7 +12,6 @@ from pydantic import BaseModel, Field, model_validator
 
 from moe_testbed.data.registry import did_you_mean
 from moe_testbed.launcher.config.experiment import (
-    NAME_PATTERN,
     RULES,
     ExperimentConfig,
     check_experiment,
@@ -20,7 +19,7 @@ from moe_testbed.launcher.config.experiment import (
 )
 from moe_testbed.launcher.config.grid import expand_grid
 from moe_testbed.launcher.config.messages import validate
-from moe_testbed.launcher.config.names import training_name
+from moe_testbed.launcher.config.names import NAME_PATTERN, training_name
 from moe_testbed.launcher.config.renamed import RENAMED, new_keys
 from moe_testbed.launcher.config.yaml_tree import (
     COMMAND_LINE,

@@ -98,7 +98,9 @@ def _texts(batches: Iterator[pyarrow.RecordBatch], field: str) -> Iterator[list[
                 for row in _rows(batch.slice(first, ROWS_AT_ONCE)):
                     number += 1
                     try:
-                        text = text_of(row, field) if isinstance(row, dict) else _refuse(row)
+                        if isinstance(row, UnicodeDecodeError):
+                            raise row
+                        text = text_of(row, field)
                     except ValueError as error:
                         yield Unreadable(f"row {number}", reason_of(error))
                     else:
@@ -118,7 +120,3 @@ def _rows(batch: pyarrow.RecordBatch) -> list[Any]:
             return [error]
         return [row for n in range(len(batch)) for row in _rows(batch.slice(n, 1))]
     return rows
-
-
-def _refuse(error: UnicodeDecodeError) -> str:
-    raise error

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from moe_testbed.launcher.config.names import NAME_PATTERN
 from moe_testbed.launcher.errors import visible
 from moe_testbed.launcher.report.read.arrays import read_ablation, read_evaluation
 from moe_testbed.launcher.run.array_file import DAMAGED
@@ -21,8 +22,6 @@ from moe_testbed.launcher.run.folder import RunFolder
 from moe_testbed.launcher.run.records import MISSING, MetricsLine, Summary
 from moe_testbed.launcher.run.steps import step_of
 from moe_testbed.launcher.run.suite_folder import SuiteFolder
-
-_LABEL = r"[A-Za-z0-9][A-Za-z0-9_.-]*"
 
 
 @dataclass(frozen=True)
@@ -160,7 +159,7 @@ def _check(path: Path, content: dict[str, Any]) -> None:
     labels = isinstance(reference, list) and all(isinstance(label, str | int) for label in reference)
     for label in runs if isinstance(runs, dict) else ():
         # A label is a part of the names of folders and figures.
-        if not re.fullmatch(_LABEL, str(label)):
+        if not re.fullmatch(NAME_PATTERN, str(label)):
             raise ValueError(
                 f"{path}: runs has the label {label!r}, but a label is of letters, digits, '_', '.' and '-'"
             )
