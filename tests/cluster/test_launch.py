@@ -20,31 +20,21 @@ from moe_testbed.launcher.cluster.launch.probe import Offer
 from moe_testbed.launcher.config.experiment import load_experiment
 from moe_testbed.launcher.errors import ASKED_TO_STOP, WRONG_INPUT
 from moe_testbed.launcher.run.files import read_json
+from tests.cluster.two_hosts import CLUSTER, HOSTS
 
 Write = Callable[[str, str], Path]
 Launch = Callable[..., int]
 
 DEEPSPEED = str(Path(sys.executable).with_name("deepspeed"))
 
-CLUSTER = """
-    name: trial
-    nodes: 2
-    gpus_per_node: 2
-    accelerator: cpu
-    gpu_memory_gb: 8
-    interconnect: {within_node_gb_per_s: 10, between_nodes_gb_per_s: 1}
-    launcher: deepspeed
-    hostfile: hosts
-    environment: {GLOO_SOCKET_IFNAME: eth0}
-"""
 HERE = ["--set", "nodes=1", "--set", "hostfile=null"]
 
 
 @pytest.fixture
 def launch(experiment: Path, write: Write) -> Launch:
     """``launch(*options)`` -> exit status of a launch of small.yaml on two hosts of two processes."""
-    write("cluster.yaml", CLUSTER)
-    write("hosts", "node1 slots=2\nnode2 slots=2\n")
+    write("cluster.yaml", f"{CLUSTER}    environment: {{GLOO_SOCKET_IFNAME: eth0}}\n")
+    write("hosts", HOSTS)
     command = ["launch", str(experiment), "--cluster", "cluster.yaml", "--run-dir", "runs/trial"]
     return lambda *options: main([*command, *options])
 
@@ -303,22 +293,24 @@ def test_without_pdsh_the_other_form_is_told(
     assert "pdsh is not on the PATH" in (told := capsys.readouterr().err) and "--node-rank" in told
 
 
-def test_paths_that_deepspeed_cannot_pass_on_are_told(
-    launch: Launch, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+@pytest.fixture
+def ssh_and_pdsh(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No other programs are on the PATH, and these do nothing."""
     for program in ("ssh", "pdsh"):
         (tmp_path / program).touch(mode=0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
+
+
+@pytest.mark.usefixtures("ssh_and_pdsh")
+def test_paths_that_deepspeed_cannot_pass_on_are_told(launch: Launch, capsys: pytest.CaptureFixture[str]) -> None:
     assert launch("--run-dir", "runs/my run; ls") == WRONG_INPUT
     assert "runs/my run; ls' has characters that deepspeed cannot pass on" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("ssh_and_pdsh")
 def test_a_pythonpath_that_would_arrive_changed_is_told(
-    launch: Launch, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    launch: Launch, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for program in ("ssh", "pdsh"):
-        (tmp_path / program).touch(mode=0o755)
-    monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setenv("PYTHONPATH", "/shared/$USER")
     assert launch() == WRONG_INPUT
     assert "PYTHONPATH is '/shared/$USER', of which deepspeed cannot pass on" in capsys.readouterr().err

@@ -19,20 +19,11 @@ from moe_testbed.launcher.cluster.launch.variables import FOR_PYTHON, PASSED_ON
 from moe_testbed.launcher.errors import ConfigError
 from moe_testbed.launcher.run.folder import RunFolder
 from tests.cluster.awkward import VALUES
+from tests.cluster.two_hosts import CLUSTER, HOSTS
 from tests.processes.python import run_python
 
 Write = Callable[[str, str], Path]
 
-CLUSTER = """
-    name: trial
-    nodes: 2
-    gpus_per_node: 2
-    accelerator: cpu
-    gpu_memory_gb: 8
-    interconnect: {within_node_gb_per_s: 10, between_nodes_gb_per_s: 1}
-    launcher: deepspeed
-    hostfile: hosts
-"""
 PYTHON = """
     #!/bin/sh
     exec {python} -c 'import json, os, sys; print(json.dumps([sys.argv[1:], dict(os.environ)]))' "$@"
@@ -46,7 +37,7 @@ PDSH = """
 @pytest.fixture
 def cluster(write: Write, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ClusterConfig:
     """Two hosts, the stand-in for pdsh, and one for Python that prints its arguments and variables."""
-    write("hosts", "node1 slots=2\nnode2 slots=2\n")
+    write("hosts", HOSTS)
     write("cluster.yaml", CLUSTER)
     write("bin/pdsh", PDSH).chmod(0o755)
     write("bin/python", PYTHON.format(python=sys.executable)).chmod(0o755)
