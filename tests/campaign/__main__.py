@@ -19,9 +19,16 @@ from tests.campaign.kills import Kills
 from tests.campaign.long_run import train_long
 from tests.campaign.pure import NUMBER, run_properties
 from tests.campaign.trials import Part, run_case, run_part
+from tests.processes.forkserver import import_ahead
 
 PARTS: dict[str, type[Part]] = {part.name: part for part in (Configs, Corpora, Damage, Kills, DiskFull)}
 PURE, LONG = "pure", "long"
+# What a report and an analysis import beside what a training does: half of what a small one costs.
+IMPORTED_AHEAD = (
+    "moe_testbed.launcher.analyze.analyze",
+    "moe_testbed.launcher.report.figures.drawing",
+    "matplotlib.pyplot",
+)
 
 
 def main() -> int:
@@ -37,6 +44,7 @@ def main() -> int:
     parser.add_argument("--cases", type=Path, default=Path("runs/campaign"), help="where faults are written")
     parser.add_argument("--case", type=Path, help="try the trial in this folder once more, and nothing else")
     arguments = parser.parse_args()
+    import_ahead(*IMPORTED_AHEAD)
     if arguments.case:
         fault = run_case(PARTS, arguments.case)
         print(fault or "nothing is wrong")

@@ -85,6 +85,9 @@ class Damage(Part):
         if finished and command != "analyze" and any("/checkpoints/" in file for file in damaged):
             # What is finished reads no checkpoint again.
             return None
+        if finished and command == "train" and any(file.endswith(RECORDS) for file in damaged):
+            # Nor does it read its records.
+            return None
         try:
             found = outcome(command, world)
         except Exception as error:

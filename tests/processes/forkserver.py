@@ -32,10 +32,16 @@ DEEPSPEED_MODULES = [
 OTHER_MODULES = ["scipy.optimize"]
 
 
+def import_ahead(*modules: str) -> None:
+    """Lets the server import these too. It must not have been started yet."""
+    OTHER_MODULES.extend(modules)
+
+
 def fork(file: Path, variables: dict[str, Any]) -> ForkServerProcess:
     """Starts a process that runs a file with these variables, which must be picklable, among its globals."""
-    # It is read when DeepSpeed is imported, so by the server.
-    os.environ["DS_ACCELERATOR"] = "cpu"
+    # Both are read at imports, so by the server: by DeepSpeed's, and by NumPy's, which starts threads otherwise, and a
+    # fork has none of them.
+    os.environ |= {"DS_ACCELERATOR": "cpu", "OPENBLAS_NUM_THREADS": "1"}
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([*OUR_MODULES, *DEEPSPEED_MODULES, *OTHER_MODULES])
     process = context.Process(target=runpy.run_path, args=(str(file), variables))
