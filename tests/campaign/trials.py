@@ -19,6 +19,8 @@ Trial = dict[str, Any]
 
 MOST_SMALLER = 300
 """So many smaller trials are tried for each fault at most."""
+PROGRESS = 25
+"""After so many trials each, a line says how many have been tried."""
 
 
 class Part(ABC):
@@ -65,6 +67,11 @@ def run_part(kind: type[Part], seed: int, number: int, until: float, cases: Path
     started, done = time.monotonic(), 0
     with tempfile.TemporaryDirectory(prefix="campaign-") as folder:
         part = kind(Path(folder))
+
+        def tell() -> None:
+            seconds, faults = time.monotonic() - started, f"{kinds.total()} faults of {len(kinds)} kinds"
+            print(f"{kind.name}: seed {seed}, {done} of {number} trials in {seconds:.0f} s, {faults}", flush=True)
+
         while done < number and time.monotonic() < until:
             trial = part.draw(random.Random(f"{kind.name} {seed} {done}"))
             fault = part.fault(trial)
@@ -77,9 +84,10 @@ def run_part(kind: type[Part], seed: int, number: int, until: float, cases: Path
                     found[str(case)] = fault
                     print(f"{case}: {fault}", flush=True)
             done += 1
-    seconds = time.monotonic() - started
-    faults = f"{kinds.total()} faults of {len(kinds)} kinds"
-    print(f"{kind.name}: seed {seed}, {done} of {number} trials in {seconds:.0f} s, {faults}", flush=True)
+            if done % PROGRESS == 0 or done == number:
+                tell()
+    if done % PROGRESS and done < number:
+        tell()
     return found
 
 
