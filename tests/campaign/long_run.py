@@ -64,10 +64,11 @@ def _largest(samples: Samples, name: str) -> float:
 
 
 def _cost_of_a_step(samples: Samples) -> float:
-    """The median of the samples' means: what an evaluation or a checkpoint adds to some of them is not of a step. The
-    unit is what a fixed piece of work takes at the time, since others may use the machine."""
-    seconds = statistics.median(
-        (after["step_seconds"] - before["step_seconds"]) / (after["step"] - before["step"])
-        for before, after in pairwise(samples)
-    )
-    return seconds / statistics.median(sample["yardstick_seconds"] for sample in samples)
+    """The median over the samples: what an evaluation or a checkpoint adds to some of them is not of a step. The unit
+    is what a fixed piece of work took between the same steps, since others may use the machine."""
+
+    def spent(name: str) -> list[float]:
+        return [after[name] - before[name] for before, after in pairwise(samples)]
+
+    steps, yardsticks = spent("step_seconds"), spent("yardstick_seconds")
+    return statistics.median(step / yardstick for step, yardstick in zip(steps, yardsticks, strict=True))

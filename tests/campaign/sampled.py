@@ -13,6 +13,7 @@ from pathlib import Path
 
 import psutil
 import torch
+from torch import nn
 
 from moe_testbed.launcher.config.experiment import load_experiment
 from moe_testbed.launcher.run.folder import RunFolder
@@ -20,32 +21,46 @@ from moe_testbed.launcher.run.records import MetricsLine
 from moe_testbed.launcher.train.train import train
 
 EVERY = 50
+YARDSTICK_EVERY = 5
 
 
-def yardstick() -> float:
-    """Returns the CPU seconds of a fixed piece of work, which others on the same cores slow down as they do a step."""
-    matrix = torch.ones(64, 64)
-    began = time.thread_time()
-    for _ in range(300):
-        matrix = torch.softmax(matrix @ matrix, dim=-1)
-    return time.thread_time() - began
+class Yardstick:
+    """A fixed piece of work of the kind that a step is, many small operations of torch and their gradients: whoever
+    else is on the same cores slows it down as much as a step."""
+
+    def __init__(self) -> None:
+        with torch.random.fork_rng():
+            torch.manual_seed(1)
+            layer = nn.TransformerEncoderLayer(16, nhead=2, dim_feedforward=32, dropout=0.0, batch_first=True)
+            self._model = nn.TransformerEncoder(layer, num_layers=2, enable_nested_tensor=False)
+            self._inputs_BLD = torch.randn(4, 16, 16)
+
+    def measure(self) -> float:
+        """Returns the CPU seconds that it takes now."""
+        began = time.thread_time()
+        self._model.zero_grad()
+        self._model(self._inputs_BLD).square().mean().backward()
+        return time.thread_time() - began
 
 
 def main(experiment: str, run_dir: str, samples: str) -> None:
     """Trains an experiment to its end, with a line in the file of samples for every `EVERY` steps."""
-    process, append = psutil.Process(), RunFolder.append_metrics
-    measured = [0.0]
+    process, append, yardstick = psutil.Process(), RunFolder.append_metrics, Yardstick()
+    in_yardsticks = 0.0
 
     def append_and_sample(folder: RunFolder, line: MetricsLine) -> None:
+        nonlocal in_yardsticks
         append(folder, line)
-        if line.kind == "train" and line.step % EVERY == 0:
-            seconds = yardstick()
-            measured[0] += seconds
+        if line.kind != "train":
+            return
+        if line.step % YARDSTICK_EVERY == 0:
+            in_yardsticks += yardstick.measure()
+        if line.step % EVERY == 0:
             sample = {
                 "step": line.step,
                 # The steps run in this thread; the mirror to MLflow has one of its own.
-                "step_seconds": time.thread_time() - measured[0],
-                "yardstick_seconds": seconds,
+                "step_seconds": time.thread_time() - in_yardsticks,
+                "yardstick_seconds": in_yardsticks,
                 "memory": process.memory_info().rss,
                 "files": process.num_fds(),
                 "threads": process.num_threads(),
