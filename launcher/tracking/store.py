@@ -14,6 +14,7 @@ import hashlib
 import json
 import logging
 import os
+import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -330,7 +331,26 @@ def _connected(uri: str) -> Iterator[MlflowClient]:
     _quietly_import()
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_name(f"{path.name}.lock")):
+        if not keeps_files(uri) and "?" not in uri and not path.exists():
+            _create_database(path)
         yield _client(uri)
+
+
+def _create_database(path: Path) -> None:
+    """Makes a SQLite store beside its place and puts it there once it is whole: MLflow takes seconds for its tables,
+    and cannot go on where a process that made them was killed."""
+    from mlflow.store.tracking import DEFAULT_LOCAL_FILE_AND_ARTIFACT_PATH
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+    folder = path.with_name(f"{path.name}.new")
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    try:
+        store = SqlAlchemyStore(f"sqlite:///{folder / path.name}", DEFAULT_LOCAL_FILE_AND_ARTIFACT_PATH)
+        store.engine.dispose()
+        (folder / path.name).rename(path)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _quietly_import() -> None:

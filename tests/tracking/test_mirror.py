@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -19,6 +20,7 @@ from moe_testbed.launcher.tracking.names import key_of
 from moe_testbed.launcher.tracking.state import MAX_KEYS_OF_A_KIND, new_points, read_ledger, write_ledger
 from moe_testbed.launcher.tracking.sync import sync
 from moe_testbed.launcher.tracking.uri import keeps_files, path_of, store_uri
+from tests.processes.python import run_python
 from tests.tracking.folders import append, append_line, make_run
 
 mlflow_tracking = pytest.importorskip("mlflow.tracking")
@@ -211,6 +213,27 @@ def test_two_runs_side_by_side_create_one_store(tmp_path: Path, monkeypatch: pyt
     assert [process.wait(120) for process in processes] == [0, 0]
     client = mlflow_tracking.MlflowClient(uri)
     assert len(client.search_runs([client.get_experiment_by_name("race").experiment_id])) == 2
+
+
+# A change of a table in SQLite is a copy of it, which a process leaves behind that is killed meanwhile.
+KILLED = f"""
+import os, signal, sqlalchemy
+def kill(connection, cursor, statement, *others):
+    if statement.startswith("INSERT INTO _alembic_tmp_"):
+        os.kill(os.getpid(), signal.SIGKILL)
+sqlalchemy.event.listen(sqlalchemy.Engine, "before_cursor_execute", kill)
+{MIRROR}"""
+
+
+@pytest.mark.slow
+def test_a_store_is_whole_though_its_creation_was_killed(tmp_path: Path) -> None:
+    environment = os.environ | {"MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path / 'fresh.db'}"}
+    folder = make_run(tmp_path / "run")
+    append(folder, range(1, 4))
+    assert run_python("-c", KILLED, str(folder), environment=environment).returncode == -signal.SIGKILL
+    done = run_python("-c", MIRROR, str(folder), environment=environment)
+    assert done.returncode == 0, done.stderr
+    assert not list(tmp_path.glob("*.new"))
 
 
 def test_the_default_store_is_in_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
