@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import base64
 import io
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
+import matplotlib
 import numpy as np
 import pytest
 from PIL import Image
 
 from moe_testbed.launcher.report.figures import heatmaps
-from moe_testbed.launcher.report.figures.canvas import Sheet, png, text_width
 from moe_testbed.launcher.report.figures.figures import COLOURS, LINES, MARKERS, _jobs, _looks, draw_all, save
 from moe_testbed.launcher.report.figures.lines import loss_panel
+from moe_testbed.launcher.report.figures.outlines import text_width
+from moe_testbed.launcher.report.figures.sheet import Box, Cells, Sheet
 from moe_testbed.launcher.report.numbers.results import summarise
 from moe_testbed.launcher.report.read.records import read_suite
 
@@ -71,13 +76,20 @@ def test_losses_are_named_after_the_split(make_suite: MakeSuite) -> None:
     assert jobs["scatter"].arguments[1] == "tuning"
 
 
+def edges(sheet: Sheet, number: int = 0) -> tuple[float, float, float, float]:
+    """The left, right, lower and upper edge of a sheet's cells."""
+    box = sheet.cells[number].box
+    return box.x, box.x + box.width, box.y, box.y + box.height
+
+
 def test_experts_stand_by_owner_and_each_owner_is_named(written: list[tuple[str, float, float]]) -> None:
     # Expert 0 serves c, experts 1 and 3 serve a, expert 2 serves b.
     counts_YDE = np.array([[[0, 8, 1, 9], [1, 0, 9, 0], [9, 2, 0, 1]]])
-    figure = heatmaps.draw_routing(counts_YDE, NAMES, [0])
-    shown_DE = np.asarray(figure.axes[0].images[0].get_array())
-    assert shown_DE == pytest.approx((counts_YDE[0] / counts_YDE[0].sum(1, keepdims=True))[:, [3, 1, 2, 0]])
-    left, right, lower, upper = figure.axes[0].images[0].get_extent()
+    sheet = heatmaps.draw_routing(counts_YDE, NAMES, [0])
+    assert sheet.cells[0].values_XX == pytest.approx(
+        (counts_YDE[0] / counts_YDE[0].sum(1, keepdims=True))[:, [3, 1, 2, 0]]
+    )
+    left, right, lower, upper = edges(sheet)
     rows = {text: y for text, x, y in written if text in NAMES and x < left}
     owners = {text: x for text, x, y in written if text in NAMES and y < lower}
     assert [(upper - rows[name]) / (upper - lower) for name in NAMES] == pytest.approx([1 / 6, 3 / 6, 5 / 6])
@@ -86,11 +98,10 @@ def test_experts_stand_by_owner_and_each_owner_is_named(written: list[tuple[str,
 
 def test_unused_experts_stand_last_and_belong_to_nobody(written: list[tuple[str, float, float]]) -> None:
     counts_YDE = np.array([[[0, 9, 1, 0], [0, 1, 9, 0], [0, 0, 2, 0]], np.zeros((3, 4), dtype=int)])
-    figure = heatmaps.draw_routing(counts_YDE[:1], NAMES, [0])
-    left, right, lower, _ = figure.axes[0].images[0].get_extent()
+    sheet = heatmaps.draw_routing(counts_YDE[:1], NAMES, [0])
+    left, right, lower, _ = edges(sheet)
     spans = [(text, (x - left) / (right - left)) for text, x, y in written if y < lower and text in (*NAMES, "unused")]
-    shown = np.asarray(figure.axes[0].images[0].get_array())
-    assert shown[:, 2:].sum() == 0
+    assert sheet.cells[0].values_XX[:, 2:].sum() == 0
     assert spans[-1] == ("unused", pytest.approx(3 / 4))
     written.clear()
     heatmaps.draw_routing(counts_YDE[1:], NAMES, [0])
@@ -119,11 +130,33 @@ def test_layers_first_middle_last(written: list[tuple[str, float, float]]) -> No
 
 def test_forced_and_barred_stand_below_each_other_with_gaps(written: list[tuple[str, float, float]]) -> None:
     ablation = [[0.1, None, -0.2], [0.0, None, 0.4], [0.2, None, 0.1]]
-    figure = heatmaps.draw_causes(np.eye(3).tolist(), ablation, NAMES)
-    forced, barred = (figure.axes[0].images[i] for i in (0, 2))
-    assert np.ma.getmaskarray(barred.get_array())[:, 1].all()
-    assert barred.norm.vmax == -barred.norm.vmin == 0.4
-    assert forced.get_extent()[2] > barred.get_extent()[3]
+    sheet = heatmaps.draw_causes(np.eye(3).tolist(), ablation, NAMES)
+    barred = sheet.cells[2]
+    assert np.isnan(barred.values_XX[:, 1]).all()
+    assert barred.high == -barred.low == 0.4
+    assert edges(sheet, 0)[2] > edges(sheet, 2)[3]
+
+
+def test_a_cell_has_the_colour_of_its_value_in_both_formats() -> None:
+    """The oracle is matplotlib's colour map, asked value by value; a PNG has a palette, which rounds."""
+    values_XX = np.array([[0.0, 0.3, 1.0], [0.5, np.nan, 7.0]])
+    expected = [[viridis(0.0), viridis(0.3), viridis(1.0)], [viridis(0.5), (217, 222, 228), viridis(1.0)]]
+    sheet = Sheet(4, 2)
+    sheet.show(Cells(values_XX, Box(0.5, 0.25, 3.0, 1.0), 0.0, 1.0, "viridis"))
+    page = np.asarray(Image.open(io.BytesIO(sheet.png(100))).convert("RGB"))
+    element = ElementTree.fromstring(sheet.svg()).find("{http://www.w3.org/2000/svg}image")
+    assert element is not None
+    assert [float(element.attrib[name]) for name in ("x", "y", "width", "height")] == [36, 54, 216, 72]
+    content = element.attrib["{http://www.w3.org/1999/xlink}href"].removeprefix("data:image/png;base64,")
+    cells = np.asarray(Image.open(io.BytesIO(base64.b64decode(content))).convert("RGB"))
+    for row, column in np.ndindex(2, 3):
+        assert page[100 + 50 * row, 100 + 100 * column] == pytest.approx(expected[row][column], abs=8)
+        assert cells[36 + 72 * row, 72 + 144 * column] == pytest.approx(expected[row][column], abs=3)
+    assert page[10, 10].tolist() == [255, 255, 255]
+
+
+def viridis(share: float) -> tuple[int, ...]:
+    return tuple(round(255 * part) for part in matplotlib.colormaps["viridis"](share)[:3])
 
 
 def test_runs_of_a_large_suite_look_different() -> None:
@@ -149,8 +182,24 @@ def test_the_axis_of_losses_is_cut_to_the_last_two_thirds(make_suite: MakeSuite)
 def test_text_is_as_wide_and_as_high_as_said() -> None:
     sheet = Sheet(4, 1)
     sheet.write(1, 0.5, "xxxx", 36)
-    pixels = np.asarray(Image.open(io.BytesIO(png(sheet.finish(), 100))).convert("L")) < 128
+    pixels = np.asarray(Image.open(io.BytesIO(sheet.png(100))).convert("L")) < 128
     columns, rows = np.flatnonzero(pixels.any(0)), np.flatnonzero(pixels.any(1))
     assert columns[0] == pytest.approx(100, abs=4)
     assert columns[-1] == pytest.approx(100 + 100 * text_width("xxxx", 36), abs=4)
     assert (rows[0] + rows[-1]) / 2 == pytest.approx(50, abs=3)
+
+
+@pytest.mark.parametrize("upright", [False, True])
+def test_text_stands_in_an_svg_where_it_stands_in_a_png(upright: bool) -> None:
+    """The oracle applies the element's matrix to the corners of its path, as SVG says."""
+    sheet = Sheet(4, 3)
+    sheet.write(1, 1, "xxxx", 36, upright=upright)
+    pixels = np.asarray(Image.open(io.BytesIO(sheet.png(72))).convert("L")) < 128
+    (path,) = ElementTree.fromstring(sheet.svg()).iter("{http://www.w3.org/2000/svg}path")
+    a, b, c, d, e, f = map(float, path.attrib["transform"].removeprefix("matrix(").removesuffix(")").split())
+    corners = np.array(re.findall(r"-?\d+", path.attrib["d"]), dtype=float).reshape(-1, 2)
+    x, y = np.array([[a, c], [b, d]]) @ corners.T + [[e], [f]]
+    columns, rows = np.flatnonzero(pixels.any(0)), np.flatnonzero(pixels.any(1))
+    assert [x.min(), x.max(), y.min(), y.max()] == pytest.approx(
+        [columns[0], columns[-1] + 1, rows[0], rows[-1] + 1], abs=1.5
+    )

@@ -10,6 +10,7 @@ import matplotlib
 from matplotlib.figure import Figure
 
 from moe_testbed.launcher.report.figures.canvas import STYLE, png, svg
+from moe_testbed.launcher.report.figures.sheet import Sheet
 
 LINE_DPI, MAP_DPI, WHOLE_DPI = 150, 110, 80
 
@@ -40,7 +41,7 @@ class Job:
     section: str
     title: str
     caption: str
-    draw: Callable[..., Figure]
+    draw: Callable[..., Figure | Sheet]
     arguments: tuple[Any, ...]
     heat_map: bool = False
     whole: tuple[Any, ...] | None = None
@@ -53,10 +54,12 @@ def draw(jobs: Sequence[Job]) -> list[Picture]:
 
 
 def _draw(job: Job) -> Picture:
-    content = _encode(job.draw(*job.arguments), MAP_DPI if job.heat_map else LINE_DPI, job.heat_map)
-    whole = None if job.whole is None else _encode(job.draw(*job.whole), WHOLE_DPI, job.heat_map)
+    content = _encode(job.draw(*job.arguments), MAP_DPI if job.heat_map else LINE_DPI)
+    whole = None if job.whole is None else _encode(job.draw(*job.whole), WHOLE_DPI)
     return Picture(job.name, job.section, job.title, job.caption, *content, heat_map=job.heat_map, whole=whole)
 
 
-def _encode(figure: Figure, dpi: int, heat_map: bool) -> tuple[bytes, bytes]:
-    return svg(figure), png(figure, dpi, colours=256 if heat_map else None)
+def _encode(drawn: Figure | Sheet, dpi: int) -> tuple[bytes, bytes]:
+    if isinstance(drawn, Sheet):
+        return drawn.svg(), drawn.png(dpi)
+    return svg(drawn), png(drawn, dpi)

@@ -10,12 +10,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from matplotlib import colormaps
-from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from moe_testbed.launcher.report.figures.canvas import WIDTH, Sheet, text_width
+from moe_testbed.launcher.report.figures.canvas import WIDTH
+from moe_testbed.launcher.report.figures.outlines import text_width
+from moe_testbed.launcher.report.figures.sheet import Box, Cells, Sheet
 from moe_testbed.routing.metrics import conditional, owners
 
 RIGHT = 0.92
@@ -42,7 +42,7 @@ class Map:
 
 def draw_routing(
     counts_YDE: NDArray[np.int64], domains: Sequence[str], layers: Sequence[int], columns: int = 1
-) -> Figure:
+) -> Sheet:
     """Domains x experts, one map per layer, experts sorted by owner; colours end at the share D/E.
 
     D/E is each expert's share of its domain where experts are divided evenly among domains and used by them alone. Of
@@ -76,7 +76,7 @@ def draw_causes(
     forced_DD: Sequence[Sequence[float | None]] | None,
     ablation_DD: Sequence[Sequence[float | None]] | None,
     domains: Sequence[str],
-) -> Figure:
+) -> Sheet:
     """Domains x whose experts: the change of loss under forced routing, and the damage of barring one expert."""
     maps = []
     for table, title, below in (
@@ -91,7 +91,7 @@ def draw_causes(
     return _draw(maps, 1)
 
 
-def draw_loss_differences(losses: Mapping[str, Sequence[float | None]], best: str, domains: Sequence[str]) -> Figure:
+def draw_loss_differences(losses: Mapping[str, Sequence[float | None]], best: str, domains: Sequence[str]) -> Sheet:
     """Runs x domains: the loss less the best reference's. `losses` has the runs' losses by domain, its own too."""
     others = [label for label in losses if label != best]
     reference_D = np.array(losses[best], dtype=np.float64)
@@ -102,7 +102,7 @@ def draw_loss_differences(losses: Mapping[str, Sequence[float | None]], best: st
     return _draw([Map(difference, others, spans, "", "", "nats per token", -bound, bound, "PuOr_r", numbers)], 1)
 
 
-def _draw(maps: Sequence[Map], columns: int) -> Figure:
+def _draw(maps: Sequence[Map], columns: int) -> Sheet:
     """The maps, so many beside each other, each with its colour bar. Rows are named once; columns too many to be read
     in so small a map are not named."""
     rows = maps[0].rows
@@ -129,29 +129,11 @@ def _draw(maps: Sequence[Map], columns: int) -> Figure:
         sheet.write(x, y + height + 0.14, one.title, 12)
         sheet.write(x + width / 2, y - names - 0.15, one.below, 10, "center")
         _colour_bar(sheet, one, Box(x + width + 0.1, y, 0.13, height))
-    return sheet.finish()
-
-
-@dataclass(frozen=True)
-class Box:
-    """A rectangle in inches, from its lower left corner."""
-
-    x: float
-    y: float
-    width: float
-    height: float
-
-    @property
-    def extent(self) -> tuple[float, float, float, float]:
-        return self.x, self.x + self.width, self.y, self.y + self.height
+    return sheet
 
 
 def _draw_cells(sheet: Sheet, one: Map, box: Box) -> None:
-    values = np.ma.masked_invalid(one.values_XX)
-    colours = colormaps[one.colours].with_extremes(bad="#d9dee4")
-    sheet.axes.imshow(
-        values, cmap=colours, vmin=one.low, vmax=one.high, extent=box.extent, aspect="auto", interpolation="nearest"
-    )
+    sheet.show(Cells(one.values_XX, box, one.low, one.high, one.colours))
     if not one.numbers:
         return
     num_rows, num_columns = one.values_XX.shape
@@ -184,14 +166,13 @@ def _divide(sheet: Sheet, one: Map, box: Box) -> None:
     """White lines between the spans, where spans have several columns."""
     num_columns = one.values_XX.shape[1]
     if len(one.spans) < num_columns:
-        lines = [box.x + first * box.width / num_columns for first, _ in one.spans[1:]]
-        width = 0.8 if len(lines) < 16 else 0.3
-        sheet.axes.vlines(lines, box.y, box.y + box.height, color="white", linewidth=width)
+        width = 0.8 if len(one.spans) <= 16 else 0.3
+        for first, _ in one.spans[1:]:
+            sheet.divide(box.x + first * box.width / num_columns, box.y, box.y + box.height, width)
 
 
 def _colour_bar(sheet: Sheet, one: Map, box: Box) -> None:
-    ramp = np.linspace(1, 0, 128)[:, None]
-    sheet.axes.imshow(ramp, cmap=one.colours, vmin=0, vmax=1, extent=box.extent, aspect="auto", interpolation="nearest")
+    sheet.show(Cells(np.linspace(1, 0, 128)[:, None], box, 0.0, 1.0, one.colours))
     ticks = [tick for tick in MaxNLocator(4).tick_values(one.low, one.high) if one.low <= tick <= one.high]
     step = ticks[1] - ticks[0] if len(ticks) > 1 else 0.0
     digits = next(n for n in range(7) if n == 6 or abs(round(step, n) - step) < 1e-9)

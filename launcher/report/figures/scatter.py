@@ -11,7 +11,8 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
-from moe_testbed.launcher.report.figures.canvas import WIDTH, text_width
+from moe_testbed.launcher.report.figures.canvas import WIDTH
+from moe_testbed.launcher.report.figures.outlines import text_width
 
 HEIGHT = 5.6
 LABEL_SIZE = 10.5
