@@ -10,9 +10,11 @@ import numpy as np
 from moe_testbed.launcher.report.figures.lines import loss_panel
 from moe_testbed.launcher.report.numbers.results import read_results
 from moe_testbed.launcher.report.read.records import read_suite
+from moe_testbed.launcher.report.suites.comparison import compare_suites, open_suites
+from moe_testbed.launcher.report.suites.words import metric_tables, terminal_table
 from moe_testbed.launcher.report.tables.extra_tables import extra_tables
 from moe_testbed.launcher.report.tables.table import status
-from moe_testbed.launcher.report.words import failures, verdict
+from moe_testbed.launcher.report.words import NOTHING, failures, verdict
 from tests.report.conftest import FakeRun, write_suite
 
 REASON = "diverged at step 220: loss, cross_entropy are not finite; it began in blocks.0.dense; train with another rate"
@@ -54,7 +56,7 @@ def test_what_diverged_is_told_with_its_step_and_spikes_are_counted_and_marked(t
     assert (label.text, spikes.text, skipped.text) == ("spiky", "2", "1")
     assert where.text == f"seed 2 at step 250, {second['loss_spikes'][1]}"
 
-    panel = loss_panel(read_suite(suite), ["reference", "spiky"], "train")
+    panel = loss_panel(read_suite(suite), [runs["reference"], runs["spiky"]], "train")
     marked = {line.label: [] if line.spikes is None else np.asarray(line.spikes).tolist() for line in panel.lines}
     assert marked == {"reference": [], "spiky": [float(step) for step in second["loss_spikes"]]}
 
@@ -65,3 +67,21 @@ def test_a_run_of_which_one_seed_diverged_says_so(tmp_path: Path) -> None:
     path.write_text(json.dumps({"state": "diverged", "step": 7, "steps": 400, "reason": REASON}))
     runs = {run["label"]: run for run in read_results(suite)["runs"]}
     assert status(runs["spiky"]) == "1 of 2 seeds without result, diverged at step 7"
+
+
+def test_a_comparison_of_suites_says_which_runs_diverged_and_in_which_suite(tmp_path: Path) -> None:
+    one, other = make_suite(tmp_path / "one"), make_suite(tmp_path / "other")
+    status_file = other / "spiky-seed1" / "status.json"
+    status_file.write_text(json.dumps({"state": "diverged", "step": 7, "steps": 400, "reason": REASON}))
+    comparison = compare_suites(open_suites([one, other]))
+    assert {run["label"]: run["missing"] for run in comparison["runs"]} == {
+        "reference": ["", ""],
+        "spiky": ["", "1 of 2 seeds without result, diverged at step 7"],
+        "blown": ["diverged at step 220"] * 2,
+    }
+    for table in metric_tables(comparison).values():
+        cells = {row[0].text: row[1:3] for row in table.rows}
+        assert [(cell.text, cell.note) for cell in cells["blown"]] == [(NOTHING, "diverged at step 220")] * 2
+        assert ["diverged at step 7" in cell.note for cell in cells["spiky"]] == [False, True]
+        assert not any("diverged" in cell.note for cell in cells["reference"])
+    assert "diverged at step 220" in terminal_table(comparison)

@@ -168,7 +168,7 @@ def test_runs_of_a_large_suite_look_different() -> None:
 
 def test_the_axis_of_losses_is_cut_to_the_last_two_thirds(make_suite: MakeSuite) -> None:
     suite = read_suite(make_suite(labels=("reference", "top_k_global"), seeds=(1, 2)))
-    panel = loss_panel(suite, ["reference", "top_k_global"], "evaluation")
+    panel = loss_panel(suite, summarise(suite)["runs"], "evaluation")
     assert [line.label for line in panel.lines] == ["reference", "top_k_global"]
     line = panel.lines[0]
     curves = [training.curve("evaluation", "cross_entropy") for training in suite.of("reference")]

@@ -129,7 +129,7 @@ def _of_losses(suite: Suite, results: dict[str, Any], runs: list[dict[str, Any]]
             (points, results["split"]),
         )
     for kind, title in (("evaluation", f"{results['split'].capitalize()} loss"), ("train", "Training loss")):
-        panel = loss_panel(suite, [run["label"] for run in runs], kind)
+        panel = loss_panel(suite, runs, kind)
         if panel.lines:
             yield Job(
                 f"loss_{kind}",

@@ -13,7 +13,6 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from moe_testbed.launcher.report.figures.canvas import Look, legend_below, legend_height, stacked
-from moe_testbed.launcher.report.numbers.spikes import loss_spikes
 from moe_testbed.launcher.report.numbers.training import CURVES
 from moe_testbed.launcher.report.read.records import Suite
 from moe_testbed.launcher.run.files import value_at
@@ -74,11 +73,14 @@ def draw_panels(panels: Sequence[Panel], looks: dict[str, Look], along: str, hei
     return figure
 
 
-def loss_panel(suite: Suite, labels: Sequence[str], kind: str) -> Panel:
-    """The losses by step that metrics.jsonl has; the axis is cut to those after the first third of the steps."""
+def loss_panel(suite: Suite, runs: Sequence[dict[str, Any]], kind: str) -> Panel:
+    """The losses by step that metrics.jsonl has of the runs of the results; the axis is cut to those after the first
+    third of the steps."""
     lines, tops, bottoms = [], [], []
-    for label in labels:
+    for run in runs:
+        label = run["label"]
         trainings = [training for training in suite.of(label) if training.evaluation is not None]
+        seeds = [training.seed for training in trainings]
         steps, values_IX = _seeds_on_one_grid([training.curve(kind, "cross_entropy") for training in trainings])
         if not len(steps):
             continue
@@ -86,8 +88,8 @@ def loss_panel(suite: Suite, labels: Sequence[str], kind: str) -> Panel:
         thin = np.unique(np.linspace(0, len(steps) - 1, POINTS).round().astype(int))
         steps, values_IX = steps[thin], values_IX[:, thin]
         low, high = (values_IX.min(axis=0), values_IX.max(axis=0)) if len(values_IX) > 1 else (None, None)
-        spiking = trainings if kind == "train" else []
-        spikes = [step for training in spiking for step in loss_spikes(training.curve(kind, "cross_entropy"))]
+        spiking = [told for told in run["trainings"] if told["seed"] in seeds] if kind == "train" else []
+        spikes = [step for told in spiking for step in told["loss_spikes"]]
         lines.append(Line(label, steps, values_IX.mean(axis=0), low, high, np.array(spikes, dtype=np.float64)))
         late_IX = values_IX[:, steps >= steps[-1] / 3]
         if np.isfinite(late_IX).any():

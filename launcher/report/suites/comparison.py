@@ -19,6 +19,7 @@ from moe_testbed.launcher.report.numbers.results import ranked, summarise
 from moe_testbed.launcher.report.numbers.values import Results, rounded
 from moe_testbed.launcher.report.read.records import Suite, read_suite
 from moe_testbed.launcher.report.suites.differences import Pair, Summarised, estimate
+from moe_testbed.launcher.report.tables.table import missing
 from moe_testbed.routing.metrics import REPORTED
 
 FORMAT = 1
@@ -82,10 +83,11 @@ def compare_suites(suites: Sequence[Suite]) -> Results:
 
 
 def _run(label: str, members: Sequence[Summarised], pairs: Sequence[Pair]) -> Results:
-    """A run's values in every suite that has it, and its differences to the first suite."""
+    """A run's values in every suite that has it, what is missing of it there, and its differences to the first."""
     run = members[0].runs[label]
     return {
         **{key: run[key] for key in ("label", "role", "router", "description", "causal")},
+        "missing": [missing(member.runs[label]) if label in member.runs else "" for member in members],
         "suites": [
             {metric: estimate(member.runs[label], metric) for metric in COMPARED} if label in member.runs else None
             for member in members

@@ -67,7 +67,10 @@ def metric_tables(comparison: dict[str, Any]) -> dict[str, ExtraTable]:
             [
                 (
                     Cell(run["label"]),
-                    *(_value(estimates and estimates[metric], BY_NAME[metric]) for estimates in run["suites"]),
+                    *(
+                        _value(estimates and estimates[metric], BY_NAME[metric], missing)
+                        for estimates, missing in zip(run["suites"], run["missing"], strict=True)
+                    ),
                     *(_difference(found and found[metric], BY_NAME[metric]) for found in run["differences"]),
                 )
                 for run in comparison["runs"]
@@ -103,11 +106,12 @@ def _caption(comparison: dict[str, Any], metric: str) -> str:
     return " ".join(ranks)
 
 
-def _value(estimate: dict[str, Any] | None, form: Metric) -> Cell:
+def _value(estimate: dict[str, Any] | None, form: Metric, missing: str) -> Cell:
+    """The value of a run in a suite, with its bounds and what is missing of the run there."""
     if estimate is None or estimate["value"] is None:
-        return Cell(NOTHING)
+        return Cell(NOTHING, missing)
     text = percent(estimate["value"], form.digits) if form.in_percent else number(estimate["value"], form.digits)
-    return Cell(text, _bounds(estimate, form), estimate["value"])
+    return Cell(text, ", ".join(note for note in (_bounds(estimate, form), missing) if note), estimate["value"])
 
 
 def _difference(found: dict[str, Any] | None, form: Metric) -> Cell:

@@ -108,13 +108,17 @@ def legend(columns: Iterable[Metric]) -> str:
 
 def status(run: dict[str, Any]) -> str:
     """What a reader must know about a run beside its numbers: how many seeds are missing, and that it is not causal."""
+    return ", ".join(note for note in (missing(run), "" if run["causal"] else "not causal") if note)
+
+
+def missing(run: dict[str, Any]) -> str:
+    """How many seeds of a run have no result, or how it ended if none has one, and where one has diverged."""
     without = without_result(run)
     diverged = [f"diverged at step {training['step']}" for training in without if training["state"] == "diverged"]
     notes = [f"{len(without)} of {len(run['trainings'])} seeds without result"] if without else []
     if len(without) == len(run["trainings"]):
         notes = [] if diverged else [str(without[0]["state"]) if without[0]["state"] != "running" else "cut off"]
-    notes += diverged[:1]
-    return ", ".join(notes + ([] if run["causal"] else ["not causal"]))
+    return ", ".join(notes + diverged[:1])
 
 
 def terminal_table(results: dict[str, Any]) -> str:
