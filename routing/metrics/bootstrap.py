@@ -47,6 +47,7 @@ def counts_interval(
     cluster_domain_C: ArrayLike,
     resamples: int = COUNTS_RESAMPLES,
     within: tuple[float, float] = (0.0, float("inf")),
+    of_many: Callable[[FloatArray], FloatArray] | None = None,
 ) -> Interval:
     """Returns `metric` of the table of counts, with its interval over documents.
 
@@ -56,7 +57,8 @@ def counts_interval(
     stretched to hold the estimate too.
 
     metric: of a table of counts [D, E]. cluster_counts_CE: assignments by cluster. cluster_domain_C: domain of each
-    cluster; -1 leaves a cluster out. within: the metric's range, beyond which no bound goes.
+    cluster; -1 leaves a cluster out. within: the metric's range, beyond which no bound goes. of_many: the metric of
+    many tables at once, [Z, D, E] to [Z], which is quicker.
     The bounds are nan where the metric is, or where a domain has one cluster only, whose noise cannot be seen.
     Raises ValueError where the shapes do not fit.
     """
@@ -73,7 +75,8 @@ def counts_interval(
     if not np.isfinite(value) or any(len(cluster_counts) == 1 for cluster_counts in by_domain):
         return Interval(value, float("nan"), float("nan"), "documents")
     tables_DZE = [draws(rng, len(cluster_counts), resamples) @ cluster_counts for cluster_counts in by_domain]
-    resampled_Z = np.array([metric(table_DE) for table_DE in np.stack(tables_DZE, axis=1)])
+    tables_ZDE = np.stack(tables_DZE, axis=1)
+    resampled_Z = np.array([metric(table_DE) for table_DE in tables_ZDE]) if of_many is None else of_many(tables_ZDE)
     low, high = percentiles(resampled_Z)
     low, high = np.clip([min(2 * value - high, value), max(2 * value - low, value)], *within)
     return Interval(value, float(low), float(high), "documents")

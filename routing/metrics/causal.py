@@ -1,7 +1,7 @@
 """What experts do, from the losses of a sample of sequences under interventions on the routing.
 
-Shape legend: D domains, E experts, N evaluated sequences, X rows of any kind. Losses are nats per token of each
-sequence; `domain_N` is the domain of each, -1 for none, which is left out. A domain without sequences gives nan.
+Shape legend: D domains, E experts, N evaluated sequences, X rows of any kind, Z tables. Losses are nats per token of
+each sequence; `domain_N` is the domain of each, -1 for none, which is left out. A domain without sequences gives nan.
 `gap.lead(loss under the intervention, baseline_loss_N, domain_N, cluster_N)` is the interval of a change.
 """
 
@@ -66,6 +66,24 @@ def ablation_damage(damage_ED: ArrayLike, owner_E: ArrayLike) -> float:
     own_E = damage[np.arange(len(owners)), owners]
     known_E = (owners >= 0) & ~np.isnan(own_E)
     return float(own_E[known_E].mean()) if known_E.any() else float("nan")
+
+
+def specificity_of_many(damage_ZED: ArrayLike, owner_E: ArrayLike) -> FloatArray:
+    """Returns `specificity` [Z] of many tables of damage [Z, E, D] with the same owners, in one go."""
+    damage, owners = np.asarray(damage_ZED, dtype=np.float64), np.asarray(owner_E, dtype=np.int64)
+    worse = np.fmax(damage, 0.0)  # as in `_damage`, but an expert that was not tried does no damage: it weighs nothing
+    total_ZE, own_ZE = worse.sum(axis=2), worse[:, np.arange(len(owners)), owners]
+    total_Z, own_Z = (values_ZE[:, owners >= 0].sum(axis=1) for values_ZE in (total_ZE, own_ZE))
+    return np.divide(own_Z, total_Z, out=np.full_like(total_Z, np.nan), where=total_Z > 0)
+
+
+def ablation_damage_of_many(damage_ZED: ArrayLike, owner_E: ArrayLike) -> FloatArray:
+    """Returns `ablation_damage` [Z] of many tables of damage [Z, E, D] with the same owners, in one go."""
+    damage, owners = np.asarray(damage_ZED, dtype=np.float64), np.asarray(owner_E, dtype=np.int64)
+    own_ZE = damage[:, np.arange(len(owners)), owners][:, owners >= 0]
+    known_ZE = ~np.isnan(own_ZE)
+    sum_Z, number_Z = np.where(known_ZE, own_ZE, 0.0).sum(axis=1), known_ZE.sum(axis=1)
+    return np.divide(sum_Z, number_Z, out=np.full_like(sum_Z, np.nan), where=number_Z > 0)
 
 
 def forced_matrix(forced_loss_DN: ArrayLike, baseline_loss_N: ArrayLike, domain_N: ArrayLike) -> FloatArray:
@@ -150,6 +168,7 @@ METRICS = (
         name="specificity",
         title="Specificity",
         function=specificity,
+        of_many=specificity_of_many,
         of=("ablation_damage_YED", "owner_YE"),
         part="causes",
         question="Is it their own domain that experts are good for?",
@@ -165,6 +184,7 @@ METRICS = (
         name="ablation_damage",
         title="Damage without an expert",
         function=ablation_damage,
+        of_many=ablation_damage_of_many,
         of=("ablation_damage_YED", "owner_YE"),
         part="causes",
         question="What does the domain that an expert serves most lose without it?",
@@ -179,6 +199,7 @@ METRICS = (
         name="mean_replacement_damage",
         title="Damage by its mean",
         function=ablation_damage,
+        of_many=ablation_damage_of_many,
         of=("mean_damage_YED", "owner_YE"),
         part="causes",
         question="What does that domain lose when the expert returns its mean for every token?",

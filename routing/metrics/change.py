@@ -1,7 +1,7 @@
 """How routing changes over a training, from the choices that the same probe tokens make at several steps.
 
-Shape legend: T tokens of the probe, E experts, W places for choices. `ids_TW` are the chosen experts of one layer,
-first choice first, -1 where a token chose fewer.
+Shape legend: T tokens of the probe, E experts, W places for choices, X places of a table in one row. `ids_TW` are the
+chosen experts of one layer, first choice first, -1 where a token chose fewer.
 """
 
 from __future__ import annotations
@@ -13,8 +13,6 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from moe_testbed.routing.metrics.metric import Metric
-
-BoolArray = NDArray[np.bool_]
 
 SETTLED_LEVEL = 0.9
 
@@ -28,10 +26,19 @@ def saturation(ids_TW: ArrayLike, final_TW: ArrayLike) -> float:
     """
     now, final = _same_tokens(ids_TW, final_TW)
     num_experts = int(max(now.max(initial=-1), final.max(initial=-1))) + 1
-    now_TE, final_TE = _chosen(now, num_experts), _chosen(final, num_experts)
-    size_T = final_TE.sum(axis=1)
-    kept_T = (now_TE & final_TE).sum(axis=1)[size_T > 0] / size_T[size_T > 0]
-    return float(kept_T.mean()) if kept_T.size else float("nan")
+    # Tokens x experts in one row, each token with a place before its experts for -1: a table would take twice the time.
+    before_T1 = (num_experts + 1) * np.arange(len(now))[:, None] + 1
+    now_TW, final_TW = before_T1 + now, before_T1 + final
+    chosen_X = np.zeros((num_experts + 1) * len(now), dtype=bool)
+    chosen_X[now_TW] = True
+    # S_final is a set: of an expert that stands in it twice the last place counts, and -1 not at all.
+    last_X = np.empty(len(chosen_X), dtype=np.int64)
+    last_X[final_TW] = np.arange(final.shape[1])
+    in_final_TW = (last_X[final_TW] == np.arange(final.shape[1])) & (final >= 0)
+    size_T = np.einsum("tw->t", in_final_TW.astype(np.int64))
+    kept_T = np.einsum("tw->t", (in_final_TW & chosen_X[final_TW]).astype(np.int64))
+    share_T = kept_T[size_T > 0] / size_T[size_T > 0]
+    return float(share_T.mean()) if share_T.size else float("nan")
 
 
 def fluctuation(ids_TW: ArrayLike, before_TW: ArrayLike) -> float:
@@ -70,13 +77,6 @@ def _same_tokens(ids_TW: ArrayLike, others_TW: ArrayLike) -> tuple[NDArray[np.in
     if ids.ndim != 2 or others.ndim != 2 or len(ids) != len(others) or 0 in (ids.shape[1], others.shape[1]):
         raise ValueError(f"both choices must be tokens x experts for the same tokens, got {ids.shape}, {others.shape}")
     return ids, others
-
-
-def _chosen(ids_TW: NDArray[np.int64], num_experts: int) -> BoolArray:
-    """Which experts each token chose, [T, E]; the column that -1 falls into is cut off."""
-    chosen = np.zeros((len(ids_TW), num_experts + 1), dtype=bool)
-    np.put_along_axis(chosen, ids_TW, True, axis=1)
-    return chosen[:, :num_experts]
 
 
 METRICS = (

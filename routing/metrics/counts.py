@@ -1,7 +1,8 @@
 """The table of counts that most metrics are made of, and the specialization of experts by domain.
 
-Shape legend: D domains, E experts. `counts_DE[d, e]` is the number of assignments of tokens of domain d to expert e in
-one layer, either of first choices (top-1) or of all choices (top-k); a number means little without saying which.
+Shape legend: D domains, E experts, Z tables, X items of any kind. `counts_DE[d, e]` is the number of assignments of
+tokens of domain d to expert e in one layer, either of first choices (top-1) or of all choices (top-k); a number means
+little without saying which.
 `weights_D` are the domains' weights in the mix, pi_d, equal by default, because unequal evaluation sets would
 otherwise decide the result. P(e|d) = n_de / n_d and P(e) = sum_d pi_d P(e|d), the load of the mix. All logarithms
 are natural.
@@ -54,6 +55,16 @@ def joint(counts_DE: ArrayLike, weights_D: ArrayLike | None = None) -> FloatArra
     return counts * (weights / totals_D)[:, None]
 
 
+def joint_of_many(counts_ZDE: ArrayLike) -> FloatArray:
+    """Returns `joint` of many tables of counts [Z, D, E], domains of equal weight. Absent domains have rows of 0."""
+    counts = np.asarray(counts_ZDE, dtype=np.float64)
+    totals_ZD = counts.sum(axis=2)
+    present_ZD = totals_ZD > 0
+    weights_ZD = present_ZD / np.maximum(1, present_ZD.sum(axis=1, keepdims=True))
+    scale_ZD = np.divide(weights_ZD, totals_ZD, out=np.zeros_like(totals_ZD), where=present_ZD)
+    return counts * scale_ZD[:, :, None]
+
+
 def load(counts_DE: ArrayLike, weights_D: ArrayLike | None = None) -> FloatArray:
     """P(e) [E]: the share of the mix that each expert carries; sums to 1 (nan for a table without assignments)."""
     joint_DE = joint(counts_DE, weights_D)
@@ -98,6 +109,15 @@ def domain_information_above_shuffled(
     return domain_information(counts_DE, weights_D) - domain_information(shuffled_DE, weights_D)
 
 
+def domain_information_of_many(counts_ZDE: ArrayLike) -> FloatArray:
+    """Returns `domain_information` [Z] of many tables of counts [Z, D, E], domains of equal weight, in one go."""
+    joint_ZDE = joint_of_many(counts_ZDE)
+    domain_Z, expert_Z = entropies(joint_ZDE.sum(axis=2)), entropies(joint_ZDE.sum(axis=1))
+    information_Z = np.maximum(0.0, domain_Z + expert_Z - entropies(joint_ZDE.reshape(len(joint_ZDE), -1)))
+    shares_Z = np.divide(information_Z, domain_Z, out=np.full_like(domain_Z, np.nan), where=domain_Z > 0)
+    return np.minimum(1.0, shares_Z)
+
+
 def nmi_geometric(counts_DE: ArrayLike, weights_D: ArrayLike | None = None) -> float:
     """I(D; E) / sqrt(H(D) H(E)): normalised mutual information with the geometric mean; 0 to 1.
 
@@ -132,6 +152,12 @@ def entropy(probabilities: ArrayLike) -> float:
     # The bootstrap asks thousands of times: a product costs half of what selecting and summing cost.
     found = -float(p @ logarithms) if p.size else float("nan")
     return found if found > 0 or np.isnan(found) else 0.0
+
+
+def entropies(probabilities_ZX: FloatArray) -> FloatArray:
+    """The `entropy` [Z] of each row of finite probabilities."""
+    logarithms_ZX = np.log(probabilities_ZX, out=np.zeros_like(probabilities_ZX), where=probabilities_ZX > 0)
+    return np.maximum(0.0, -np.einsum("zx,zx->z", probabilities_ZX, logarithms_ZX))
 
 
 def owners(counts_DE: ArrayLike) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -228,6 +254,7 @@ METRICS = (
         name="domain_information",
         title="Domain information",
         function=domain_information,
+        of_many=domain_information_of_many,
         of=COUNTS,
         part="routing",
         question="What share of the domain label does one assignment give away?",

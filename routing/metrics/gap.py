@@ -11,12 +11,13 @@ sequences: over seeds where there are at least two, else over documents within e
 share a document), or over sequences where the documents are not known or a domain has one only. Over few seeds the
 interval is close to their range, not to its nominal level; over documents it leaves out the noise of training.
 
-Shape legend: I seeds, N evaluated sequences, C clusters of one domain, Z resamples, O runs.
+Shape legend: I seeds, N evaluated sequences, C clusters of one domain, Z resamples, O runs, X sums.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -113,28 +114,41 @@ def resampled_losses(
     losses_OIN: mean loss of each sequence, domain_N and cluster_N as in `lead`. The draws are the same for every call
     with the same domains and clusters, so that runs, and differences of runs, can be compared across calls.
     """
-    rng = np.random.default_rng(0)
     chosen_per_domain = [domain_N == domain for domain in np.unique(domain_N)]
     loss_OI = np.mean([losses_OIN[:, :, chosen_N].mean(axis=2) for chosen_N in chosen_per_domain], axis=0)
     num_seeds = loss_OI.shape[1]
     if num_seeds > 1:
-        weights_ZI = draws(rng, num_seeds, RESAMPLES)
+        (weights_ZI,) = _weights((num_seeds,))
         return loss_OI.mean(axis=1), weights_ZI @ loss_OI.T / num_seeds, "seeds"
     over, unit_N = "documents", cluster_N
     if unit_N is None or any(len(np.unique(unit_N[chosen_N])) < 2 for chosen_N in chosen_per_domain):
         over, unit_N = "evaluation sequences", np.arange(len(domain_N))
-    resampled = [_domain_means(rng, losses_OIN[:, 0, chosen_N], unit_N[chosen_N]) for chosen_N in chosen_per_domain]
+    units = [np.unique(unit_N[chosen_N], return_inverse=True, return_counts=True)[1:] for chosen_N in chosen_per_domain]
+    weights = _weights(tuple(len(size_C) for _, size_C in units))
+    resampled = [
+        _domain_means(losses_OIN[:, 0, chosen_N], unit_N, size_C, weights_ZC)
+        for chosen_N, (unit_N, size_C), weights_ZC in zip(chosen_per_domain, units, weights, strict=True)
+    ]
     return loss_OI[:, 0], np.mean(resampled, axis=0), over
 
 
-def _domain_means(rng: np.random.Generator, losses_ON: FloatArray, unit_N: NDArray[np.int64]) -> FloatArray:
+def _domain_means(
+    losses_ON: FloatArray, unit_N: NDArray[np.int64], size_C: NDArray[np.int64], weights_ZC: NDArray[np.uint16]
+) -> FloatArray:
     """The mean loss [Z, O] of one domain when its units are drawn anew; nan for a single unit."""
-    _, unit_N, size_C = np.unique(unit_N, return_inverse=True, return_counts=True)
     if len(size_C) == 1:
         return np.full((RESAMPLES, len(losses_ON)), np.nan)
     sum_OC = np.stack([np.bincount(unit_N, losses_N) for losses_N in losses_ON])
-    weights_ZC = draws(rng, len(size_C), RESAMPLES)
-    return (weights_ZC @ sum_OC.T) / (weights_ZC @ size_C)[:, None]
+    sums_ZX = weights_ZC.astype(np.float64) @ np.vstack([sum_OC, size_C]).T
+    return sums_ZX[:, :-1] / sums_ZX[:, -1:]
+
+
+@lru_cache(maxsize=64)
+def _weights(sizes: tuple[int, ...]) -> tuple[NDArray[np.uint16], ...]:
+    """How often each unit of each domain is drawn, [Z, size]; kept, since every run of a suite asks for the same."""
+    rng = np.random.default_rng(0)
+    none = np.zeros((RESAMPLES, 1), dtype=np.uint16)
+    return tuple(draws(rng, size, RESAMPLES).astype(np.uint16) if size > 1 else none for size in sizes)
 
 
 METRICS = (

@@ -1,8 +1,8 @@
 """Utilization of experts, from counts of routed tokens, and what a run costs.
 
-Shape legend: D domains, E experts. Tables, weights and domains without assignments are as in `counts`. All but the last
-two are functions of the load q = P(e). None of them uses the balancing loss, which equals 1 + E^2 Cov(f, P) and can
-fall while the load worsens.
+Shape legend: D domains, E experts, Z tables. Tables, weights and domains without assignments are as in `counts`. All
+but the last two are functions of the load q = P(e). None of them uses the balancing loss, which equals
+1 + E^2 Cov(f, P) and can fall while the load worsens.
 """
 
 from __future__ import annotations
@@ -10,7 +10,17 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike
 
-from moe_testbed.routing.metrics.counts import DEAD_SHARE, entropy, load, present_weights, table, weighted_mean
+from moe_testbed.routing.metrics.counts import (
+    DEAD_SHARE,
+    FloatArray,
+    entropies,
+    entropy,
+    joint_of_many,
+    load,
+    present_weights,
+    table,
+    weighted_mean,
+)
 from moe_testbed.routing.metrics.metric import COUNTS, Metric
 
 
@@ -32,6 +42,14 @@ def normalised_effective_experts(counts_DE: ArrayLike, weights_D: ArrayLike | No
     if np.isnan(load_E[0]) or len(load_E) > 1:
         return entropy(load_E) / float(np.log(max(2, len(load_E))))
     return 1.0
+
+
+def normalised_effective_experts_of_many(counts_ZDE: ArrayLike) -> FloatArray:
+    """Returns `normalised_effective_experts` [Z] of many tables of counts [Z, D, E], domains of equal weight."""
+    load_ZE = joint_of_many(counts_ZDE).sum(axis=1)
+    num_experts = load_ZE.shape[1]
+    shares_Z = entropies(load_ZE) / np.log(num_experts) if num_experts > 1 else np.ones(len(load_ZE))
+    return np.where(load_ZE.any(axis=1), shares_Z, np.nan)
 
 
 def inverse_simpson(counts_DE: ArrayLike, weights_D: ArrayLike | None = None) -> float:
@@ -109,6 +127,7 @@ METRICS = (
         title="Effective experts, normalised",
         heading="Effective experts",
         function=normalised_effective_experts,
+        of_many=normalised_effective_experts_of_many,
         of=COUNTS,
         part="routing",
         question="How even is the load, whatever E is?",

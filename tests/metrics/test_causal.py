@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
 
 from moe_testbed.routing import metrics
+from moe_testbed.routing.metrics.causal import ablation_damage_of_many, specificity_of_many
 
 NAN = math.nan
 DOMAIN = np.array([0, 0, 1, 1, 1, -1])
@@ -113,3 +116,15 @@ def test_bad_input_is_refused() -> None:
         metrics.own_group_loss(np.ones((2, 2)), [0, 2])
     with pytest.raises(ValueError, match="each of 2 experts one of 3 domains"):
         metrics.specificity_by_expert(np.ones((2, 3)), [0, 3])
+
+
+@pytest.mark.parametrize(
+    "one, many", [("specificity", specificity_of_many), ("ablation_damage", ablation_damage_of_many)]
+)
+def test_many_tables_at_once_have_the_values_that_they_have_one_by_one(one: str, many: Callable[..., Any]) -> None:
+    """Also with experts that were not tried or have no owner, with domains without sequences, and without damage."""
+    damage = np.random.default_rng(0).standard_normal((12, 6, 4))
+    damage[1, 2], damage[2, :, 1], damage[3], damage[4] = np.nan, np.nan, np.nan, -1.0
+    for owners in ([0, 1, 2, 3, -1, 1], [-1] * 6):
+        expected = [getattr(metrics, one)(table, owners) for table in damage]
+        np.testing.assert_allclose(many(damage, owners), expected, rtol=1e-12)

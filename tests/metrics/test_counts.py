@@ -236,3 +236,21 @@ def test_values_of_public_checkpoints(name: str) -> None:
     for metric, value in zip(PUBLISHED_METRICS, PUBLISHED[name], strict=False):
         last_digit = 10.0 ** -len(value.split(".")[1])
         assert ALL[metric](counts) == pytest.approx(float(value), abs=0.51 * last_digit), metric
+
+
+@pytest.mark.parametrize(
+    "metric",
+    [metric for metric in metrics.REPORTED if metric.of_many and metric.of == metrics.COUNTS],
+    ids=lambda m: m.name,
+)
+def test_many_tables_at_once_have_the_values_that_they_have_one_by_one(metric: metrics.Metric) -> None:
+    """Also tables with absent domains, with none at all, and with a single domain or expert."""
+    rng = np.random.default_rng(0)
+    for shape in ((5, 8), (3, 1), (1, 6)):
+        many = rng.integers(0, 9, (20, *shape)) * (rng.random((20, *shape)) < 0.5)
+        many[3] = 0
+        many[4:8, 0] = 0
+        many[8, 1:] = 0
+        assert metric.function is not None and metric.of_many is not None
+        expected = [metric.function(table) for table in many]
+        np.testing.assert_allclose(metric.of_many(many), expected, rtol=1e-12, atol=1e-12)

@@ -8,12 +8,21 @@ Shape legend: Y MoE layers, E experts, D domains, N evaluated sequences of the s
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from moe_testbed.launcher.report.numbers.values import Results, in_part, layered, of_layers, over_layers, part_of, stat
+from moe_testbed.launcher.report.numbers.values import (
+    Results,
+    in_part,
+    layered,
+    of_layers,
+    over_layers,
+    over_layers_of_many,
+    part_of,
+    stat,
+)
 from moe_testbed.launcher.run.arrays import Ablation
 from moe_testbed.routing import metrics
 from moe_testbed.routing.metrics import Interval, Metric
@@ -75,14 +84,29 @@ def _of_damage(analyses: Sequence[Ablation], table: str) -> Results:
     if not present:
         return {metric.name: None for metric in measures}
     tables = [_damage(analysis, getattr(analysis, losses)) for analysis in present]
-    resampled = list(_resampled_damage(present[0], getattr(present[0], losses))) if len(present) == 1 else []
+    resampled = _resampled_damage(present[0], getattr(present[0], losses)) if len(present) == 1 else None
     found: Results = {}
     for metric in measures:
         values = [_by_layer(metric, analysis, table, of) for analysis, of in zip(present, tables, strict=True)]
         means = [over_layers(layers) for layers in values]
-        drawn = [over_layers(_by_layer(metric, present[0], table, damage_YED)) for damage_YED in resampled]
-        found[metric.name] = layered(values, _over_seeds(means) or _percentiles(means[0], drawn))
+        bounds = (
+            _over_seeds(means)
+            if resampled is None
+            else _percentiles(means[0], _resampled(metric, present[0], table, resampled))
+        )
+        found[metric.name] = layered(values, bounds)
     return found
+
+
+def _resampled(metric: Metric, analysis: Ablation, table: str, damage_ZYED: Floats) -> Sequence[float] | Floats:
+    """The mean over layers of a metric in each resample."""
+    if metric.of_many is None:
+        return [over_layers(_by_layer(metric, analysis, table, damage_YED)) for damage_YED in damage_ZYED]
+    by_layer = {name: getattr(analysis, name) for name in metric.of if name != table}
+    by_layer[table] = damage_ZYED.swapaxes(0, 1)
+    layers = range(len(by_layer[table]))
+    values_YZ = [metric.of_many(*(by_layer[name][y] for name in metric.of)) for y in layers]
+    return over_layers_of_many(np.stack(values_YZ, axis=1))
 
 
 def _by_layer(metric: Metric, analysis: Ablation, table: str, damage_YED: Floats) -> list[float]:
@@ -101,8 +125,8 @@ def _damage(analysis: Ablation, losses_YEN: Floats) -> Floats:
     )
 
 
-def _resampled_damage(analysis: Ablation, losses_YEN: Floats) -> Iterator[Floats]:
-    """The damage [Y, E, D] in each resample: sequences are drawn with replacement within their domain."""
+def _resampled_damage(analysis: Ablation, losses_YEN: Floats) -> Floats:
+    """The damage [Z, Y, E, D] in each resample: sequences are drawn with replacement within their domain."""
     rng = np.random.default_rng(0)
     change_YEN = losses_YEN - analysis.baseline_loss_N
     by_domain = [np.flatnonzero(analysis.sequence_domain_N == d) for d in range(len(analysis.domains))]
@@ -110,7 +134,7 @@ def _resampled_damage(analysis: Ablation, losses_YEN: Floats) -> Iterator[Floats
     for d, of_domain in enumerate(by_domain):
         if len(of_domain):
             weights_ZND[:, of_domain, d] = draws(rng, len(of_domain), RESAMPLES) / len(of_domain)
-    return (change_YEN @ weights_ND for weights_ND in weights_ZND)
+    return change_YEN @ weights_ZND[:, None]
 
 
 def _ablation_matrix(analyses: Sequence[Ablation], num_domains: int) -> list[list[float]] | None:
@@ -166,7 +190,8 @@ def _over_seeds(values: Sequence[float]) -> Interval | None:
     return metrics.seeds_interval(values) if len(values) > 1 else None
 
 
-def _percentiles(value: float, resampled: Sequence[float]) -> Interval:
-    finite = np.array([found for found in resampled if math.isfinite(found)])
+def _percentiles(value: float, resampled: Sequence[float] | Floats) -> Interval:
+    found = np.asarray(resampled)
+    finite = found[np.isfinite(found)]
     unit = "evaluation sequences"
     return percentile_interval(value, finite, unit) if finite.size else Interval(value, math.nan, math.nan, unit)

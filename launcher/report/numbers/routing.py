@@ -1,7 +1,7 @@
 """The numbers of an evaluation's tables: specialization, utilization, router, vocabulary; each per layer and averaged.
 
-Shape legend: Y MoE layers, D domains, E experts, C clusters of sequences that share a document, V token ids, X columns
-of all layers.
+Shape legend: Y MoE layers, D domains, E experts, C clusters of sequences that share a document, V token ids, Z
+resamples, X columns of all layers or tables of all resamples.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from moe_testbed.launcher.report.numbers.values import (
     layered,
     of_layers,
     over_layers,
+    over_layers_of_many,
     part_of,
 )
 from moe_testbed.launcher.run.arrays import Evaluation
@@ -131,8 +132,23 @@ def _over_documents(evaluation: Evaluation, metric: Metric) -> Results:
         """All layers of a resample stand beside one another: documents are drawn once for all of them."""
         return over_layers(_counted(metric, np.stack(np.split(counts_DX, num_layers, axis=1))))
 
+    def means_over_layers(counts_ZDX: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The same of many resamples at once."""
+        assert metric.of_many is not None
+        num_resamples, num_domains, _ = counts_ZDX.shape
+        of_layers_ZDYE = counts_ZDX.reshape(num_resamples, num_domains, num_layers, num_experts)
+        tables_XDE = of_layers_ZDYE.transpose(0, 2, 1, 3).reshape(-1, num_domains, num_experts)
+        return over_layers_of_many(metric.of_many(tables_XDE).reshape(num_resamples, num_layers))
+
     counts_CX = counts_YCE.transpose(1, 0, 2).reshape(num_clusters, num_layers * num_experts)
-    return _bounds(metrics.counts_interval(mean_over_layers, counts_CX, domain_C, within=metric.bounded))
+    interval = metrics.counts_interval(
+        mean_over_layers,
+        counts_CX,
+        domain_C,
+        within=metric.bounded,
+        of_many=None if metric.of_many is None else means_over_layers,
+    )
+    return _bounds(interval)
 
 
 def _bounds(interval: Interval) -> Results:

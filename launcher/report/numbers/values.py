@@ -1,4 +1,7 @@
-"""How a number stands in the results: its mean and spread over seeds, its bounds, its layers."""
+"""How a number stands in the results: its mean and spread over seeds, its bounds, its layers.
+
+Shape legend: Y MoE layers, Z resamples.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from moe_testbed.routing.metrics import REPORTED, Interval, Metric
 
@@ -41,6 +45,13 @@ def over_layers(values: Sequence[float]) -> float:
     """The mean of the layers that have a value; nan where none has."""
     present = [float(value) for value in values if not math.isnan(value)]
     return sum(present) / len(present) if present else math.nan
+
+
+def over_layers_of_many(values_ZY: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Returns `over_layers` [Z] of each row [Z, Y]."""
+    known_ZY = ~np.isnan(values_ZY)
+    sum_Z, number_Z = np.where(known_ZY, values_ZY, 0.0).sum(axis=1), known_ZY.sum(axis=1)
+    return np.divide(sum_Z, number_Z, out=np.full_like(sum_Z, np.nan), where=number_Z > 0)
 
 
 def by_layer(sources: Sequence[Source], of_layers: Callable[[Source], Sequence[float] | None]) -> Results | None:
