@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import os
+import re
 import socket
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -15,6 +16,9 @@ from typing import Any
 import yaml
 
 from moe_testbed.launcher.errors import visible
+
+_TWO_OBJECTS = re.compile(rb"}\s*,\s*{")
+"""What stands in a line of JSON that holds two objects beside each other."""
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -78,7 +82,18 @@ def read_json_lines(path: Path, last_bytes: int | None = None) -> list[dict[str,
             texts = file.read().splitlines()
     except OSError:
         return []
-    return [line for text in texts if isinstance(line := _parsed(text), dict)]
+    return [line for line in _parsed_lines(texts) if isinstance(line, dict)]
+
+
+def _parsed_lines(texts: list[bytes]) -> list[Any]:
+    """Returns the value in each text, None where there is none."""
+    # In one call, which takes a third of the time of a call a line. No line can hold two objects: if there are as many
+    # objects as lines, then each line is one.
+    if not any(map(_TWO_OBJECTS.search, texts)):
+        lines = _parsed(b"[" + b",".join(texts) + b"]")
+        if isinstance(lines, list) and len(lines) == len(texts) and all(isinstance(line, dict) for line in lines):
+            return lines
+    return [_parsed(text) for text in texts]
 
 
 def _parsed(text: bytes) -> Any:

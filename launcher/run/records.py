@@ -75,7 +75,9 @@ class MetricsLine:
         step, seconds = content.get("step"), content.get("seconds")
         if not isinstance(step, int):
             return None
-        values = {key: value for key, value in content.items() if key not in ("kind", "step", "seconds")}
+        values = dict(content)
+        for key in ("kind", "step", "seconds"):
+            values.pop(key, None)
         return cls(str(content.get("kind")), step, float(seconds) if isinstance(seconds, int | float) else None, values)
 
     @classmethod

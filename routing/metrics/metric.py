@@ -28,8 +28,8 @@ class Metric:
     function: of the arrays `of`, one layer of each at a time, where their names begin their axes with Y (MoE layers).
     The names are those of an evaluation's or an analysis's arrays, or COUNTS. Without `of` the report computes it in a
     way of its own.
-    of_many: the same of many tables of counts at once, [Z, D, E] to [Z], for metrics of COUNTS. The bootstrap asks for
-    a metric hundreds of times, and without it for one table after the other.
+    of_many: the same of Z resamples of the table at once, to Z numbers: a table of counts [Z, D, E], or one of damage
+    [Z, E, D] with its owners [E]. Without it a bootstrap, which has hundreds of resamples, goes one by one.
 
     Where it is shown:
     part: the part of a run in results.json, "" for the run itself. Every part but "", routing and over_training is a
@@ -51,7 +51,7 @@ class Metric:
     title: str = ""
     heading: str = ""
     function: Callable[..., Any] | None = None
-    of_many: Callable[[Any], Any] | None = None
+    of_many: Callable[..., Any] | None = None
     of: tuple[str, ...] = ()
     part: str | None = None
     digits: int = 2

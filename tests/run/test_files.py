@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 from pathlib import Path
 
 import pytest
@@ -54,3 +56,21 @@ def test_lines_that_begin_in_the_last_bytes(tmp_path: Path) -> None:
     assert [line["a"] for line in read_json_lines(path, 18)] == [2, 3]
     assert [line["a"] for line in read_json_lines(path, 17)] == [3]
     assert [line["a"] for line in read_json_lines(path, 1000)] == [1, 2, 3]
+
+
+def test_lines_are_read_one_by_one_whatever_stands_in_them(tmp_path: Path) -> None:
+    """The oracle reads each line by itself."""
+    good = ['{"a": 1}', '{"b": [{"c": 2}]}', ' {"d": NaN}']
+    for odd in (
+        [], ['{"a": 1}, {"b": 2}', '{"c": [{"d": 1}', '{"e": 2}]}'], ["[1", "2]", "3, 4"], ["", "null", "7", "[{}]"],
+        ['{"a": 1'], ['"a"}', "{"], ['{"a": 1},{"b": 2}', '{"a": [{}', "{}]}"],
+        ['{"e": "}, {"}'], ["{}, 1", '{"a": [1', "2]}"],
+    ):  # fmt: skip
+        path = tmp_path / "lines.jsonl"
+        path.write_text("\n".join([*good, *odd, *good]))
+        expected = []
+        for line in path.read_text().splitlines():
+            with contextlib.suppress(ValueError):
+                if isinstance(value := json.loads(line), dict):
+                    expected.append(value)
+        assert repr(read_json_lines(path)) == repr(expected)
