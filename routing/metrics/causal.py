@@ -1,6 +1,6 @@
 """What experts do, from the losses of a sample of sequences under interventions on the routing.
 
-Shape legend: D domains, E experts, N evaluated sequences, X rows of any kind, Z tables. Losses are nats per token of
+Shape legend: D domains, E experts, N evaluated sequences, X rows of any kind, Z resamples. Losses are nats per token of
 each sequence; `domain_N` is the domain of each, -1 for none, which is left out. A domain without sequences gives nan.
 `gap.lead(loss under the intervention, baseline_loss_N, domain_N, cluster_N)` is the interval of a change.
 """

@@ -1,6 +1,6 @@
 """The table of counts that most metrics are made of, and the specialization of experts by domain.
 
-Shape legend: D domains, E experts, Z tables, X items of any kind. `counts_DE[d, e]` is the number of assignments of
+Shape legend: D domains, E experts, Z resamples, X items of any kind. `counts_DE[d, e]` is the number of assignments of
 tokens of domain d to expert e in one layer, either of first choices (top-1) or of all choices (top-k); a number means
 little without saying which.
 `weights_D` are the domains' weights in the mix, pi_d, equal by default, because unequal evaluation sets would

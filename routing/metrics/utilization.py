@@ -1,6 +1,6 @@
 """Utilization of experts, from counts of routed tokens, and what a run costs.
 
-Shape legend: D domains, E experts, Z tables. Tables, weights and domains without assignments are as in `counts`. All
+Shape legend: D domains, E experts, Z resamples. Tables, weights and domains without assignments are as in `counts`. All
 but the last two are functions of the load q = P(e). None of them uses the balancing loss, which equals
 1 + E^2 Cov(f, P) and can fall while the load worsens.
 """
