@@ -20,6 +20,7 @@ from moe_testbed.launcher.suites.progress import ProgressView
 from moe_testbed.launcher.suites.scheduling import TRAIN_COMMAND, train_all
 from moe_testbed.launcher.suites.stores import build_stores
 from moe_testbed.launcher.tracking.mirror import SuiteMirror
+from moe_testbed.model.config import model_size
 
 
 def compare(
@@ -57,6 +58,7 @@ def compare(
         missing = [run for run in runs if not RunFolder(run.run_dir).is_finished]
         if len(missing) < len(runs):
             print(f"{len(runs) - len(missing)} of {len(runs)} runs are finished and skipped", file=sys.stderr)
+        build_stores(missing)
         tracking = runs[0].config.tracking
         mirror = SuiteMirror(folder.path, tracking.experiment) if tracking.mlflow else None
         if mirror:
@@ -70,14 +72,24 @@ def compare(
 
 
 def _train_missing(runs: list[SuiteRun], jobs: int | None, command: Sequence[str]) -> dict[str, str]:
-    build_stores(runs)
     cores = usable_cores()
     jobs = min(jobs or jobs_at_once(cores, free_memory_bytes(), len(runs)), len(runs))
     threads = max(1, cores // jobs)
     print(f"{len(runs)} runs to train, {jobs} at a time with {threads} thread(s) each", file=sys.stderr)
     # Without the safe path, a module in the working directory could take the place of an installed one.
     environment = {"OMP_NUM_THREADS": str(threads), "PYTHONSAFEPATH": "1"}
+    if jobs > 1:
+        # A long one that comes last would run alone.
+        runs = sorted(runs, key=_work_left, reverse=True)
     return train_all(runs, jobs, environment, ProgressView(sys.stderr, len(runs)), command)
+
+
+def _work_left(run: SuiteRun) -> int:
+    """Returns the FLOPs of a training from where it is, but for those of its router."""
+    data, training = run.config.data, run.config.training
+    size = model_size(run.config.model, data.mix.vocab_size, data.sequence_length, router_parameters=0)
+    steps_left = training.steps - RunFolder(run.run_dir).read_progress(training.steps).step
+    return steps_left * training.global_batch_size * data.sequence_length * size.flops_per_token
 
 
 @contextmanager

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any, BinaryIO, Protocol
 
 PARENT_VARIABLE = "MOE_TESTBED_PARENT"
 _PR_SET_PDEATHSIG = 1
@@ -28,11 +29,29 @@ def end_with_parent() -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
+class Child(Protocol):
+    """A process with a group of its own, with what `subprocess.Popen` has of its methods."""
+
+    pid: int
+    returncode: int | Any
+
+    def poll(self) -> int | None:
+        """Returns the exit status, -N after signal N; None while it runs."""
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Returns the exit status once there is one. Raises subprocess.TimeoutExpired."""
+
+
+def appending(log: Path) -> BinaryIO:
+    """Returns the file, made if it is not there, to which a child's output is appended."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    return log.open("ab")
+
+
 def start(command: Sequence[str], log: Path, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
     """Starts a child in a process group of its own, its output appended to ``log``."""
     variables = {**os.environ, **environment, PARENT_VARIABLE: str(os.getpid())}
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("ab") as output:
+    with appending(log) as output:
         return subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
@@ -43,7 +62,7 @@ def start(command: Sequence[str], log: Path, environment: Mapping[str, str]) -> 
         )
 
 
-def stop(children: Sequence[subprocess.Popen[bytes]], grace_seconds: float = 5.0) -> None:
+def stop(children: Sequence[Child], grace_seconds: float = 5.0) -> None:
     """Ends children and all that they started: SIGTERM, then SIGKILL for those still there."""
     for child in children:
         _signal_group(child, signal.SIGTERM)
@@ -55,6 +74,6 @@ def stop(children: Sequence[subprocess.Popen[bytes]], grace_seconds: float = 5.0
         child.wait()
 
 
-def _signal_group(child: subprocess.Popen[bytes], number: int) -> None:
+def _signal_group(child: Child, number: int) -> None:
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(child.pid, number)

@@ -3,30 +3,34 @@
 from __future__ import annotations
 
 import signal
-import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from moe_testbed.launcher.config.suite import SuiteRun
 from moe_testbed.launcher.errors import ASKED_TO_STOP, WRONG_INPUT
 from moe_testbed.launcher.run.folder import RunFolder
 from moe_testbed.launcher.run.records import FAILED_STATES, Progress
 from moe_testbed.launcher.suites import processes
+from moe_testbed.launcher.suites.forks import Forks, ServerLost, forks_will_do
+from moe_testbed.launcher.suites.processes import Child
 from moe_testbed.launcher.suites.progress import ProgressView, duration
 
 TRAIN_COMMAND = (sys.executable, "-m", "moe_testbed.launcher", "train")
 MOST_ATTEMPTS = 3
 _POLL_SECONDS = 0.2
+_Start = Callable[[Sequence[str], Path], Child]
 
 
 @dataclass
 class _Attempt:
     run: SuiteRun
     earlier_reasons: list[str] = field(default_factory=list)
-    process: subprocess.Popen[bytes] | None = None
+    process: Child | None = None
     started: float = 0.0
     log_size: int = 0
 
@@ -55,12 +59,12 @@ def train_all(
     running: list[_Attempt] = []
     failed: dict[str, str] = {}
     done = 0
-    try:
+    with _starter(runs, command, environment) as start, _stopped_at_the_end(running, view):
         while waiting or running:
             while waiting and len(running) < jobs:
                 attempt = waiting.popleft()
-                _start(attempt, command, environment, view)
                 running.append(attempt)
+                _start(attempt, start, view)
             for attempt in [one for one in running if one.process is not None and one.process.poll() is not None]:
                 running.remove(attempt)
                 assert attempt.process is not None
@@ -83,22 +87,48 @@ def train_all(
             view.update([(one.run.name, _progress(one.run)) for one in running], done)
             if running:
                 time.sleep(_POLL_SECONDS)
-    finally:
-        view.close()
-        processes.stop([attempt.process for attempt in running if attempt.process is not None])
     return failed
 
 
-def _start(attempt: _Attempt, command: Sequence[str], environment: Mapping[str, str], view: ProgressView) -> None:
+@contextmanager
+def _stopped_at_the_end(running: Sequence[_Attempt], view: ProgressView) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        view.close()
+        processes.stop([attempt.process for attempt in running if attempt.process is not None])
+
+
+@contextmanager
+def _starter(runs: Sequence[SuiteRun], command: Sequence[str], environment: Mapping[str, str]) -> Iterator[_Start]:
+    """Yields what starts a training with more arguments for the command: a fork where one will do, or else a new
+    interpreter."""
+
+    def start_interpreter(arguments: Sequence[str], log: Path) -> Child:
+        return processes.start([*command, *arguments], log, environment)
+
+    def start_fork(arguments: Sequence[str], log: Path) -> Child:
+        try:
+            return forks.start(["train", *command[len(TRAIN_COMMAND) :], *arguments], log)
+        except ServerLost:
+            # What it could not do, such as an import, a new interpreter says in the log.
+            return start_interpreter(arguments, log)
+
+    if tuple(command[: len(TRAIN_COMMAND)]) != TRAIN_COMMAND or not forks_will_do(runs):
+        yield start_interpreter
+        return
+    with closing(Forks(environment)) as forks:
+        yield start_fork
+
+
+def _start(attempt: _Attempt, start: _Start, view: ProgressView) -> None:
     run = attempt.run
     step = _progress(run).step
     view.event(f"{run.name}: {f'continues (it had come to step {step:,})' if step else 'starts'}")
     log = RunFolder(run.run_dir).log_file
     attempt.log_size = log.stat().st_size if log.exists() else 0
     attempt.started = time.time()
-    attempt.process = processes.start(
-        [*command, str(RunFolder(run.run_dir).config_file), "--run-dir", str(run.run_dir)], log, environment
-    )
+    attempt.process = start([str(RunFolder(run.run_dir).config_file), "--run-dir", str(run.run_dir)], log)
 
 
 def _failure(attempt: _Attempt) -> str | None:

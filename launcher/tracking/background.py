@@ -26,10 +26,13 @@ class Background:
         self._ended = threading.Event()
         self._thread: threading.Thread | None = None
 
-    def start(self, call: Callable[[], object], interval: float) -> None:
-        """Calls ``call`` after every ``interval`` seconds from now on."""
+    def start(self, call: Callable[[], object], interval: float, at_once: bool = False) -> None:
+        """Calls ``call`` after every ``interval`` seconds from now on, and also ``at_once``."""
         if self._thread is None:
-            self._thread = threading.Thread(target=self._repeat, args=(call, interval), name="mirror", daemon=True)
+            first = 0.0 if at_once else interval
+            self._thread = threading.Thread(
+                target=self._repeat, args=(call, first, interval), name="mirror", daemon=True
+            )
             self._thread.start()
 
     def attempt(self, call: Callable[[], object]) -> bool:
@@ -61,9 +64,11 @@ class Background:
             self._tell(self._failure, f"{self._failure}: no end within {seconds:g} seconds")
         return results == [True]
 
-    def _repeat(self, call: Callable[[], object], interval: float) -> None:
-        while not self._ended.wait(interval):
+    def _repeat(self, call: Callable[[], object], first: float, interval: float) -> None:
+        seconds = first
+        while not self._ended.wait(seconds):
             self.attempt(call)
+            seconds = interval
 
     def _after_the_others(self, call: Callable[[], bool], results: list[bool]) -> None:
         if self._thread is not None:

@@ -131,8 +131,9 @@ class SuiteMirror:
         self._opened = False
 
     def start(self) -> None:
-        """Pushes the suite and its runs from a background thread from now on; the first time after one interval."""
-        self._background.start(self.push, self._interval)
+        """Pushes the suite and its runs from a background thread from now on. The first time is now, while the
+        trainings start, since the import of MLflow takes seconds."""
+        self._background.start(self.push, self._interval, at_once=True)
 
     def parent(self) -> str | None:
         """Returns the id of the suite's MLflow run, made if it is not there yet, and also if it was deleted; None while
