@@ -29,7 +29,8 @@ DEEPSPEED_MODULES = [
     "deepspeed.runtime.zero.muon.muon_optimizer",
 ]
 # What the ablation at the end of a training matches experts to domains with: its import is half of a small training.
-OTHER_MODULES = ["scipy.optimize"]
+# What files of tests import whose functions run on ranks.
+OTHER_MODULES = ["scipy.optimize", "pytest"]
 
 
 def import_ahead(*modules: str) -> None:
