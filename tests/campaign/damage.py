@@ -81,7 +81,7 @@ class Damage(Part):
         if command == "analyze" and "is passed over" in result.stderr:
             # An older checkpoint is analysed, which is told, and stands in the report.
             return None
-        finished = trial["world"] == "a finished training"
+        finished = trial["world"].startswith("a finished")
         if finished and command != "analyze" and any("/checkpoints/" in file for file in damaged):
             # What is finished reads no checkpoint again.
             return None
