@@ -33,6 +33,9 @@ def train(config: ExperimentConfig, run_dir: Path, trust: bool = False) -> None:
         LostRankError: another rank has died, hangs or cannot be reached.
         AskedToStop: by SIGUSR1 or SIGTERM; the same call continues.
     """
+    # Adam's moments of a weight without gradient, as a dead expert's, decay to denormal numbers and stay there, which a
+    # CPU is ten times slower with. Threads inherit this from the one that starts them, so it comes before torch's do.
+    torch.set_flush_denormal(True)
     with Session(config) as session:
         device = choose_device(config.runtime.device)
         # This imports DeepSpeed, which looks for its accelerator once, and must not meet the mirror's import of MLflow.

@@ -32,6 +32,24 @@ def train_and_die(config: dict[str, Any], run_dir: str, where: str, number: int)
     train(config, run_dir)
 
 
+def multiply_instead(config: dict[str, Any], run_dir: str, value: float, count: int) -> tuple[int, int]:
+    """Multiplies so many values by 1 where a training would take its steps.
+
+    Returns:
+        The number of torch's threads, and how many of the products are not 0.
+    """
+    found = []
+
+    def multiply(*_: Any) -> None:
+        products = torch.full((count,), value) * torch.ones(count)
+        # As integers, since a comparison takes a denormal number for 0 as well.
+        found.append((torch.get_num_threads(), int(products.view(torch.int32).count_nonzero())))
+
+    loop.run_loop = multiply
+    train(config, run_dir)
+    return found[0]
+
+
 def train_and_fail(config: dict[str, Any], run_dir: str, number: int) -> None:
     """Trains, and raises at the n-th batch."""
 

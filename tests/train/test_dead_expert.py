@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.train import dead_expert
+from tests.train import dead_expert, driver
 
 RATE, DECAY, BETAS, EPSILON = 0.01, 0.1, (0.9, 0.95), 1e-8
 
@@ -36,3 +36,14 @@ def test_an_expert_without_tokens_moves_as_adamw_does_with_a_gradient_of_0(
         expected = expected - RATE * (moved + DECAY * expected)
         torch.testing.assert_close(after.double(), expected, rtol=1e-4, atol=1e-6)
         assert not torch.equal(after, weights[step - 1])
+
+
+def test_denormal_moments_are_zero_in_all_threads_of_a_training(
+    make_experiment: Callable[..., dict[str, Any]], run_on_ranks: Callable[..., list[Any]], tmp_path: Path
+) -> None:
+    """Without a gradient Adam's moments decay to such numbers, which are slow, and stay there."""
+    config = make_experiment(runtime={"device": "cpu", "threads": 2})
+    normal, denormal = 2e-38, 1e-41
+    for value, count in ((normal, 1_000_000), (denormal, 0)):
+        arguments = config, str(tmp_path / str(value)), value, 1_000_000
+        assert run_on_ranks(driver.multiply_instead, 1, *arguments) == [(2, count)]
