@@ -10,10 +10,14 @@ from typing import TYPE_CHECKING
 import pytest
 
 from moe_testbed.launcher.report.write import print_comparison, write_report
+from tests.report.answers import alike_once, answers
 from tests.report.conftest import DEMO, write_suite
 
 if TYPE_CHECKING:
     from selenium.webdriver import Chrome
+
+# Their report is one that tests/report draws, too.
+__all__ = ["alike_once", "answers"]
 
 OPTIONS = (
     "--headless=new",
@@ -48,9 +52,7 @@ def suites(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The pages `report` and `comparison`, of two small suites."""
     folder = tmp_path_factory.mktemp("suites")
     labels = ("reference", "permuted_reference", "top_k_global", "top_k_sequence", "hash", "collapsed")
-    one = write_suite(folder / "one", DEMO, num_layers=1, sequences_per_domain=8)
-    other = write_suite(
-        folder / "other", {label: DEMO[label] for label in labels}, num_layers=1, sequences_per_domain=8
-    )
+    one = write_suite(folder / "one", DEMO, num_layers=1)
+    other = write_suite(folder / "other", {label: DEMO[label] for label in labels}, num_layers=1)
     print_comparison([one, other], folder / "comparison")
     return {"report": write_report(one).report_html, "comparison": folder / "comparison" / "comparison.html"}

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import functools
 import json
-import pickle
 import shutil
+import tempfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,20 +16,12 @@ import numpy as np
 import pytest
 import yaml
 
-from moe_testbed.launcher.report.figures import drawing
-from moe_testbed.launcher.report.numbers import causal, routing
+from tests.report.answers import alike_once, answers, forget
+
+__all__ = ["alike_once", "answers", "forget"]
 
 DOMAINS = ("legal_english", "ukrainian", "arabic", "chinese", "python", "cpp", "protein", "music")
 DIFFICULTY = np.array([2.9, 3.4, 3.1, 3.6, 2.6, 2.4, 3.9, 2.2])
-
-# The functions of a report that take most of its time.
-DEAR = (
-    (drawing, "_draw"),
-    (routing, "routing"),
-    (routing, "usage"),
-    (routing, "agreement"),
-    (causal, "causes"),
-)
 
 
 @dataclass(frozen=True)
@@ -80,17 +72,40 @@ def write_suite(
         "runs": {label: {"description": run.description, "overrides": {}} for label, run in runs.items()},
     }
     (folder / "suite.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
+    shape = (num_layers, len(domains), num_experts)
     for label, run in runs.items():
-        number = zlib.crc32(label.encode())  # so that a run is the same in every suite
         for seed in seeds:
             if run.state != "missing":
-                rng = np.random.default_rng([number, seed])
-                shape = (num_layers, len(domains), num_experts)
-                run_dir = folder / f"{label}-seed{seed}"
-                write_run(run_dir, run, seed, rng, domains, shape, sequences_per_domain, noise)
-                if recorded and run.state == "finished" and not run.dense and num_layers:
-                    record(run_dir, run, np.random.default_rng([number, seed, 1]))
+                files = _files_of_run(label, run, seed, domains, shape, sequences_per_domain, noise, recorded)
+                (folder / f"{label}-seed{seed}" / "evaluations").mkdir(parents=True)
+                for name, content in files.items():
+                    path = folder / f"{label}-seed{seed}" / name
+                    path.parent.mkdir(exist_ok=True)
+                    path.write_bytes(content)
     return folder
+
+
+@functools.cache
+def _files_of_run(
+    label: str,
+    run: FakeRun,
+    seed: int,
+    domains: tuple[str, ...],
+    shape: tuple[int, int, int],
+    sequences_per_domain: int,
+    noise: float,
+    recorded: bool,
+) -> dict[str, bytes]:
+    """The files of a run by their names in its folder: the same in every suite that has it."""
+    number = zlib.crc32(label.encode())
+    with tempfile.TemporaryDirectory() as folder:
+        run_dir = Path(folder, "run")
+        write_run(
+            run_dir, run, seed, np.random.default_rng([number, seed]), domains, shape, sequences_per_domain, noise
+        )
+        if recorded and run.state == "finished" and not run.dense and shape[0]:
+            record(run_dir, run, np.random.default_rng([number, seed, 1]))
+        return {str(path.relative_to(run_dir)): path.read_bytes() for path in run_dir.rglob("*") if path.is_file()}
 
 
 def write_run(
@@ -348,41 +363,3 @@ def make_suite(written_suite: Callable[..., Path], tmp_path: Path) -> Callable[.
         return Path(shutil.copytree(written_suite(name, labels, **options), tmp_path / name))
 
     return make
-
-
-@pytest.fixture(scope="session")
-def answers() -> dict[tuple[str, bytes], bytes]:
-    """What `alike_once` has computed, pickled, by the function's name and its pickled arguments."""
-    return {}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def alike_once(answers: dict[tuple[str, bytes], bytes]) -> Iterator[None]:
-    """Computes the dear parts of a report once for all tests where their data are equal to the last byte: most runs of
-    a constructed suite are also in others. Each caller gets a copy of its own.
-
-    These parts are functions of their arguments alone. A test that asks whether the same comes out twice calls `forget`
-    in between.
-    """
-    with pytest.MonkeyPatch.context() as patch:
-        for module, name in DEAR:
-            patch.setattr(module, name, _once(getattr(module, name), answers))
-        yield
-
-
-@pytest.fixture
-def forget(answers: dict[tuple[str, bytes], bytes]) -> Iterator[Callable[[], None]]:
-    """Lets everything be computed anew for the rest of the test."""
-    kept = dict(answers)
-    yield answers.clear
-    answers.update(kept)
-
-
-def _once(function: Callable[..., Any], answers: dict[tuple[str, bytes], bytes]) -> Callable[..., Any]:
-    def answer(*arguments: Any) -> Any:
-        key = (f"{function.__module__}.{function.__name__}", pickle.dumps(arguments))
-        if key not in answers:
-            answers[key] = pickle.dumps(function(*arguments))
-        return pickle.loads(answers[key])
-
-    return answer
