@@ -265,8 +265,3 @@ class LanguageModel(nn.Module):
     def moe_layers(self) -> list[MoELayer]:
         """The MoE layers, in order."""
         return [block.moe for block in self.blocks if isinstance(block.moe, MoELayer)]
-
-    def router_parameters(self) -> int:
-        """Parameters of all routers and of what they are shown."""
-        routings = [block.routing for block in self.blocks if isinstance(block.routing, LayerRouter)]
-        return sum(parameter.numel() for routing in routings for parameter in routing.parameters())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from moe_testbed.launcher.analyze.own_run import (
     store_of,
 )
 from moe_testbed.launcher.analyze.request import Request, Result, log, made_here
+from moe_testbed.launcher.config.model_size import size_of
 from moe_testbed.launcher.errors import ConfigError
 from moe_testbed.launcher.ranks.ranks import Ranks
 from moe_testbed.launcher.run import environment
@@ -28,7 +30,6 @@ from moe_testbed.launcher.run.records import Summary
 from moe_testbed.launcher.train.ablated_model import ablate_model
 from moe_testbed.launcher.train.evaluation import Evaluator
 from moe_testbed.launcher.train.evaluation_set import EvaluationSet
-from moe_testbed.model.config import model_size
 
 
 class RunAnalysis:
@@ -62,7 +63,6 @@ class RunAnalysis:
             )
         tokens = evaluation.tokens
         log(f"{name}: step {run.step}, {tokens:,} tokens of {len(held_out):,} sequences")
-        size = model_size(config.model, run.store.vocab_size, config.data.sequence_length, model.router_parameters())
         written = config.model_dump(mode="json")
         written["evaluation"] |= {"split": text_split, "mix": self.request.mix.name}
         return Result(
@@ -70,7 +70,7 @@ class RunAnalysis:
             evaluation=evaluation,
             config={"analysed": str(run.checkpoint), **written},
             summary=Summary(
-                **size.model_dump(),
+                **asdict(size_of(model, config.data.sequence_length)),
                 learned=config.routing.router.learned,
                 causal=config.causal,
                 evaluated_tokens=tokens,

@@ -105,7 +105,7 @@ class Summary:
     """What is told of a run after its end; None for what it does not say.
 
     Attributes:
-        parameters, active_parameters, flops_per_token: the size of the model, as `model.config.ModelSize` has it.
+        parameters, active_parameters, flops_per_token: the size of the model, see `config.model_size.ModelSize`.
         tokens, seconds, tokens_per_second: of the training.
         learned: whether the router learns, True where that is not said.
         causal: whether the router sees no later tokens, True where that is not said.

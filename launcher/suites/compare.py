@@ -10,8 +10,9 @@ from pathlib import Path
 from types import FrameType
 
 from moe_testbed.data.machine import usable_cores
+from moe_testbed.launcher.config.model_size import model_on_meta, size_of
 from moe_testbed.launcher.config.suite import Suite, SuiteRun, suite_runs
-from moe_testbed.launcher.errors import FAILED
+from moe_testbed.launcher.errors import FAILED, ConfigError
 from moe_testbed.launcher.report.write import print_report
 from moe_testbed.launcher.run.folder import RunFolder
 from moe_testbed.launcher.run.suite_folder import SuiteFolder
@@ -20,7 +21,6 @@ from moe_testbed.launcher.suites.progress import ProgressView
 from moe_testbed.launcher.suites.scheduling import TRAIN_COMMAND, train_all
 from moe_testbed.launcher.suites.stores import build_stores
 from moe_testbed.launcher.tracking.mirror import SuiteMirror
-from moe_testbed.model.config import model_size
 
 
 def compare(
@@ -85,9 +85,12 @@ def _train_missing(runs: list[SuiteRun], jobs: int | None, command: Sequence[str
 
 
 def _work_left(run: SuiteRun) -> int:
-    """Returns the FLOPs of a training from where it is, but for those of its router."""
+    """Returns the FLOPs of a training from where it is; 0 for one that cannot be built, and says so when it starts."""
     data, training = run.config.data, run.config.training
-    size = model_size(run.config.model, data.mix.vocab_size, data.sequence_length, router_parameters=0)
+    try:
+        size = size_of(model_on_meta(run.config), data.sequence_length)
+    except ConfigError:
+        return 0
     steps_left = training.steps - RunFolder(run.run_dir).read_progress(training.steps).step
     return steps_left * training.global_batch_size * data.sequence_length * size.flops_per_token
 

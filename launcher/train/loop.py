@@ -10,6 +10,7 @@ from tqdm import tqdm
 from moe_testbed.data.tokens.store import Store
 from moe_testbed.launcher.checkpoint import checkpoints
 from moe_testbed.launcher.config.experiment import ExperimentConfig
+from moe_testbed.launcher.config.model_size import size_of
 from moe_testbed.launcher.ranks.ranks import Ranks
 from moe_testbed.launcher.ranks.session import Session
 from moe_testbed.launcher.ranks.sharing import shared_among
@@ -25,7 +26,6 @@ from moe_testbed.launcher.train.inputs import MicroBatches
 from moe_testbed.launcher.train.probe import Probe
 from moe_testbed.launcher.train.step import train_step
 from moe_testbed.launcher.train.summary import announcement, summary
-from moe_testbed.model.config import model_size
 
 
 def run_loop(config: ExperimentConfig, store: Store, folder: RunFolder, session: Session) -> None:
@@ -49,7 +49,7 @@ def run_loop(config: ExperimentConfig, store: Store, folder: RunFolder, session:
     )
     evaluator, probe = Evaluator(config, held_out, ranks), Probe(config, held_out, ranks)
     model = build_model(config, store, ranks)
-    size = model_size(config.model, store.vocab_size, config.data.sequence_length, model.router_parameters())
+    size = size_of(model, config.data.sequence_length)
     engine = build_engine(model, config, ranks)
     first_step = checkpoints.restore(engine, folder.checkpoints, ranks, expert_parallel)
     started, system, evaluated = time.perf_counter() - folder.rewind(first_step), SystemMetrics(), None

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 from moe_testbed.launcher.config.experiment import ExperimentConfig
+from moe_testbed.launcher.config.model_size import ModelSize
 from moe_testbed.launcher.ranks.ranks import Ranks
 from moe_testbed.launcher.run import environment
 from moe_testbed.launcher.run.records import Summary
-from moe_testbed.model.config import ModelSize
 
 
 def announcement(config: ExperimentConfig, size: ModelSize, first_step: int) -> str:
@@ -28,7 +30,7 @@ def summary(config: ExperimentConfig, size: ModelSize, ranks: Ranks, seconds: fl
     """Returns what is told of a training of so many seconds."""
     tokens = config.training.steps * config.training.global_batch_size * config.data.sequence_length
     return Summary(
-        **size.model_dump(),
+        **asdict(size),
         tokens=tokens,
         seconds=seconds,
         tokens_per_second=tokens / seconds,

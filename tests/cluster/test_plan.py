@@ -20,7 +20,7 @@ from moe_testbed.launcher.cluster.plan.traffic import Traffic, planned_traffic
 from moe_testbed.launcher.cluster.plan.weights import Weight, rank_weights
 from moe_testbed.launcher.config.experiment import ExperimentConfig, load_experiment
 from moe_testbed.launcher.errors import ConfigError
-from moe_testbed.model.config import model_size
+from tests.model.closed_forms import model_size
 
 LARGE, SLURM = "configs/experiments/large.yaml", "configs/clusters/slurm_h100.yaml"
 
@@ -54,7 +54,7 @@ def test_weights_are_those_of_the_model_s_own_count(overrides: list[str], size: 
     config = large(f"parallel.expert_parallel_size={size}", *overrides)
     weights = rank_weights(config)
     router = numbers([weight for weight in weights if ".routing." in weight.name])
-    expected = model_size(config.model, config.data.mix.vocab_size, config.data.sequence_length, router).parameters
+    expected = model_size(config.model, config.data.mix.vocab_size, config.data.sequence_length, router)["parameters"]
     experts = numbers([weight for weight in weights if weight.expert])
     assert numbers(weights) - experts + experts * size == expected
 

@@ -38,6 +38,7 @@ def make_model() -> Callable[..., LanguageModel]:
         routing: dict[str, Any] | None = None, moe: dict[str, Any] | None = None, seed: int = 3, **options: Any
     ) -> LanguageModel:
         checkpointing = options.pop("activation_checkpointing", False)
+        expert_parallel_size, moe_layer = options.pop("expert_parallel_size", 1), options.pop("moe_layer", RoutedMoE)
         config = ModelConfig.model_validate({**MODEL, **options, "moe": {**MODEL["moe"], **(moe or {})}})  # type: ignore[dict-item]
         generator = torch.Generator().manual_seed(5)
         counts_DV = torch.randint(1, 9, (len(DOMAINS), VOCAB_SIZE), generator=generator, device="cpu")
@@ -62,8 +63,9 @@ def make_model() -> Callable[..., LanguageModel]:
             VOCAB_SIZE,
             32,
             seed,
+            expert_parallel_size,
             activation_checkpointing=checkpointing,
-            moe_layer=RoutedMoE,
+            moe_layer=moe_layer,
         )
 
     return make

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any
 
 import pytest
+import torch
 from pydantic import ValidationError
 
-from moe_testbed.model.config import ModelConfig, MoEConfig, model_size
+from moe_testbed.launcher.config.model_size import size_of
+from moe_testbed.model.config import ModelConfig, MoEConfig
 from moe_testbed.model.language_model import LanguageModel
+from moe_testbed.model.moe import MoELayer
+from tests.model.closed_forms import model_size
 
 V, L = 37, 24
 
@@ -41,7 +46,8 @@ def test_size_equals_the_parameters_built(
     options: dict[str, Any], router: str, make_model: Callable[..., LanguageModel]
 ) -> None:
     model = make_model({"router": {"name": router}}, **options)
-    size = model_size(model.config, V, L, router_parameters(model))
+    size = size_of(model, L)
+    assert asdict(size) == model_size(model.config, V, L, router_parameters(model))
     built = sum(p.numel() for p in model.parameters())
     assert size.parameters == built
     assert size.active_parameters == built - unused_expert_parameters(model)
@@ -55,7 +61,17 @@ def test_flops_are_six_per_weight_multiplied_and_attention(
     matrices = sum(p.numel() for p in model.parameters() if p.ndim > 1) - unused_expert_parameters(model)
     # Scores and mixing: two products of width M over half of the L positions, each 2 FLOPs forward and 4 backward.
     attention = model.config.num_layers * 2 * 6 * model.config.hidden_size * L // 2
-    assert model_size(model.config, V, L, router_parameters(model)).flops_per_token == 6 * matrices + attention
+    assert size_of(model, L).flops_per_token == 6 * matrices + attention
+
+
+@pytest.mark.parametrize("expert_parallel_size", [1, 4])
+@pytest.mark.parametrize("options", CONFIGS)
+def test_a_rank_on_the_meta_device_counts_all_experts(
+    options: dict[str, Any], expert_parallel_size: int, make_model: Callable[..., LanguageModel]
+) -> None:
+    with torch.device("meta"):
+        rank = make_model(expert_parallel_size=expert_parallel_size, moe_layer=MoELayer, **options)
+    assert asdict(size_of(rank, L)) == model_size(rank.config, V, L, router_parameters(rank))
 
 
 @pytest.mark.parametrize("options", CONFIGS[:-1])
