@@ -2,6 +2,10 @@
 
 Counted tensor by tensor on a CPU, where each norm keeps its normalised input too; a GPU's fused norm keeps less. What
 routers and balancers keep beyond scores, choices and weights is left out: it is little beside the hidden states.
+
+These are formulas, where the weights are counted from a model on the meta device, because that cannot run forward: the
+sizes in dispatch depend on the choices (`bincount` has no meta kernel), and routers leave autocast, which knows no meta
+device. The tests compare with counted bytes.
 """
 
 from __future__ import annotations
