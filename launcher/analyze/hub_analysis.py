@@ -16,7 +16,7 @@ from moe_testbed.launcher.analyze.recorder import Recorder, active_parameters
 from moe_testbed.launcher.analyze.request import Request, Result, log, made_here
 from moe_testbed.launcher.errors import CheckpointError
 from moe_testbed.launcher.run import environment
-from moe_testbed.launcher.run.records import Summary
+from moe_testbed.launcher.run.records import Manifest, Summary
 
 SEQUENCES_PER_DOMAIN = 64
 SEQUENCE_LENGTH = 512
@@ -100,5 +100,7 @@ class HubAnalysis:
                 versions=environment.versions() | {"transformers": metadata.version("transformers")},
                 **made_here(request.device),
             ),
-            manifest={"mix": request.mix.model_dump(mode="json", exclude={"domains"}), **describe_texts(self.texts)},
+            manifest=Manifest(
+                {"mix": request.mix.model_dump(mode="json", exclude={"domains"}), **describe_texts(self.texts)}
+            ),
         )

@@ -24,6 +24,7 @@ from moe_testbed.launcher.errors import CheckpointError, ConfigError
 from moe_testbed.launcher.ranks.ranks import Ranks
 from moe_testbed.launcher.run.folder import RunFolder
 from moe_testbed.launcher.run.ownership import refuse_foreign
+from moe_testbed.launcher.run.records import Manifest
 from moe_testbed.launcher.run.steps import step_of
 from moe_testbed.launcher.train.engine import build_model
 from moe_testbed.model.language_model import LanguageModel
@@ -75,7 +76,7 @@ def open_run(folder: Path, cache_dir: Path | None, log: Any, trust: bool = False
     if checkpoint is None:
         raise CheckpointError(f"{folder} has no whole checkpoint; continue its training to the next one")
     store = build_store(config.data.mix, Path(config.data.cache_dir), log)
-    if run.is_on_other_data(store.manifest):
+    if run.is_on_other_data(Manifest(store.manifest)):
         raise CheckpointError(
             f"{folder} was trained on other data than {store.path} holds (see both {run.manifest_file.name}); its "
             "tokenizer would not fit; choose the right --cache-dir"

@@ -13,7 +13,7 @@ from moe_testbed.data.config import MixConfig
 from moe_testbed.launcher.errors import visible
 from moe_testbed.launcher.run import environment
 from moe_testbed.launcher.run.arrays import Ablation, Evaluation
-from moe_testbed.launcher.run.records import Summary
+from moe_testbed.launcher.run.records import Manifest, Summary
 
 Split = Literal["validation", "tuning", "train", "all"]
 Dtype = Literal["auto", "float32", "bfloat16"]
@@ -55,7 +55,8 @@ class Result:
         description: one line for the report.
         evaluation: what its routing was; the step is 0 where the steps of the training are not known.
         ablation: what its experts cause; None where it was not made.
-        config, manifest: content of the run folder's files.
+        config: content of the run folder's file.
+        manifest: what it has read.
         summary: what is known of the checkpoint and of how it was analysed.
     """
 
@@ -63,7 +64,7 @@ class Result:
     evaluation: Evaluation
     config: dict[str, Any]
     summary: Summary
-    manifest: dict[str, Any]
+    manifest: Manifest
     ablation: Ablation | None = None
 
 

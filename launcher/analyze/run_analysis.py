@@ -26,7 +26,7 @@ from moe_testbed.launcher.config.model_size import size_of
 from moe_testbed.launcher.errors import ConfigError
 from moe_testbed.launcher.ranks.ranks import Ranks
 from moe_testbed.launcher.run import environment
-from moe_testbed.launcher.run.records import Summary
+from moe_testbed.launcher.run.records import Manifest, Summary
 from moe_testbed.launcher.train.ablated_model import ablate_model
 from moe_testbed.launcher.train.evaluation import Evaluator
 from moe_testbed.launcher.train.evaluation_set import EvaluationSet
@@ -78,7 +78,7 @@ class RunAnalysis:
                 versions=environment.versions(),
                 **made_here(self.request.device),
             ),
-            manifest=manifest,
+            manifest=Manifest(manifest),
             ablation=ablation,
         )
 

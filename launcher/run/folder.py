@@ -21,7 +21,7 @@ from moe_testbed.launcher.run.array_file import ArrayFile, load_arrays
 from moe_testbed.launcher.run.arrays import Ablation, Evaluation, RoutingProbe
 from moe_testbed.launcher.run.files import read_json, read_json_lines, read_yaml, write_bytes_atomically
 from moe_testbed.launcher.run.ownership import refuse_foreign
-from moe_testbed.launcher.run.records import JobEnds, MetricsLine, Progress, Status, Summary
+from moe_testbed.launcher.run.records import JobEnds, Manifest, MetricsLine, Progress, Status, Summary
 from moe_testbed.launcher.run.steps import step_name, step_of, steps_in
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ class RunFolder:
     # A new folder, and whose it is.
 
     @classmethod
-    def claim(cls, path: Path, config: ExperimentConfig, manifest: Mapping[str, Any], trust: bool = False) -> RunFolder:
+    def claim(cls, path: Path, config: ExperimentConfig, manifest: Manifest, trust: bool = False) -> RunFolder:
         """Returns the folder of a new run, or of the same run begun earlier, locked until `release`.
 
         Args:
@@ -93,7 +93,7 @@ class RunFolder:
             if folder.is_on_other_data(manifest):
                 raise ConfigError(
                     f"{path} holds a run on other data (domains then: "
-                    f"{', '.join(folder.read_manifest().get('domains', ()))}; now: {', '.join(manifest['domains'])}; "
+                    f"{', '.join(folder.read_manifest().domains)}; now: {', '.join(manifest.domains)}; "
                     f"see its {folder.manifest_file.name}); choose another folder, or remove it"
                 )
             folder.write_manifest(manifest)
@@ -160,18 +160,18 @@ class RunFolder:
         """Writes a config that no training will read: what an analysis knows of a checkpoint."""
         self._write(self.config_file, to_yaml(tree).encode())
 
-    def read_manifest(self) -> dict[str, Any]:
-        """Returns the manifest of the token store that the run reads."""
-        return read_json(self.manifest_file)
+    def read_manifest(self) -> Manifest:
+        """Returns what the run's data is; an empty manifest if there is none."""
+        return Manifest(read_json(self.manifest_file))
 
-    def write_manifest(self, manifest: Mapping[str, Any]) -> None:
-        """Writes the manifest of the token store that the run reads."""
-        self._write_json(self.manifest_file, manifest)
+    def write_manifest(self, manifest: Manifest) -> None:
+        """Writes what the run's data is."""
+        self._write_json(self.manifest_file, manifest.content)
 
-    def is_on_other_data(self, manifest: Mapping[str, Any]) -> bool:
+    def is_on_other_data(self, manifest: Manifest) -> bool:
         """Tells whether the folder has a manifest, and another one than this."""
-        earlier = self.read_manifest()
-        return bool(earlier) and earlier != json.loads(json.dumps(manifest))
+        earlier = self.read_manifest().content
+        return bool(earlier) and earlier != json.loads(json.dumps(manifest.content))
 
     # How it goes.
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
+
+from moe_testbed.launcher.run.files import value_at
 
 FAILED_STATES = ("failed", "diverged")
 """The states of a run that has come to a bad end."""
@@ -149,6 +152,62 @@ class Summary:
     def content(self) -> dict[str, Any]:
         """Returns what is written into the file: what the run says."""
         return {name: value for name, value in asdict(self).items() if value is not None}
+
+
+@dataclass(frozen=True)
+class DomainManifest:
+    """What the manifest says of one domain.
+
+    Attributes:
+        licence: of the text; None if it is not known.
+        sources: what is known of each source: package, version, digest and so on.
+        tokens: name of each split -> its tokens; None where the text was not tokenised.
+    """
+
+    licence: str | None = None
+    sources: tuple[Mapping[str, Any], ...] = ()
+    tokens: Mapping[str, int | None] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, content: Mapping[str, Any]) -> DomainManifest:
+        """Returns the part of a domain; what is missing or of another kind is left out."""
+        licence, sources, splits = (content.get(key) for key in ("licence", "sources", "splits"))
+        return cls(
+            licence if isinstance(licence, str) else None,
+            tuple(source for source in sources if isinstance(source, dict)) if isinstance(sources, list) else (),
+            {split: value if isinstance(value := value_at(splits, split, "tokens"), int) else None for split in splits}
+            if isinstance(splits, dict)
+            else {},
+        )
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a run's data is: the manifest of the token store that it reads, or what an analysis has read.
+
+    Attributes:
+        content: what stands in the file; empty if there is none. Two runs are on the same data if it is equal.
+    """
+
+    content: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def domains(self) -> dict[str, DomainManifest]:
+        """Each domain by its name, as far as it can be read."""
+        domains = self.content.get("domains")
+        known = domains.items() if isinstance(domains, dict) else ()
+        return {str(name): DomainManifest.of(about) for name, about in known if isinstance(about, dict)}
+
+    @property
+    def dropped(self) -> dict[str, str]:
+        """Name of each domain that was left out of the mix -> why."""
+        dropped = self.content.get("dropped")
+        return {str(name): str(reason) for name, reason in dropped.items()} if isinstance(dropped, dict) else {}
+
+    @property
+    def digest(self) -> str:
+        """Tells data apart, in 16 characters."""
+        return hashlib.sha256(json.dumps(self.content, sort_keys=True).encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)

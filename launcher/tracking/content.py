@@ -6,8 +6,6 @@ Nothing here knows MLflow, but for the names of tags that its pages show.
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +18,7 @@ from moe_testbed.launcher.errors import visible
 from moe_testbed.launcher.run.array_file import DAMAGED
 from moe_testbed.launcher.run.files import csv_text, value_at
 from moe_testbed.launcher.run.folder import RunFolder
+from moe_testbed.launcher.run.records import Manifest
 from moe_testbed.launcher.run.suite_folder import SuiteFolder
 from moe_testbed.launcher.tracking.names import flatten
 from moe_testbed.launcher.tracking.values import MAX_TAG_LENGTH, shortened
@@ -125,15 +124,11 @@ def _balancers(config: Mapping[str, Any]) -> dict[str, str]:
     return {str(label): str(value_at(options, "scope") or "") for label, options in labels.items()}
 
 
-def _dataset(config: Mapping[str, Any], manifest: Mapping[str, Any]) -> DatasetCard | None:
-    if not manifest:
+def _dataset(config: Mapping[str, Any], manifest: Manifest) -> DatasetCard | None:
+    if not manifest.content:
         return None
-    tokens = {
-        str(name): int(value_at(domain, "splits", "train", "tokens") or 0)
-        for name, domain in (manifest.get("domains") or {}).items()
-    }
-    digest = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()[:16]
-    return DatasetCard(str(value_at(config, "data", "mix", "name") or "data"), digest, tokens)
+    tokens = {name: domain.tokens.get("train") or 0 for name, domain in manifest.domains.items()}
+    return DatasetCard(str(value_at(config, "data", "mix", "name") or "data"), manifest.digest, tokens)
 
 
 def _run_description(run: Mapping[str, Any], report: Mapping[str, Any]) -> str:

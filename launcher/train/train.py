@@ -17,6 +17,7 @@ from moe_testbed.launcher.ranks.ranks import is_first_rank
 from moe_testbed.launcher.ranks.rendezvous import choose_device
 from moe_testbed.launcher.ranks.session import Session
 from moe_testbed.launcher.run.folder import RunFolder, SilentRunFolder
+from moe_testbed.launcher.run.records import Manifest
 from moe_testbed.launcher.tracking.mirror import Mirror
 from moe_testbed.launcher.train.allocator import keep_freed_memory
 
@@ -46,9 +47,8 @@ def train(config: ExperimentConfig, run_dir: Path, trust: bool = False) -> None:
         keep_freed_memory()
         # What can go wrong on one rank alone comes before they meet: the others would wait for it.
         store = build_store(config.data.mix, Path(config.data.cache_dir), lambda text: print(text, file=sys.stderr))
-        folder = (
-            RunFolder.claim(run_dir, config, store.manifest, trust) if is_first_rank() else SilentRunFolder(run_dir)
-        )
+        manifest = Manifest(store.manifest)
+        folder = RunFolder.claim(run_dir, config, manifest, trust) if is_first_rank() else SilentRunFolder(run_dir)
         try:
             if folder.is_finished:
                 # Whoever starts it once more need not wait for MLflow.

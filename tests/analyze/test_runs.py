@@ -76,7 +76,7 @@ def test_its_own_mix_gives_the_counts_of_its_last_evaluation(
         assert set(result.ablation.arrays()) == set(arrays.files)
         for name in arrays.files:
             np.testing.assert_array_equal(result.ablation.arrays()[name], arrays[name], err_msg=name)
-    assert result.manifest == json.loads((folder / "manifest.json").read_text())
+    assert result.manifest.content == json.loads((folder / "manifest.json").read_text())
 
 
 @pytest.mark.slow
@@ -98,7 +98,7 @@ def test_another_mix_is_read_in_the_runs_own_tokens(runs: Callable[[str], Path],
     assert arrays["tokens_D"].tolist() == [3 * 16] * 4
     assert arrays["counts_top_k_YDE"].sum(2).tolist() == [[3 * 16 * 2] * 4] * 2
     assert result.ablation is None
-    assert result.manifest["domains"]["hebrew"]["splits"]["all"]["documents"] == 6
+    assert result.manifest.content["domains"]["hebrew"]["splits"]["all"]["documents"] == 6
 
 
 def test_a_store_in_memory_has_every_document_under_its_domain(runs: Callable[[str], Path], tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from moe_testbed.launcher.run.arrays import Ablation, Evaluation, RoutingProbe
 from moe_testbed.launcher.run.folder import RunFolder, SilentRunFolder
-from moe_testbed.launcher.run.records import MetricsLine, Progress, Status, Summary
+from moe_testbed.launcher.run.records import DomainManifest, Manifest, MetricsLine, Progress, Status, Summary
 
 
 def written(folder: Path) -> dict[str, bytes]:
@@ -37,7 +37,7 @@ def evaluation(step: int) -> Evaluation:
 def write_all(folder: RunFolder) -> None:
     """Calls everything that a training calls."""
     folder.create()
-    folder.write_manifest({"domains": {}})
+    folder.write_manifest(Manifest({"domains": {}}))
     folder.write_status(Status("running", 1, 2))
     folder.append_metrics(MetricsLine("train", 1, 0.5, {"loss": 3.0}))
     folder.write_evaluation(evaluation(1))
@@ -146,6 +146,45 @@ def test_a_status_of_other_kinds_is_read_as_far_as_it_goes(tmp_path: Path, text:
 def test_a_summary_of_other_kinds_is_read_as_far_as_it_goes(tmp_path: Path, text: str, summary: Summary) -> None:
     (tmp_path / "summary.json").write_text(text)
     assert RunFolder(tmp_path).read_summary() == summary
+
+
+@pytest.mark.parametrize(
+    ("text", "domains", "dropped"),
+    [
+        ("", {}, {}),
+        ('{"domains": ["a"], "dropped": null}', {}, {}),
+        ('{"domains": {"a": 7, "b": {}}, "dropped": {"c": "gone"}}', {"b": DomainManifest()}, {"c": "gone"}),
+        (
+            '{"domains": {"a": {"licence": "MIT", "sources": [{"package": "p"}, 3], '
+            '"splits": {"train": {"tokens": 5, "bytes": 9}, "tuning": {"bytes": 2}, "validation": null}}}}',
+            {
+                "a": DomainManifest(
+                    "MIT", ({"package": "p"},), {"train": 5, "tuning": None, "validation": None}
+                )
+            },
+            {},
+        ),
+        ('{"domains": {"a": {"licence": 1, "sources": "x", "splits": ["train"]}}}', {"a": DomainManifest()}, {}),
+    ],
+)  # fmt: skip
+def test_a_manifest_of_other_kinds_is_read_as_far_as_it_goes(
+    tmp_path: Path, text: str, domains: dict[str, DomainManifest], dropped: dict[str, str]
+) -> None:
+    (tmp_path / "manifest.json").write_text(text)
+    found = RunFolder(tmp_path).read_manifest()
+    assert (found.domains, found.dropped) == (domains, dropped)
+
+
+def test_a_manifest_is_written_as_it_stands_and_tells_data_apart(tmp_path: Path) -> None:
+    """Also what no reader asks for, in its order: two runs are on the same data if all of it is equal."""
+    content = {"format": 3, "mix": {"name": "m"}, "domains": {"b": {}, "a": {"size": (1, 2)}}, "later": None}
+    folder = RunFolder(tmp_path)
+    assert not folder.is_on_other_data(Manifest(content))
+    folder.write_manifest(Manifest(content))
+    assert folder.manifest_file.read_text() == json.dumps(content, indent=1) + "\n"
+    assert not folder.is_on_other_data(Manifest(content))
+    assert folder.is_on_other_data(Manifest({**content, "later": 1}))
+    assert folder.read_manifest().digest == Manifest(dict(reversed(content.items()))).digest != Manifest({}).digest
 
 
 def test_a_summary_is_read_as_it_was_written(tmp_path: Path) -> None:

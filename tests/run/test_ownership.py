@@ -13,6 +13,7 @@ from moe_testbed.launcher.config.experiment import ExperimentConfig
 from moe_testbed.launcher.errors import ConfigError
 from moe_testbed.launcher.run import ownership
 from moe_testbed.launcher.run.folder import RunFolder
+from moe_testbed.launcher.run.records import Manifest
 from tests.distributed import corpus
 
 STRANGER = 54_321
@@ -68,9 +69,9 @@ def test_a_run_of_another_user_is_refused_unless_trusted(name: str, run: RunFold
     with pytest.raises(ConfigError, match=said):
         run.prepare(CONFIG)
     with pytest.raises(ConfigError, match=said):
-        RunFolder.claim(run.path, CONFIG, {"domains": {}})
+        RunFolder.claim(run.path, CONFIG, Manifest({"domains": {}}))
     run.prepare(CONFIG, trust=True)
-    RunFolder.claim(run.path, CONFIG, {"domains": {}}, trust=True).release()
+    RunFolder.claim(run.path, CONFIG, Manifest({"domains": {}}), trust=True).release()
 
 
 def test_what_holds_no_code_may_be_anybodys(run: RunFolder, give: Give) -> None:

@@ -19,7 +19,7 @@ from moe_testbed.launcher.config.experiment import ExperimentConfig
 from moe_testbed.launcher.errors import ASKED_TO_STOP, FAILED, WRONG_INPUT, ConfigError
 from moe_testbed.launcher.ranks.lifeline import LIFELINE_VARIABLE
 from moe_testbed.launcher.run.folder import RunFolder
-from moe_testbed.launcher.run.records import FAILED_STATES, Status
+from moe_testbed.launcher.run.records import FAILED_STATES, Manifest, Status
 
 # How long the last word of another host's rank may take to be seen here.
 _LAST_WORD_SECONDS = 20.0
@@ -72,7 +72,7 @@ def launch(
         folder.prepare(config, trust)
     else:
         # Under a training that is going on the config must stay as it is.
-        RunFolder.claim(run_dir, config, store.manifest, trust).release()
+        RunFolder.claim(run_dir, config, Manifest(store.manifest), trust).release()
     num_ranks = cluster.gpus_per_node * (1 if node_rank is not None else cluster.nodes)
     lifelines = Lifelines(everywhere=by_ssh, num_ranks=num_ranks)
     place = f":{lifelines.port}" if by_ssh else f"127.0.0.1:{lifelines.port}"

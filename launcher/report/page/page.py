@@ -146,30 +146,27 @@ def _count(count: int, noun: str) -> str:
 
 def _manifest(suite: Suite) -> dict[str, Any] | None:
     """The manifest of the first run that has one, as a table by domain and whole; and whether other runs differ."""
-    manifests = [training.manifest for training in suite.trainings if training.manifest]
+    manifests = [training.manifest for training in suite.trainings if training.manifest.content]
     if not manifests:
         return None
     manifest = manifests[0]
-    domains = manifest.get("domains")
-    by_domain = domains if isinstance(domains, dict) else {}
-    splits = list(dict.fromkeys(split for domain in by_domain.values() for split in domain.get("splits", {})))
+    splits = list(dict.fromkeys(split for domain in manifest.domains.values() for split in domain.tokens))
     return {
         "splits": splits,
         "domains": [
             {
                 "name": name,
-                "licence": domain.get("licence", NOTHING),
+                "licence": domain.licence or NOTHING,
                 "sources": [
-                    ", ".join(f"{key} {source[key]}" for key in _SHOWN if source.get(key))
-                    for source in domain.get("sources", [])
+                    ", ".join(f"{key} {source[key]}" for key in _SHOWN if source.get(key)) for source in domain.sources
                 ],
-                "tokens": [domain.get("splits", {}).get(split, {}).get("tokens") for split in splits],
+                "tokens": [domain.tokens.get(split) for split in splits],
             }
-            for name, domain in by_domain.items()
+            for name, domain in manifest.domains.items()
         ],
-        "dropped": manifest.get("dropped") or {},
+        "dropped": manifest.dropped,
         "differs": any(other != manifest for other in manifests),
-        "whole": json.dumps(manifest, indent=1, ensure_ascii=False),
+        "whole": json.dumps(manifest.content, indent=1, ensure_ascii=False),
     }
 
 

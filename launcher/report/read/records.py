@@ -19,7 +19,7 @@ from moe_testbed.launcher.run.array_file import DAMAGED
 from moe_testbed.launcher.run.arrays import Ablation, Evaluation
 from moe_testbed.launcher.run.files import value_at, visible_tree
 from moe_testbed.launcher.run.folder import RunFolder
-from moe_testbed.launcher.run.records import MISSING, MetricsLine, Summary
+from moe_testbed.launcher.run.records import MISSING, Manifest, MetricsLine, Summary
 from moe_testbed.launcher.run.steps import step_of
 from moe_testbed.launcher.run.suite_folder import SuiteFolder
 
@@ -40,7 +40,7 @@ class Training:
     steps: int
     config: dict[str, Any]
     summary: Summary
-    manifest: dict[str, Any]
+    manifest: Manifest
     evaluation: Evaluation | None
     ablation: Ablation | None = None
     notes: tuple[str, ...] = ()
@@ -206,8 +206,8 @@ def read_training(suite: SuiteFolder, label: str, seed: int) -> Training:
         step=status.step,
         steps=status.steps,
         config=visible_tree(folder.read_config_tree()),
-        summary=visible_tree(folder.read_summary()),
-        manifest=visible_tree(folder.read_manifest()),
+        summary=Summary.of(visible_tree(folder.read_summary().content())),
+        manifest=Manifest(visible_tree(folder.read_manifest().content)),
         evaluation=evaluation and replace(evaluation, domains=tuple(map(visible, evaluation.domains))),
         ablation=ablation and replace(ablation, domains=tuple(map(visible, ablation.domains))),
         notes=tuple(map(visible, notes)),

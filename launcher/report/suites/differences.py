@@ -65,7 +65,7 @@ class Pair:
         """Says how much of what the two suites were evaluated on is the same: `sequences`, `data` or `nothing`."""
         trainings = [t for member in (self.one, self.other) for t in member.suite.trainings if t.evaluation is not None]
         data = [(training.manifest, training.split) for training in trainings]
-        if not data or not data[0][0] or any(content != data[0] for content in data):
+        if not data or not data[0][0].content or any(content != data[0] for content in data):
             return "nothing"
         lengths = {training.sequence_length for training in trainings}
         first, last = trainings[0].evaluation, trainings[-1].evaluation
