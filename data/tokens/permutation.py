@@ -19,9 +19,13 @@ def key_of(*parts: int | npt.ArrayLike) -> UInt64:
     """Returns a 64-bit key of non-negative integers, elementwise over arrays; the order of the parts matters."""
     key: UInt64 = np.zeros(1, dtype=np.uint64)
     for part in parts:
-        number: UInt64 = np.asarray(part).astype(np.uint64)
-        key = mix_bits((key ^ number) + np.uint64(0x9E3779B97F4A7C15))
+        key = _with_part(key, np.asarray(part).astype(np.uint64))
     return key
+
+
+def _with_part(key: UInt64, part: UInt64) -> UInt64:
+    """Returns the key of the parts of ``key`` and one more."""
+    return mix_bits((key ^ part) + np.uint64(0x9E3779B97F4A7C15))
 
 
 def shuffled(size: int, key: UInt64) -> npt.NDArray[np.int64]:
@@ -41,17 +45,18 @@ def permute(index: npt.NDArray[np.int64], size: npt.NDArray[np.int64], key: UInt
     while np.any(grow := (np.int64(1) << (2 * half_bits)) < size):
         half_bits = half_bits + grow
     half_bits_unsigned = half_bits.astype(np.uint64)
+    size_unsigned, keys = size.astype(np.uint64), np.stack([key_of(key, number) for number in range(ROUNDS)])
     position = index.astype(np.uint64)
     outside = np.ones(index.shape, dtype=bool)
     while outside.any():
-        position[outside] = _feistel(position[outside], half_bits_unsigned[outside], key[outside])
-        outside = position >= size.astype(np.uint64)
+        position[outside] = _feistel(position[outside], half_bits_unsigned[outside], keys[:, outside])
+        outside = position >= size_unsigned
     return position.astype(np.int64)
 
 
-def _feistel(x: UInt64, half_bits: UInt64, key: UInt64) -> UInt64:
+def _feistel(x: UInt64, half_bits: UInt64, keys: UInt64) -> UInt64:
     mask = (np.uint64(1) << half_bits) - np.uint64(1)
     left, right = x >> half_bits, x & mask
-    for number in range(ROUNDS):
-        left, right = right, left ^ (key_of(key, number, right) & mask)
+    for key in keys:
+        left, right = right, left ^ (_with_part(key, right) & mask)
     return (left << half_bits) | right

@@ -88,13 +88,17 @@ class Sampler:
 
     def batch(self, step: int, start: int = 0, stop: int | None = None) -> Batch:
         """Rows [start, stop) of the batch of a step; all rows if stop is None. O(batch) whatever the step."""
-        stop = self.batch_size if stop is None else stop
+        return self.rows(step, np.arange(start, self.batch_size if stop is None else stop, dtype=np.int64))
+
+    def rows(self, step: int, rows_B: Int64) -> Batch:
+        """Rows of these numbers of the batch of a step. Few calls for many rows take less time than many for few."""
         pieces_of_step = self.batch_size * self.pieces
-        order_Q = shuffled(pieces_of_step, key_of(self.seed, step))[start * self.pieces : stop * self.pieces]
+        place_Q = (rows_B[:, None] * self.pieces + np.arange(self.pieces)).reshape(-1)
+        order_Q = shuffled(pieces_of_step, key_of(self.seed, step))[place_Q]
         domain_Q, draw_Q = self.pattern.draw(step * pieces_of_step + order_Q)
         epoch_Q, index_Q = np.divmod(draw_Q, self.chunks_D[domain_Q])
         chunk_Q = permute(index_Q, self.chunks_D[domain_Q], key_of(self.seed, domain_Q, epoch_Q))
-        sequence_B = step * self.batch_size + np.arange(start, stop, dtype=np.int64)
+        sequence_B = step * self.batch_size + rows_B
         return gather(self.store, self.starts_D, self.labels_D, domain_Q, chunk_Q, sequence_B, self.sequence_length)
 
 
