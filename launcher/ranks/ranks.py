@@ -35,6 +35,13 @@ class Ranks:
     device: torch.device
     group: dist.ProcessGroup | None
 
+    def seed(self, seed: int) -> None:
+        """Seeds what a model on this device draws from. `torch.manual_seed` would also note for every GPU that may be
+        used later who has called it, which takes longer."""
+        torch.default_generator.manual_seed(seed)
+        if self.device.type == "cuda":
+            torch.cuda.manual_seed(seed)
+
 
 def mean_over_ranks(values: dict[str, Tensor], ranks: Ranks) -> dict[str, float]:
     """Returns the mean of each value, a tensor without dimensions."""

@@ -1,6 +1,6 @@
 """The fork server of a suite: a process that has imported what a training needs, and forks one for each training.
 
-    python -m moe_testbed.launcher.suites.fork_server DESCRIPTOR
+    python -m moe_testbed.launcher.suites.fork_server DESCRIPTOR MODULE ...
 
 Importing torch and DeepSpeed takes longer than a short training; a fork has them at once. The server runs nothing of
 torch itself, so that it has started no pool of threads and no GPU, neither of which a fork can use. `forks` has the
@@ -16,6 +16,7 @@ The trainings are children of the server. It ends when the suite's process does,
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import gc
 import importlib
@@ -35,17 +36,17 @@ MODULES = (
     "moe_testbed.launcher.cli.main",
     "moe_testbed.launcher.train.train",
     "moe_testbed.launcher.train.loop",
-    "moe_testbed.launcher.train.engine",
-    "moe_testbed.launcher.train.ablation",
-    "moe_testbed.launcher.checkpoint.checkpoints",
-    "moe_testbed.model.language_model",
-    # `deepspeed.initialize` spends its first seconds on these.
+    # `deepspeed.initialize` imports them.
     "deepspeed.module_inject.auto_ep_layer",
-    "deepspeed.runtime.zero.muon.muon_optimizer",
-    # The ablation at the end of a training matches experts to domains with it.
-    "scipy.optimize",
+    "torch._dynamo",
 )
-"""What a training imports before its last step."""
+"""What every training imports before its last step."""
+
+WITH_ZERO = ("deepspeed.runtime.zero.muon.muon_optimizer",)
+"""What it imports besides if ZeRO shards something."""
+
+WITH_ABLATION = ("scipy.optimize",)
+"""What it imports besides if its experts are ablated: the assignment of experts to domains."""
 
 LONGEST_MESSAGE = 1 << 17
 
@@ -57,7 +58,7 @@ def main() -> int:
     # They are read by imports; a training sets them too.
     os.environ["DS_ACCELERATOR"] = "cpu"
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-    for name in MODULES:
+    for name in sys.argv[2:]:
         importlib.import_module(name)
     # These objects live as long as the process: its children need neither look for garbage among them nor copy them.
     gc.collect()
@@ -66,7 +67,12 @@ def main() -> int:
     if arguments is None:
         return 0
     sys.argv = ["moe-testbed", *arguments]
-    return int(sys.modules["moe_testbed.launcher.cli.main"].main(arguments))
+    status = int(sys.modules["moe_testbed.launcher.cli.main"].main(arguments))
+    # Taking down all that was imported would take longer than all that went before the first step.
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 def _serve(connection: socket.socket) -> list[str] | None:

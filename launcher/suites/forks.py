@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from moe_testbed.launcher.config.suite import SuiteRun
-from moe_testbed.launcher.suites.fork_server import LONGEST_MESSAGE
+from moe_testbed.launcher.suites.fork_server import LONGEST_MESSAGE, MODULES, WITH_ABLATION, WITH_ZERO
 from moe_testbed.launcher.suites.processes import PARENT_VARIABLE, appending
 
 _SERVER = (sys.executable, "-m", "moe_testbed.launcher.suites.fork_server")
@@ -32,6 +32,17 @@ def forks_will_do(runs: Sequence[SuiteRun]) -> bool:
 
     gpu = torch.cuda.is_available()
     return sys.platform == "linux" and all(run.config.runtime.device == "cpu" or not gpu for run in runs)
+
+
+def modules_of(runs: Sequence[SuiteRun]) -> list[str]:
+    """Returns what these trainings import."""
+    configs = [run.config for run in runs]
+    modules = [*MODULES]
+    if any(config.training.zero_stage for config in configs):
+        modules += WITH_ZERO
+    if any(config.ablation.sequences_per_domain for config in configs):
+        modules += WITH_ABLATION
+    return modules
 
 
 class Fork:
@@ -69,10 +80,11 @@ class Forks:
 
     Args:
         environment: variables that the server and its forks get besides this process's own.
+        modules: what the server imports.
     """
 
-    def __init__(self, environment: Mapping[str, str]) -> None:
-        self._environment = environment
+    def __init__(self, environment: Mapping[str, str], modules: Sequence[str] = MODULES) -> None:
+        self._environment, self._modules = environment, modules
         self._server: subprocess.Popen[bytes] | None = None
         self._running: dict[int, Fork] = {}
 
@@ -97,7 +109,7 @@ class Forks:
         self._connection, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             self._server = subprocess.Popen(
-                [*_SERVER, str(theirs.fileno())],
+                [*_SERVER, str(theirs.fileno()), *self._modules],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
@@ -130,6 +142,13 @@ class Forks:
             return fork
         self._running.pop(said["ended"]).returncode = said["status"]
         return None
+
+    def pause(self, seconds: float) -> None:
+        """Waits until a training ends, but no longer than this."""
+        if self._server is None:
+            time.sleep(seconds)
+        else:
+            self.listen(seconds)
 
     def close(self) -> None:
         """Ends the server; the kernel kills what it has started and still runs."""

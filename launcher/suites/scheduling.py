@@ -6,7 +6,7 @@ import signal
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,14 +16,13 @@ from moe_testbed.launcher.errors import ASKED_TO_STOP, WRONG_INPUT
 from moe_testbed.launcher.run.folder import RunFolder
 from moe_testbed.launcher.run.records import FAILED_STATES, Progress
 from moe_testbed.launcher.suites import processes
-from moe_testbed.launcher.suites.forks import Forks, ServerLost, forks_will_do
+from moe_testbed.launcher.suites.forks import Forks, ServerLost, forks_will_do, modules_of
 from moe_testbed.launcher.suites.processes import Child
 from moe_testbed.launcher.suites.progress import ProgressView, duration
 
 TRAIN_COMMAND = (sys.executable, "-m", "moe_testbed.launcher", "train")
 MOST_ATTEMPTS = 3
 _POLL_SECONDS = 0.2
-_Start = Callable[[Sequence[str], Path], Child]
 
 
 @dataclass
@@ -59,12 +58,12 @@ def train_all(
     running: list[_Attempt] = []
     failed: dict[str, str] = {}
     done = 0
-    with _starter(runs, command, environment) as start, _stopped_at_the_end(running, view):
+    with closing(_starter(runs, command, environment)) as starter, _stopped_at_the_end(running, view):
         while waiting or running:
             while waiting and len(running) < jobs:
                 attempt = waiting.popleft()
                 running.append(attempt)
-                _start(attempt, start, view)
+                _start(attempt, starter, view)
             for attempt in [one for one in running if one.process is not None and one.process.poll() is not None]:
                 running.remove(attempt)
                 assert attempt.process is not None
@@ -86,7 +85,7 @@ def train_all(
                 done += 1
             view.update([(one.run.name, _progress(one.run)) for one in running], done)
             if running:
-                time.sleep(_POLL_SECONDS)
+                starter.pause(_POLL_SECONDS)
     return failed
 
 
@@ -99,36 +98,64 @@ def _stopped_at_the_end(running: Sequence[_Attempt], view: ProgressView) -> Iter
         processes.stop([attempt.process for attempt in running if attempt.process is not None])
 
 
-@contextmanager
-def _starter(runs: Sequence[SuiteRun], command: Sequence[str], environment: Mapping[str, str]) -> Iterator[_Start]:
-    """Yields what starts a training with more arguments for the command: a fork where one will do, or else a new
-    interpreter."""
+class _Interpreters:
+    """Starts each training as a new interpreter."""
 
-    def start_interpreter(arguments: Sequence[str], log: Path) -> Child:
-        return processes.start([*command, *arguments], log, environment)
+    def __init__(self, command: Sequence[str], environment: Mapping[str, str]) -> None:
+        self._command, self._environment = command, environment
 
-    def start_fork(arguments: Sequence[str], log: Path) -> Child:
+    def start(self, arguments: Sequence[str], log: Path) -> Child:
+        """Starts the command with more arguments, its output appended to ``log``."""
+        return processes.start([*self._command, *arguments], log, self._environment)
+
+    def pause(self, seconds: float) -> None:
+        """Waits, perhaps only until a training ends."""
+        time.sleep(seconds)
+
+    def close(self) -> None:
+        """Ends what served the trainings."""
+
+
+class _Forks(_Interpreters):
+    """Starts each training as a fork."""
+
+    def __init__(self, command: Sequence[str], environment: Mapping[str, str], modules: Sequence[str]) -> None:
+        super().__init__(command, environment)
+        self._options = command[len(TRAIN_COMMAND) :]
+        self._forks = Forks(environment, modules)
+
+    def start(self, arguments: Sequence[str], log: Path) -> Child:
+        """Starts the command with more arguments as a fork, its output appended to ``log``."""
         try:
-            return forks.start(["train", *command[len(TRAIN_COMMAND) :], *arguments], log)
+            return self._forks.start(["train", *self._options, *arguments], log)
         except ServerLost:
-            # What it could not do, such as an import, a new interpreter says in the log.
-            return start_interpreter(arguments, log)
+            # What the server could not do, such as an import, a new interpreter says in the log.
+            return super().start(arguments, log)
 
-    if tuple(command[: len(TRAIN_COMMAND)]) != TRAIN_COMMAND or not forks_will_do(runs):
-        yield start_interpreter
-        return
-    with closing(Forks(environment)) as forks:
-        yield start_fork
+    def pause(self, seconds: float) -> None:
+        """Waits, but only until a training ends."""
+        self._forks.pause(seconds)
+
+    def close(self) -> None:
+        """Ends the fork server."""
+        self._forks.close()
 
 
-def _start(attempt: _Attempt, start: _Start, view: ProgressView) -> None:
+def _starter(runs: Sequence[SuiteRun], command: Sequence[str], environment: Mapping[str, str]) -> _Interpreters:
+    """Returns what starts the trainings: as forks where these will do."""
+    if tuple(command[: len(TRAIN_COMMAND)]) == TRAIN_COMMAND and forks_will_do(runs):
+        return _Forks(command, environment, modules_of(runs))
+    return _Interpreters(command, environment)
+
+
+def _start(attempt: _Attempt, starter: _Interpreters, view: ProgressView) -> None:
     run = attempt.run
     step = _progress(run).step
     view.event(f"{run.name}: {f'continues (it had come to step {step:,})' if step else 'starts'}")
     log = RunFolder(run.run_dir).log_file
     attempt.log_size = log.stat().st_size if log.exists() else 0
     attempt.started = time.time()
-    attempt.process = start([str(RunFolder(run.run_dir).config_file), "--run-dir", str(run.run_dir)], log)
+    attempt.process = starter.start([str(RunFolder(run.run_dir).config_file), "--run-dir", str(run.run_dir)], log)
 
 
 def _failure(attempt: _Attempt) -> str | None:

@@ -10,6 +10,7 @@ import hashlib
 import re
 import unicodedata
 from collections.abc import Collection, Mapping
+from functools import lru_cache
 from typing import Any
 
 from moe_testbed.launcher.tracking.values import as_text
@@ -73,6 +74,7 @@ def _with_digest(key: str, name: str) -> str:
     return f"{key[: MAX_KEY_LENGTH - 9]}-{digest}"
 
 
+@lru_cache(maxsize=4096)
 def _folded(key: str) -> str:
     """Returns what a database that ignores case and accents sees of a key."""
     decomposed = unicodedata.normalize("NFKD", unicodedata.normalize("NFKD", key).casefold())

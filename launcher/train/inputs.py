@@ -20,9 +20,6 @@ from moe_testbed.launcher.ranks.ranks import Ranks
 from moe_testbed.launcher.ranks.sharing import accumulation_steps
 from moe_testbed.routing.records import RoutingContext
 
-_TOKENS_AT_ONCE = 1 << 16
-"""Most tokens that are sampled in one call, if a micro-batch has no more."""
-
 
 def build_sampler(config: ExperimentConfig, store: Store) -> Sampler:
     """Returns the sampler of the training batches."""
@@ -74,25 +71,13 @@ class MicroBatches:
         self._global_size = config.training.global_batch_size
         self.accumulation = accumulation_steps(config, ranks.size)
         self.tokens_per_step = self._global_size * config.data.sequence_length
-        self._at_once = max(1, _TOKENS_AT_ONCE // (self._size * config.data.sequence_length))
 
     def of_step(self, step: int) -> Iterator[tuple[RoutingContext, Tensor]]:
         """Yields context and targets of each micro-batch of a step."""
-        starts = [(number * self._ranks.size + self._ranks.rank) * self._size for number in range(self.accumulation)]
-        for first in range(0, self.accumulation, self._at_once):
-            together = starts[first : first + self._at_once]
-            batch = self._sampler.rows(step, np.add.outer(together, np.arange(self._size)).reshape(-1))
-            for number, start in enumerate(together):
-                # Whatever draws from torch's generator is a function of the position too, and so the same after a
-                # restart.
-                _seed(((self._seed << 40) + step * self._global_size + start) % 2**63, self._ranks.device)
-                rows_B = slice(number * self._size, (number + 1) * self._size)
-                yield to_context(batch, rows_B, step, self._ranks.device)
-
-
-def _seed(seed: int, device: torch.device) -> None:
-    """Seeds what a model on this device draws from. `torch.manual_seed` also takes a trace of its caller, for each GPU
-    that may be used later, which takes longer than drawing does."""
-    torch.default_generator.manual_seed(seed)
-    if device.type == "cuda":
-        torch.cuda.manual_seed(seed)
+        size = self._size
+        starts = [(number * self._ranks.size + self._ranks.rank) * size for number in range(self.accumulation)]
+        batch = self._sampler.rows(step, np.add.outer(starts, np.arange(size)).reshape(-1))
+        for number, start in enumerate(starts):
+            # Whatever draws from torch's generator is a function of the position too, and so the same after a restart.
+            self._ranks.seed(((self._seed << 40) + step * self._global_size + start) % 2**63)
+            yield to_context(batch, slice(number * size, (number + 1) * size), step, self._ranks.device)

@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 BENCHMARKS = ROOT / "benchmarks"
 # What measures no figure: the runner, what several share, a tool for work on speed, the writer of docs/metrics.md.
 STAMP = {"commit": "c", "hardware": "h"}
-OTHERS = {"figures.py", "suite_tables.py", "earlier_commit.py", "metric_tables.py"}
+OTHERS = {"figures.py", "suite_tables.py", "earlier_commit.py", "metric_tables.py", "suite_time.py"}
 
 
 def load(path: Path) -> ModuleType:
