@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import gc
 import importlib.util
 import os
@@ -35,6 +36,8 @@ def main(function: tuple[str, str], arguments: tuple[Any, ...], rank: int, num_r
     with open(f"{folder}/{rank}.log", "wb") as log:
         for stream in (sys.stdout, sys.stderr):
             os.dup2(log.fileno(), stream.fileno())
+    # A crash says where it was.
+    faulthandler.enable()
     try:
         store = dist.FileStore(f"{folder}/store", num_ranks)
         dist.init_process_group("gloo", store=store, rank=rank, world_size=num_ranks)
