@@ -7,15 +7,17 @@ the code INTERNAL_ERROR if it gets no answer, and if a server answers with statu
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterator
 
-from moe_testbed.launcher.tracking.refusal import refused_for, store_of_files
+from moe_testbed.launcher.tracking.refusal import half_made_store, refused_for, store_of_files
 from moe_testbed.launcher.tracking.uri import keeps_files, path_of
 
 _ABOUT_CONTENT = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "ENDPOINT_NOT_FOUND", "FEATURE_DISABLED")
 _LATER = ("TEMPORARILY_UNAVAILABLE", "DEADLINE_EXCEEDED", "REQUEST_LIMIT_EXCEEDED", "RESOURCE_EXHAUSTED", "ABORTED")
 _NO_ANSWER = "INTERNAL_ERROR"
 _TOO_LARGE = "failed with error code 413"
+_HALF_MADE = re.compile(r"(table|index) \S+ already exists|duplicate column name")
 _OF_ARTIFACTS = (
     PermissionError,
     FileNotFoundError,
@@ -34,6 +36,8 @@ def refusals_of(uri: str) -> Iterator[None]:
     except Exception as error:
         if keeps_files(uri) and "MLFLOW_ALLOW_FILE_STORE" in str(error):
             raise store_of_files(uri) from error
+        if path_of(uri) is not None and _HALF_MADE.search(str(error)):
+            raise half_made_store(uri) from error
         if _is_answer(error, uri):
             raise refused_for(uri, error) from error
         raise

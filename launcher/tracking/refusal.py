@@ -37,6 +37,14 @@ def store_of_files(uri: str) -> Refused:
     )
 
 
+def half_made_store(uri: str) -> Refused:
+    """MLflow cannot go on with the tables of a database on disk where a process that made them was killed."""
+    return Refused(
+        f"the tables of MLflow's database {uri} are half made, and if no process is making them now, MLflow cannot use "
+        "it any more; move the file away and run `moe-testbed sync FOLDER`, which puts everything into a new one"
+    )
+
+
 def refused_for(uri: str, error: Exception) -> Refused:
     """The store gave a reason of its own."""
     return Refused(

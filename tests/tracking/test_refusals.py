@@ -14,6 +14,7 @@ from moe_testbed.launcher.tracking.mirror import Mirror
 from moe_testbed.launcher.tracking.names import key_of, plain_key
 from moe_testbed.launcher.tracking.sync import sync
 from moe_testbed.launcher.tracking.uri import store_uri
+from tests.processes.python import run_python
 from tests.tracking.folders import append, append_line, make_run
 from tests.tracking.reading import paths, run_id_of, runs_of, stored, written
 
@@ -265,3 +266,24 @@ def test_a_database_of_another_version_is_told_with_what_helps_and_gets_everythi
 
     assert run_id_of(run_dir, store_uri()) == run_id
     assert stored(MlflowClient(store_uri()), run_id) == written(run_dir)
+
+
+@pytest.mark.slow
+def test_a_database_that_another_program_left_half_made_is_told_with_what_helps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    database = tmp_path / "mlflow.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{database}")
+    with sqlite3.connect(database) as connection:
+        # What is left of the change of a table that was killed (findings/mlflow_killed_creation.sh).
+        connection.execute("CREATE TABLE _alembic_tmp_experiments (experiment_id INTEGER)")
+    run_dir = make_run(tmp_path / "run")
+    append(run_dir, range(1, 4))
+    assert sync([run_dir]) == 1
+    told = capsys.readouterr().err
+    assert told.startswith(f"nothing is sent: the tables of MLflow's database sqlite:///{database} are half made")
+    assert "move the file away and run `moe-testbed sync FOLDER`" in told and told.count("\n") == 1
+    database.rename(tmp_path / "moved.db")
+    # In another process, since MLflow keeps its connections to the file that was moved.
+    done = run_python("-m", "moe_testbed.launcher", "sync", str(run_dir))
+    assert done.returncode == 0, done.stderr
