@@ -46,6 +46,14 @@ def naive_pieces(store: Store, seed: int, step: int, pieces: int) -> list[tuple[
 
 
 @pytest.mark.parametrize("form", FORMS, ids=lambda form: form["packing"])
+def test_chosen_rows_are_those_of_the_whole_batch(store: Store, form: dict):
+    sampler, rows_B = sampler_of(store, **form), np.array([7, 2, 3, 11])
+    whole, chosen = sampler.batch(5), sampler.rows(5, rows_B)
+    for name, values in vars(whole).items():
+        assert np.array_equal(vars(chosen)[name], values[rows_B]), name
+
+
+@pytest.mark.parametrize("form", FORMS, ids=lambda form: form["packing"])
 @pytest.mark.parametrize("step", [0, 1, 37])
 def test_batches_are_as_defined(store: Store, form: dict, step: int):
     pieces = form.get("pieces_per_sequence", 1)

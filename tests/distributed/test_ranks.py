@@ -8,6 +8,8 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from moe_testbed.launcher.ranks.ranks import Ranks
+
 
 def sum_of_ranks() -> torch.Tensor:
     total = torch.tensor(dist.get_rank() + 1)
@@ -28,3 +30,9 @@ def test_every_rank_returns(run_on_ranks: Callable[..., list[torch.Tensor]]) -> 
 def test_a_failure_carries_its_traceback(run_on_ranks: Callable[..., list[torch.Tensor]]) -> None:
     with pytest.raises(AssertionError, match=r"(?s)rank 1: Traceback.*fail_on_rank_1.*ValueError: the reason"):
         run_on_ranks(fail_on_rank_1, 2)
+
+
+def test_a_seed_is_torchs() -> None:
+    expected = torch.rand(3, generator=torch.Generator().manual_seed(2**62 + 5))
+    Ranks(0, 1, torch.device("cpu"), None).seed(2**62 + 5)
+    assert torch.equal(torch.rand(3), expected)

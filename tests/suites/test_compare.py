@@ -49,6 +49,19 @@ def test_everything_is_trained_once_and_then_skipped(
     assert Path("runs/stubs/report.html").exists() and Path("runs/stubs/results.csv").exists()
 
 
+def test_side_by_side_the_longest_run_comes_first(
+    make_suite: MakeSuite, stub_command: list[str], write: Callable[[str, str], Path]
+) -> None:
+    make_suite("a")
+    longer = "{overrides: {training.steps: 8}}"
+    write("lengths.yaml", f"name: stubs\nexperiment: small.yaml\nruns:\n  short: {{}}\n  b: {longer}\n  c: {longer}\n")
+    assert compare(load_suite("lengths.yaml"), RUNS, 2, stub_command) == 0
+    assert starts()[2] == "short-seed1"
+    EVENTS.unlink()
+    assert compare(load_suite("lengths.yaml", ["seeds=[2]"]), RUNS, 1, stub_command) == 0
+    assert starts() == ["short-seed2", "b-seed2", "c-seed2"]
+
+
 def test_runs_of_another_user_are_continued_with_trust_only(
     make_suite: MakeSuite, stub_command: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

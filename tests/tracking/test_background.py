@@ -40,6 +40,14 @@ def test_the_last_call_comes_after_the_others_and_gives_the_result() -> None:
     assert not Background("away", "runs/a").end(lambda: False, seconds=60)
 
 
+def test_the_first_call_can_be_at_once() -> None:
+    called = threading.Event()
+    background = Background("away", "runs/a")
+    background.start(called.set, interval=3600.0, at_once=True)
+    assert called.wait(60)
+    assert background.end(lambda: True, seconds=60)
+
+
 def test_a_call_that_fails_ends_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     calls: list[None] = []
     thrice = threading.Event()
