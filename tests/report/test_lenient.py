@@ -69,8 +69,8 @@ def test_damaged_statistics_are_left_out_and_told(suite: Path) -> None:
     results = report(suite)
     assert results["notes"] == [
         "reference, seed 1: none of its 8 statistics files can be used",
-        "top_k_global, seed 1: 3 of 8 statistics files left out: step_00000100.npz cannot be read (No data left in "
-        "file)",
+        "top_k_global, seed 1: 3 of 8 statistics files left out: step_00000100.npz cannot be read (File is not a "
+        "zip file)",
     ]
     runs = {run["label"]: run for run in results["runs"]}
     assert runs["reference"]["over_training"] is None

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import io
+import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from moe_testbed.launcher.run.array_file import LETTERS, ArrayFile, Values
+from moe_testbed.launcher.run.array_file import LETTERS, ArrayFile, Values, load_arrays
 from moe_testbed.launcher.run.arrays import Ablation, Evaluation, RoutingProbe
 
 RECORDS = (Evaluation, RoutingProbe, Ablation)
@@ -117,3 +119,33 @@ def test_arrays_that_nobody_knows_are_passed_over(tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", domains=arrays["domains"])
     with pytest.raises(KeyError, match="baseline_loss_N"):
         Ablation.read(tmp_path / "a.npz")
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_arrays_are_read_as_numpy_reads_them(tmp_path: Path, save: Callable[..., None]) -> None:
+    """Also those by columns, those of one number, empty ones, names, and a header of the format's second version."""
+    arrays = {
+        "a": np.arange(6.0).reshape(2, 3), "b": np.asfortranarray(np.arange(6).reshape(2, 3)), "c": np.array(7),
+        "d": np.zeros((0, 3), dtype=np.int16), "e": np.array(["é", "long"]), "f": np.array([True]),
+    }  # fmt: skip
+    path = tmp_path / "x.npz"
+    save(path, **arrays)
+    with zipfile.ZipFile(path, "a") as file, file.open("g.npy", "w") as member:
+        np.lib.format.write_array(member, np.arange(3), version=(2, 0))
+    found = load_arrays(path, [*arrays, "g", "missing"])
+    with np.load(path) as expected:
+        assert list(found) == [*arrays, "g"]
+        for name, array in found.items():
+            assert (array.dtype, array.shape) == (expected[name].dtype, expected[name].shape)
+            np.testing.assert_array_equal(array, expected[name])
+
+
+def test_python_objects_and_cut_off_arrays_are_not_read(tmp_path: Path) -> None:
+    np.savez(tmp_path / "objects.npz", a=np.array([{}], dtype=object))
+    content = io.BytesIO()
+    np.save(content, np.arange(9))
+    with zipfile.ZipFile(tmp_path / "short.npz", "w") as file:
+        file.writestr("a.npy", content.getvalue()[:-1])
+    for name in ("objects", "short"):
+        with pytest.raises(ValueError):
+            load_arrays(tmp_path / f"{name}.npz", ["a"])
