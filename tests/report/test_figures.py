@@ -13,12 +13,15 @@ from xml.etree import ElementTree
 import matplotlib
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
 from moe_testbed.launcher.report.figures import heatmaps
+from moe_testbed.launcher.report.figures.canvas import png
 from moe_testbed.launcher.report.figures.figures import COLOURS, LINES, MARKERS, _jobs, _looks, draw_all, save
 from moe_testbed.launcher.report.figures.lines import loss_panel
 from moe_testbed.launcher.report.figures.outlines import text_width
+from moe_testbed.launcher.report.figures.scatter import Point, draw_scatter
 from moe_testbed.launcher.report.figures.sheet import Box, Cells, Sheet
 from moe_testbed.launcher.report.numbers.results import summarise
 from moe_testbed.launcher.report.read.records import read_suite
@@ -203,3 +206,25 @@ def test_text_stands_in_an_svg_where_it_stands_in_a_png(upright: bool) -> None:
     assert [x.min(), x.max(), y.min(), y.max()] == pytest.approx(
         [columns[0], columns[-1] + 1, rows[0], rows[-1] + 1], abs=1.5
     )
+
+
+def test_labels_cover_neither_points_nor_one_another() -> None:
+    """Where there is room; each is drawn where its rectangle was kept free, found by looking at the pixels."""
+    points = [Point(f"run_{n}", "reference" if n == 3 else "learned", 0.2 * n, 0.9, 2.0 + n) for n in range(5)]
+    figure = draw_scatter(points, "validation")
+    plain, labelled = (np.asarray(Image.open(io.BytesIO(png(one, 100))).convert("L")) for one in (
+        without_labels(figure), draw_scatter(points, "validation")))  # fmt: skip
+    changed = plain != labelled
+    columns = np.flatnonzero(changed.any(0))
+    assert (labelled[changed] < 250).any() and columns.max() - columns.min() > 300
+    axes = figure.axes[0]
+    for x, y in axes.transData.transform([(point.information, point.used) for point in points]) * 100 / figure.dpi:
+        row, column = round(len(plain) - y), round(x)
+        assert not changed[row - 7 : row + 8, column - 7 : column + 8].any()
+
+
+def without_labels(figure: Figure) -> Figure:
+    for artist in [*figure.artists, *figure.patches]:
+        if artist is not figure.patch:
+            artist.remove()
+    return figure

@@ -104,5 +104,6 @@ def png(figure: Figure, dpi: int) -> bytes:
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     buffer = io.BytesIO()
-    Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB").save(buffer, format="PNG", dpi=(dpi, dpi))
+    image = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
+    image.save(buffer, format="PNG", dpi=(dpi, dpi), compress_level=2)  # a fourteenth larger, in two thirds of the time
     return buffer.getvalue()

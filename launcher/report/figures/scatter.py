@@ -8,11 +8,13 @@ from dataclasses import dataclass
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
+from matplotlib.collections import LineCollection
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
+from matplotlib.patches import PathPatch
 
 from moe_testbed.launcher.report.figures.canvas import WIDTH
-from moe_testbed.launcher.report.figures.outlines import text_width
+from moe_testbed.launcher.report.figures.outlines import joined, place, text_width
 
 HEIGHT = 5.6
 LABEL_SIZE = 10.5
@@ -43,11 +45,13 @@ def draw_scatter(points: Sequence[Point], split: str) -> Figure:
     axes.set(xlim=(-0.06, 1.08), ylim=(bottom, 1 + 0.1 * (1 - bottom)))
     axes.axvline(1, color="#9aa5b1", linewidth=1, linestyle=":")
     axes.axhline(1, color="#9aa5b1", linewidth=1, linestyle=":")
-    for point, colour in zip(points, colours.to_rgba(np.array(losses)), strict=True):
-        marker = {"reference": "*", "control": "X"}.get(point.role, "o")
+    shades = colours.to_rgba(np.array(losses))
+    markers = [{"reference": "*", "control": "X"}.get(point.role, "o") for point in points]
+    for marker, area in (("o", 110), ("X", 110), ("*", 330)):
+        drawn = [number for number, found in enumerate(markers) if found == marker]
         axes.scatter(
-            point.information, point.used, color=colour, marker=marker,
-            s=330 if marker == "*" else 110, edgecolors="white", linewidths=0.9, zorder=3,
+            [x[number] for number in drawn], [y[number] for number in drawn], marker=marker, s=area, c=shades[drawn],
+            edgecolors="white", linewidths=0.9, zorder=3,
         )  # fmt: skip
     bar = figure.add_axes(((WIDTH - 1.0) / WIDTH, 0.65 / HEIGHT, 0.17 / WIDTH, (HEIGHT - 0.8) / HEIGHT))
     figure.colorbar(colours, cax=bar, label=f"loss on {split} documents (nats per token)")
@@ -58,13 +62,18 @@ def draw_scatter(points: Sequence[Point], split: str) -> Figure:
 
 
 def label_points(axes: Axes, labels: Sequence[str], x: Sequence[float], y: Sequence[float]) -> None:
-    """Writes each label beside its point, at the nearest place where it covers no other label and no point."""
+    """Writes each label beside its point, at the nearest place where it covers no other label and no point, and joins
+    the two by a line where that is far.
+
+    Texts are outlines here too: matplotlib's annotations took longer than everything else in the figure.
+    """
     scale = 72 / axes.figure.dpi
     points = axes.transData.transform(np.column_stack([x, y])) * scale
     taken: list[Rectangle] = [(px - 7, py - 7, px + 7, py + 7) for px, py in points]
     left, lower, right, upper = np.asarray(axes.bbox.extents) * scale
     half = 0.6 * LABEL_SIZE
-    for label, place, (px, py) in zip(labels, zip(x, y, strict=True), points, strict=True):
+    texts, lines = [], []
+    for label, (px, py) in zip(labels, points, strict=True):
         width = 72 * text_width(label, LABEL_SIZE)
         for dx, dy, side in _PLACES:
             start = px + dx - (width if side == "right" else 0)
@@ -73,10 +82,12 @@ def label_points(axes: Axes, labels: Sequence[str], x: Sequence[float], y: Seque
             if inside and not any(_overlap(box, other) for other in taken):
                 break
         taken.append(box)
-        axes.annotate(
-            label, place, (dx, dy), textcoords="offset points", fontsize=LABEL_SIZE, ha=side, va="center", zorder=4,
-            arrowprops={"arrowstyle": "-", "color": "#9aa5b1", "linewidth": 0.7} if abs(dy) > 14 else None,
-        )  # fmt: skip
+        texts.append(place(label, start / 72, (py + dy) / 72, LABEL_SIZE))
+        if abs(dy) > 14:
+            lines.append(np.array([(px, py), (px + dx, py + dy)]) / 72)
+    inches = axes.figure.dpi_scale_trans
+    axes.figure.add_artist(LineCollection(lines, colors="#9aa5b1", linewidths=0.7, transform=inches))
+    axes.figure.add_artist(PathPatch(joined(texts), facecolor="black", linewidth=0, snap=False, transform=inches))
 
 
 _PLACES = [

@@ -29,9 +29,9 @@ def loss_spikes(curve: NDArray[np.float64]) -> list[int]:
     steps, losses = finite[WINDOW:, 0], finite[WINDOW:, 1]
     before = np.lib.stride_tricks.sliding_window_view(finite[:-1, 1], WINDOW)
     median = np.median(before, axis=1)
-    deviation = _PER_DEVIATION * np.median(np.abs(before - median[:, None]), axis=1)
-    above = losses - median > DEVIATIONS * deviation
     # Rounding alone makes no spike.
-    above &= losses - median > 1e-6 * np.abs(median)
+    above = losses - median > 1e-6 * np.abs(median)
+    deviation = _PER_DEVIATION * np.median(np.abs(before[above] - median[above, None]), axis=1)
+    above[above] = (losses - median)[above] > DEVIATIONS * deviation
     (edges,) = np.diff(above, prepend=False, append=False).nonzero()
     return [int(steps[first + losses[first:end].argmax()]) for first, end in edges.reshape(-1, 2)]
