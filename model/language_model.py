@@ -12,12 +12,12 @@ from dataclasses import dataclass, replace
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from moe_testbed.model.config import ModelConfig
 from moe_testbed.model.initialisation import initialise, seed_of
 from moe_testbed.model.moe import MoELayer
+from moe_testbed.model.output_layer import next_token_loss
 from moe_testbed.model.refusals import refuse_expert_names, refuse_scalars
 from moe_testbed.model.transformer import Attention, FeedForward, RMSNorm, RotaryPositions
 from moe_testbed.routing.balance.balancing import Balancing
@@ -163,7 +163,9 @@ class LanguageModel(nn.Module):
         self.embedding = nn.Embedding(
             vocab_size, config.hidden_size, _weight=torch.empty(vocab_size, config.hidden_size)
         )
-        self.positions = RotaryPositions(config.hidden_size // config.num_heads, sequence_length, config.rope_theta)
+        self.positions = RotaryPositions(
+            config.num_heads, config.hidden_size // config.num_heads, sequence_length, config.rope_theta
+        )
         self.blocks = nn.ModuleList()
         keep_outputs = any(balancer.needs_outputs for balancer in routing.balance.values())
         deciding = 0
@@ -200,13 +202,10 @@ class LanguageModel(nn.Module):
             RouterError: what a router returned is no routing decision.
         """
         x_BLM, layers = self._run_blocks(context)
-        logits_BLV = F.linear(self.final_norm(x_BLM), self.embedding.weight)
-        cross_entropy_BL = F.cross_entropy(
-            logits_BLV.flatten(0, 1).float(), targets_BL.flatten(), reduction="none"
-        ).view_as(targets_BL)
-        loss = cross_entropy_BL.mean()
-        if context.valid_BL is not None:
-            loss = (cross_entropy_BL * context.valid_BL).sum() / context.valid_BL.sum().clamp(min=1)
+        shares_T = None if context.valid_T is None else context.valid_T / context.valid_T.sum().clamp(min=1)
+        hidden_TM = self.final_norm(x_BLM).flatten(0, 1)
+        loss, cross_entropy_T = next_token_loss(hidden_TM, self.embedding.weight, targets_BL.flatten(), shares_T)
+        cross_entropy_BL = cross_entropy_T.view_as(targets_BL)
         if self.balancing is None or not self.training:
             return ModelOutput(loss, cross_entropy_BL, layers, {})
         decisions = self._decisions(layers)

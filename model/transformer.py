@@ -1,9 +1,12 @@
 """Attention, norms and dense feed-forward layers.
 
-Shape legend: B sequences, L positions, H heads, P projected width of a head, M model width.
+Shape legend: B sequences, L positions, T tokens, H heads, P projected width of a head, X complex numbers of it,
+M model width.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,29 +22,67 @@ class RMSNorm(nn.Module):
         self.epsilon = epsilon
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x.float(), self.weight.shape, self.weight.float(), self.epsilon).to(x.dtype)
+        if x.is_cuda:
+            return F.rms_norm(x.float(), self.weight.shape, self.weight.float(), self.epsilon).to(x.dtype)
+        normed_TM: Tensor = _RMSNorm.apply(x.flatten(0, -2).float(), self.weight.float(), self.epsilon)
+        return normed_TM.view(x.shape).to(x.dtype)
+
+
+class _RMSNorm(torch.autograd.Function):
+    """The same in fewer passes over memory than torch takes on a CPU, where its own is put together of small parts."""
+
+    @staticmethod
+    def forward(ctx: Any, x_TM: Tensor, weight_M: Tensor, epsilon: float) -> Tensor:
+        mean_square_T1 = torch.linalg.vector_norm(x_TM, dim=1, keepdim=True).square_().div_(x_TM.shape[1])
+        scale_T1 = mean_square_T1.add_(epsilon).rsqrt_()
+        scaled_TM = x_TM * scale_T1
+        ctx.save_for_backward(scaled_TM, weight_M, scale_T1)
+        return scaled_TM * weight_M
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
+        scaled_TM, weight_M, scale_T1 = ctx.saved_tensors
+        (gradient_TM,) = gradients
+        products_TM = gradient_TM * scaled_TM
+        # Of the gradient only the part that is orthogonal to x changes the scaled x.
+        along_T1 = (products_TM @ weight_M / len(weight_M))[:, None]
+        across_TM = torch.addcmul(gradient_TM * weight_M, scaled_TM, along_T1, value=-1)
+        return across_TM.mul_(scale_T1), products_TM.sum(0), None
 
 
 class RotaryPositions(nn.Module):
-    """Rotary position embedding (Su et al., arXiv 2104.09864), half-split form, with its table for a given length."""
+    """Rotary position embedding (Su et al., arXiv 2104.09864), half-split form, with its table for a given length.
 
-    cosine_LP: Tensor
-    sine_LP: Tensor
+    Features i and i + P / 2 of a head are the parts of a complex number, which position l turns by the angle ``l *
+    theta ** (-2 i / P)``. Queries, keys and values are turned together in one product of complex numbers; for the
+    values, which have no position, the factor is 1.
 
-    def __init__(self, head_size: int, length: int, theta: float) -> None:
+    Attributes:
+        order_3M: what order of the projection's outputs makes the parts of each number neighbours in memory. Queries
+            and keys are in the same order, so that it changes none of their products.
+    """
+
+    factors_L3hX: Tensor
+    order_3M: Tensor
+
+    def __init__(self, num_heads: int, head_size: int, length: int, theta: float) -> None:
         super().__init__()
         # To count on the meta device, torch would load its compiler.
-        frequency = theta ** (-torch.arange(0, head_size, 2, dtype=torch.float64, device="cpu") / head_size)
-        angle = torch.arange(length, dtype=torch.float64, device="cpu")[:, None] * frequency
-        angle_LP = torch.cat([angle, angle], dim=-1)
-        self.register_buffer("cosine_LP", angle_LP.cos().float(), persistent=False)
-        self.register_buffer("sine_LP", angle_LP.sin().float(), persistent=False)
+        with torch.device("cpu"):
+            frequency_X = theta ** (-torch.arange(0, head_size, 2, dtype=torch.float64) / head_size)
+            angle_LX = torch.arange(length, dtype=torch.float64)[:, None] * frequency_X
+            turn_LX = torch.polar(torch.ones_like(angle_LX), angle_LX)
+            factors_L3X = torch.stack([turn_LX, turn_LX, torch.ones_like(turn_LX)], dim=1)
+            numbers_3HP = torch.arange(3 * num_heads * head_size).view(3, num_heads, head_size)
+            ordered_2HP = numbers_3HP[:2].unflatten(-1, (2, -1)).transpose(-1, -2).flatten(-2)
+        self.register_buffer("factors_L3hX", factors_L3X[:, :, None].to(torch.complex64), persistent=False)
+        self.register_buffer("order_3M", torch.cat([ordered_2HP, numbers_3HP[2:]]).flatten(), persistent=False)
 
-    def forward(self, x_BHLP: Tensor) -> Tensor:
-        length = x_BHLP.shape[-2]
-        first, second = x_BHLP.chunk(2, dim=-1)
-        turned_BHLP = torch.cat([-second, first], dim=-1)
-        return (x_BHLP * self.cosine_LP[:length] + turned_BHLP * self.sine_LP[:length]).to(x_BHLP.dtype)
+    def forward(self, x_BL3HP: Tensor) -> Tensor:
+        """Turns queries and keys, whose features are in the order ``order_3M``, and leaves the values as they are."""
+        number_BL3HX = torch.view_as_complex(x_BL3HP.float().unflatten(-1, (-1, 2)))
+        turned_BL3HX = number_BL3HX * self.factors_L3hX[: x_BL3HP.shape[1]]
+        return torch.view_as_real(turned_BL3HX).flatten(-2).to(x_BL3HP.dtype)
 
 
 class Attention(nn.Module):
@@ -55,11 +96,10 @@ class Attention(nn.Module):
 
     def forward(self, x_BLM: Tensor, positions: RotaryPositions) -> Tensor:
         B, L, M = x_BLM.shape
-        query, key, value = (
-            part.view(B, L, self.num_heads, M // self.num_heads).transpose(1, 2)
-            for part in self.query_key_value(x_BLM).split(M, dim=-1)
-        )
-        mixed_BHLP = F.scaled_dot_product_attention(positions(query), positions(key), value, is_causal=True)
+        projected = F.linear(x_BLM, self.query_key_value.weight.index_select(0, positions.order_3M))
+        turned_BL3HP = positions(projected.view(B, L, 3, self.num_heads, M // self.num_heads))
+        query_BHLP, key_BHLP, value_BHLP = turned_BL3HP.transpose(1, 3).unbind(2)
+        mixed_BHLP = F.scaled_dot_product_attention(query_BHLP, key_BHLP, value_BHLP, is_causal=True)
         return self.output(mixed_BHLP.transpose(1, 2).reshape(B, L, M))
 
 

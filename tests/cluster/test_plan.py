@@ -20,6 +20,7 @@ from moe_testbed.launcher.cluster.plan.traffic import Traffic, planned_traffic
 from moe_testbed.launcher.cluster.plan.weights import Weight, rank_weights
 from moe_testbed.launcher.config.experiment import ExperimentConfig, load_experiment
 from moe_testbed.launcher.errors import ConfigError
+from moe_testbed.model.output_layer import tokens_per_block
 from tests.model.closed_forms import model_size
 
 LARGE, SLURM = "configs/experiments/large.yaml", "configs/clusters/slurm_h100.yaml"
@@ -126,21 +127,28 @@ def test_the_optimizer_s_step_may_need_more_than_the_activations() -> None:
     assert memory.copies == 4 * numbers(rank_weights(dense)) > memory.activations
     held = memory.parameters + memory.gradients + memory.optimizer_state + memory.reduction_buffer + memory.reserved
     assert memory.total == held + memory.copies
-    alike = make_plan(large(), cluster()).memory
+    alike = make_plan(large("training.micro_batch_size=4"), cluster()).memory
     assert alike.total == sum(alike.parts.values()) and alike.parts["copies, beyond activations"] == 0
 
 
 def test_activation_checkpointing_keeps_inputs_and_one_block() -> None:
-    activations = planned_activations(large(), 2, 2)
-    tokens, width, logits = 2 * 4096, 1536, 4 * 32_000
+    activations = planned_activations(large(), 2, 2, "cuda")
+    tokens, hidden_size, width, vocab_size = 2 * 4096, 1536, 2 * 1536, 32_000
     # Input, scores twice, and per choice its number, its weight and whether it arrived.
-    assert set(activations.kept_of_blocks) == {tokens * (2 * width + 8 * 128 + 8 * (8 + 4 + 1))}
-    assert activations.loss_gradients == 2 * tokens * logits
-    assert activations.peak(True) == activations.held(True) + activations.loss_gradients
-    assert activations.peak(False) == sum(activations.blocks) + activations.head + activations.loss_gradients
-    # With few logits a block's own backward pass needs most.
-    few = planned_activations(large("data.mix.vocab_size=512"), 2, 2)
-    assert few.peak(True) == sum(few.kept_of_blocks) + few.blocks[0] + few.block_gradients > few.held(True)
+    assert set(activations.kept_of_blocks) == {tokens * (width + 8 * 128 + 8 * (8 + 4 + 1))}
+    # A block of logits in bfloat16 and float32, with gradients; the weight once more, and its gradient in both.
+    block = tokens_per_block(vocab_size, "cuda")
+    assert block < tokens
+    assert activations.loss_blocks == block * vocab_size * 2 * (2 + 4) + vocab_size * hidden_size * (2 + 4)
+    # Without recomputation the loss comes when most is held; with it, a block's own backward pass needs most.
+    assert activations.peak(False) == sum(activations.blocks) + activations.head + activations.loss_blocks
+    one_block = activations.blocks[0] + activations.block_gradients
+    assert activations.peak(True) == sum(activations.kept_of_blocks) + one_block > activations.held(True)
+    # On a CPU the blocks are small.
+    assert planned_activations(large(), 2, 2, "cpu").loss_blocks < activations.loss_blocks / 2
+    # With many token ids and recomputation the loss needs most, too.
+    many = planned_activations(large("data.mix.vocab_size=256000"), 2, 2, "cuda")
+    assert many.peak(True) == many.held(True) + many.loss_blocks
 
 
 def sent_by_loops(traffic: Traffic, layout: Layout, groups: list[range]) -> tuple[float, float]:

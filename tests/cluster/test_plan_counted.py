@@ -98,7 +98,7 @@ def test_the_plan_is_what_a_training_holds_and_sends(
     assert sent == planned
 
     # 4. Activations, of which the mean over ranks does not depend on the routing either.
-    activations = planned_activations(config, micro_batch_size(config, ranks), element)
+    activations = planned_activations(config, micro_batch_size(config, ranks), element, "cpu")
     held = sum(rank["activations"] for rank in counted) / ranks
     assert activations.held(config.training.activation_checkpointing) == pytest.approx(held, rel=ACTIVATION_TOLERANCE)
 

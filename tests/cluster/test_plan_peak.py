@@ -49,6 +49,6 @@ def test_the_plan_is_what_a_pass_allocates_at_most(
     (allocated,) = run_on_ranks(peak_memory.most_allocated, 1, many_options)
     for options, most, (*_, tolerance) in zip(many_options, allocated, CASES, strict=True):
         config = ExperimentConfig.model_validate(options)
-        planned = planned_activations(config, MICRO_BATCH_SIZE, ELEMENT_SIZES[config.training.precision])
+        planned = planned_activations(config, MICRO_BATCH_SIZE, ELEMENT_SIZES[config.training.precision], "cpu")
         peak = planned.peak(config.training.activation_checkpointing)
         assert peak == pytest.approx(most, rel=tolerance), (options["model"], options["training"])

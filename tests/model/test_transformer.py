@@ -24,19 +24,26 @@ def naive_rotate(x_P: Tensor, position: int, theta: float = THETA) -> Tensor:
 
 
 def test_rotary_equals_turning_pair_by_pair() -> None:
-    positions = RotaryPositions(head_size=6, length=9, theta=THETA)
-    x_BHLP = torch.randn(2, 3, 7, 6)
-    turned = positions(x_BHLP)
+    heads, size, length = 3, 6, 7
+    positions = RotaryPositions(heads, size, 9, THETA)
+    x_BLN = torch.randn(2, length, 3 * heads * size)
+    ordered_BL3HP = x_BLN[..., positions.order_3M].view(2, length, 3, heads, size)
+    turned_BLN = torch.empty_like(x_BLN)
+    turned_BLN[..., positions.order_3M] = positions(ordered_BL3HP).flatten(2)
     for b in range(2):
-        for h in range(3):
-            for position in range(7):
-                torch.testing.assert_close(turned[b, h, position], naive_rotate(x_BHLP[b, h, position], position))
+        for position in range(length):
+            query_HP, key_HP, value_HP = x_BLN[b, position].view(3, heads, size)
+            turned_HP = [
+                torch.stack([naive_rotate(x_P, position) for x_P in part_HP]) for part_HP in (query_HP, key_HP)
+            ]
+            expected_3HP = torch.stack([*turned_HP, value_HP])
+            torch.testing.assert_close(turned_BLN[b, position].view(3, heads, size), expected_3HP)
 
 
 def test_attention_equals_a_loop_over_heads_and_positions() -> None:
     hidden_size, num_heads, length = 12, 2, 5
     attention = Attention(hidden_size, num_heads)
-    positions = RotaryPositions(hidden_size // num_heads, length, THETA)
+    positions = RotaryPositions(num_heads, hidden_size // num_heads, length, THETA)
     x_BLM = torch.randn(2, length, hidden_size)
     query_BLM, key_BLM, value_BLM = (x_BLM @ attention.query_key_value.weight.T).chunk(3, dim=-1)
     oracle_BLM = torch.zeros_like(x_BLM)
@@ -55,9 +62,15 @@ def test_rms_norm_equals_its_formula() -> None:
     norm = RMSNorm(8, epsilon=0.1)
     with torch.no_grad():
         norm.weight.copy_(torch.randn(8))
-    x = torch.randn(3, 8)
-    oracle = torch.stack([row / math.sqrt(float((row**2).mean()) + 0.1) * norm.weight for row in x])
+    x = torch.randn(3, 8, requires_grad=True)
+    twin, twin_weight = x.detach().clone().requires_grad_(), norm.weight.detach().clone().requires_grad_()
+    oracle = torch.stack([row / ((row**2).mean() + 0.1).sqrt() * twin_weight for row in twin])
     torch.testing.assert_close(norm(x), oracle)
+    gradient = torch.randn(3, 8)
+    norm(x).backward(gradient)
+    oracle.backward(gradient)
+    torch.testing.assert_close(x.grad, twin.grad)
+    torch.testing.assert_close(norm.weight.grad, twin_weight.grad)
 
 
 def test_rms_norm_of_bfloat16_is_rounded_once() -> None:

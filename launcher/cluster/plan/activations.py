@@ -1,6 +1,6 @@
 """What a forward pass keeps for the backward pass, and what that needs beside, in bytes.
 
-Counted tensor by tensor on a CPU, where each norm keeps its normalised input too; a GPU's fused norm keeps less. What
+Counted tensor by tensor on a CPU, where each norm keeps its normalised input; a GPU's norm keeps its input. What
 routers and balancers keep beyond scores, choices and weights is left out: it is little beside the hidden states.
 
 These are formulas, where the weights are counted from a model on the meta device, because that cannot run forward: the
@@ -11,8 +11,10 @@ device. The tests compare with counted bytes.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from moe_testbed.launcher.config.experiment import ExperimentConfig
+from moe_testbed.model.output_layer import tokens_per_block
 from moe_testbed.routing.router import Capability
 
 _FLOAT, _INDEX = 4, 8
@@ -25,15 +27,15 @@ class Activations:
     Attributes:
         blocks: what each block keeps, what its caller keeps of it included.
         kept_of_blocks: what remains of each where it is recomputed: its input and the routing decision.
-        head: final norm and loss.
-        loss_gradients: two further tensors as large as the logits, at the start of the backward pass.
+        head: final norm and loss, of which the gradients are computed with it.
+        loss_blocks: what the loss takes beside, for the logits of one block of tokens and their gradients.
         block_gradients: what the backward pass of a block takes more than it frees.
     """
 
     blocks: tuple[int, ...]
     kept_of_blocks: tuple[int, ...]
     head: int
-    loss_gradients: int
+    loss_blocks: int
     block_gradients: int
 
     def held(self, checkpointing: bool) -> int:
@@ -41,12 +43,15 @@ class Activations:
         return sum(self.kept_of_blocks if checkpointing else self.blocks) + self.head
 
     def peak(self, checkpointing: bool) -> int:
-        """The most that is held in the backward pass: at its start, or in the last block, recomputed there or not."""
+        """The most that is held: while the loss is computed, or in the last block's backward pass, recomputed or
+        not."""
         blocks = sum(self.kept_of_blocks) + max(self.blocks) if checkpointing else sum(self.blocks)
-        return max(self.held(checkpointing) + self.loss_gradients, blocks + self.block_gradients)
+        return max(self.held(checkpointing) + self.loss_blocks, blocks + self.block_gradients)
 
 
-def planned_activations(config: ExperimentConfig, micro_batch_size: int, element_size: int) -> Activations:
+def planned_activations(
+    config: ExperimentConfig, micro_batch_size: int, element_size: int, accelerator: Literal["cuda", "cpu"]
+) -> Activations:
     """The activations of a training.
 
     Where experts are spread over ranks, every rank is taken to get equally many tokens.
@@ -54,13 +59,16 @@ def planned_activations(config: ExperimentConfig, micro_batch_size: int, element
     Args:
         micro_batch_size: sequences that a rank computes at once.
         element_size: bytes of a number in the model's precision.
+        accelerator: decides how many tokens' logits are computed at once.
     """
-    model, tokens = config.model, micro_batch_size * config.data.sequence_length
-    width, logits = model.hidden_size * element_size, _FLOAT * config.data.mix.vocab_size
-    # Input and normalised input in float32, and the factor of each token. What comes out is kept by who reads it.
-    norm = _FLOAT * (2 * model.hidden_size + 1)
-    # Input; queries, keys and values, the first two once more in their places; output and its logarithmic sums.
-    attention = norm + 7 * width + _FLOAT * model.num_heads
+    model, tokens, vocab_size = config.model, micro_batch_size * config.data.sequence_length, config.data.mix.vocab_size
+    width = model.hidden_size * element_size
+    # Normalised input in float32, and the factor of each token. What comes out is kept by who reads it.
+    norm = _FLOAT * (model.hidden_size + 1)
+    # Input; queries, keys and values in their places; output and its logarithmic sums.
+    attention = norm + 5 * width + _FLOAT * model.num_heads
+    # The weight of queries, keys and values in the order in which they are turned.
+    ordered_weight = 3 * model.hidden_size * width
     layers, blocks, kept_of_blocks = range(model.num_layers), [], []
     decided = False
     for layer in layers:
@@ -77,12 +85,27 @@ def planned_activations(config: ExperimentConfig, micro_batch_size: int, element
                 of_token += _feed_forward(hidden, element_size) + (width if copied or not decides else 0)
         else:
             of_token += width + _feed_forward(model.dense_size(layer), element_size)
-        blocks.append(tokens * of_token + experts)
+        blocks.append(tokens * of_token + experts + ordered_weight)
         kept_of_blocks.append(tokens * (width + kept))
-    # Token ids, as inputs and as targets, and the loss of each token.
-    head = tokens * (norm + width + logits + 2 * _INDEX + _FLOAT)
+    # The last hidden states and their gradient; token ids, as inputs and as targets; loss and share of each token.
+    head = tokens * (norm + 2 * width + 2 * _INDEX + 2 * _FLOAT) + vocab_size * width
+    loss_blocks = _loss_blocks(config, tokens, element_size, accelerator)
     block_gradients = tokens * width + max(_gradients(config, layer, tokens, element_size) for layer in layers)
-    return Activations(tuple(blocks), tuple(kept_of_blocks), head, 2 * tokens * logits, block_gradients)
+    return Activations(tuple(blocks), tuple(kept_of_blocks), head, loss_blocks, block_gradients)
+
+
+def _loss_blocks(config: ExperimentConfig, tokens: int, element_size: int, accelerator: Literal["cuda", "cpu"]) -> int:
+    """Bytes that the loss takes beside its results: the weight once more, and one block's logits and their gradients.
+
+    In other precisions than float32, in which the softmax is computed, block and weight gradient are there twice.
+    """
+    vocab_size = config.data.mix.vocab_size
+    logits = vocab_size * min(tokens, tokens_per_block(vocab_size, accelerator))
+    weight = vocab_size * config.model.hidden_size
+    if element_size == _FLOAT:
+        return _FLOAT * (logits + weight)
+    # The block before is freed when the softmax of the next one is at hand.
+    return logits * (2 * _FLOAT + 2 * element_size) + weight * (_FLOAT + element_size)
 
 
 def _decision(config: ExperimentConfig) -> int:
@@ -135,7 +158,8 @@ def _gradients(config: ExperimentConfig, layer: int, tokens: int, element_size: 
     if not config.model.is_moe_layer(layer):
         return tokens * 3 * config.model.dense_size(layer) * element_size
     if moe.dispatch == "capacity":
-        return moe.num_ffn_experts * moe.expert_capacity(tokens) * moe.expert_size * 4 * element_size
+        # Gradients of both projections, once apart and once side by side, less what is freed.
+        return moe.num_ffn_experts * moe.expert_capacity(tokens) * moe.expert_size * 2 * element_size
     in_between = _FLOAT if element_size == _FLOAT else 3 * _FLOAT
     return sent_rows(config, tokens) * moe.expert_size * (3 * element_size + in_between)
 

@@ -60,7 +60,7 @@ def make_plan(config: ExperimentConfig, cluster: ClusterConfig, weights: list[We
     layout, training = layout_of(config, cluster), config.training
     weights = rank_weights(config) if weights is None else weights
     micro = micro_batch_size(config, layout.world_size)
-    activations = planned_activations(config, micro, ELEMENT_SIZES[training.precision])
+    activations = planned_activations(config, micro, ELEMENT_SIZES[training.precision], cluster.accelerator)
     return Plan(
         config,
         cluster,
