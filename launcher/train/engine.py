@@ -96,6 +96,7 @@ def deepspeed_config(config: ExperimentConfig, num_ranks: int) -> dict[str, Any]
                 "weight_decay": training.weight_decay,
                 # DeepSpeed's own Adam would be compiled at first use.
                 "torch_adam": True,
+                "fused": True,
             },
         },
         "steps_per_print": 2**62,
