@@ -78,6 +78,18 @@ BENCHMARKS = (
         {"training_step": f"{_MEAN_STEP} when freed memory is kept?"},
     ),
     Benchmark(
+        "olmoe_step",
+        "quick",
+        "benchmarks/olmoe_step.py",
+        {"olmoe_step": f"{_MEAN_STEP} of `tiny.yaml`, on one thread?"},
+    ),
+    Benchmark(
+        "output_layer",
+        "quick",
+        "benchmarks/output_layer.py",
+        {"output_layer": "How long do output layer and loss take beside `linear` and `cross_entropy`?"},
+    ),
+    Benchmark(
         "scopes",
         "quick",
         "benchmarks/scopes.py configs/experiments/tiny.yaml training.micro_batch_size=8 --rounds 3 --steps 10",
