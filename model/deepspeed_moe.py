@@ -17,8 +17,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from moe_testbed.model.capacity import place_in_slots
 from moe_testbed.model.config import MoEConfig
+from moe_testbed.model.dispatch import place_in_slots
 from moe_testbed.model.experts import GroupedExperts
 from moe_testbed.model.moe import MoELayer, MoEOutput, run_experts
 from moe_testbed.routing.records import NO_EXPERT, RoutingDecision
@@ -64,7 +64,7 @@ class DecisionGate(nn.Module):
     """Stands where DeepSpeed's layer expects its gate, and turns a decision already made into what that layer reads.
     The decision must be free of zero-computation experts.
 
-    Tokens over an expert's capacity are dropped, see :func:`~moe_testbed.model.capacity.place_in_slots` and
+    Tokens over an expert's capacity are dropped, see :func:`~moe_testbed.model.dispatch.place_in_slots` and
     :meth:`~moe_testbed.model.config.MoEConfig.expert_capacity`.
     """
 

@@ -12,9 +12,15 @@ from typing import Any
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from moe_testbed.model.capacity import place_in_slots
 from moe_testbed.model.config import MoEConfig
-from moe_testbed.model.dispatch import combine_rows, gather_rows, gather_weights, outputs_by_choice, plan_dispatch
+from moe_testbed.model.dispatch import (
+    combine_rows,
+    gather_rows,
+    gather_weights,
+    outputs_by_choice,
+    place_in_slots,
+    plan_dispatch,
+)
 from moe_testbed.model.exchange import plan_exchange, return_rows, send_rows
 from moe_testbed.model.experts import GroupedExperts
 from moe_testbed.model.zero_computation import ZeroComputation
