@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import os
 import signal
 import subprocess
@@ -17,6 +16,7 @@ import psutil
 import pytest
 import yaml
 
+from moe_testbed.launcher.run.folder import RunFolder
 from moe_testbed.launcher.suites import processes
 from moe_testbed.launcher.suites.fork_server import MODULES, WITH_ABLATION, WITH_ZERO
 from moe_testbed.launcher.suites.forks import Forks, ServerLost
@@ -170,15 +170,43 @@ def test_no_fork_outlives_the_comparison(
         parent.kill()
 
 
+@pytest.mark.slow
+def test_a_comparison_that_was_killed_continues_bit_for_bit(
+    make_experiment: MakeExperiment, write: Callable[[str, str], Path], forks: Forks
+) -> None:
+    content = make_experiment(training={"steps": 300}, checkpoint={"every": 20}, evaluation={"every": 100})
+    write("experiment.yaml", yaml.safe_dump(content, sort_keys=False))
+    write("suite.yaml", "name: pair\nexperiment: experiment.yaml\nseeds: [1, 2]\nruns:\n  a: {}\n")
+    command = [sys.executable, "-m", "moe_testbed.launcher", "compare", "suite.yaml", "--jobs", "2"]
+    killed = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    runs = [Path("runs/pair/a-seed1"), Path("runs/pair/a-seed2")]
+    until(lambda: all(len(losses(run)) > 30 for run in runs))
+    processes_of_it = psutil.Process(killed.pid).children(recursive=True)
+    killed.kill()
+    killed.wait()
+    assert all(map(ended, processes_of_it))
+    assert not any((run / "summary.json").exists() for run in runs)
+    subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, timeout=300, check=True)
+    for seed, run in enumerate(runs, start=1):
+        whole = ["experiment.yaml", f"seed={seed}", "--run-dir", f"whole{seed}"]
+        assert forks.start(["train", *whole], Path("whole.txt")).wait(300) == 0
+        assert losses(run) == losses(f"whole{seed}") and len(losses(run)) == 303
+        assert "continuing after step" in (run / "log.txt").read_text()
+
+
 def server_of(forks: Forks) -> psutil.Process:
     assert forks._server is not None
     return psutil.Process(forks._server.pid)
 
 
 def until_it_sleeps(log: str) -> None:
+    until(lambda: Path(log).exists() and f"folder {Path.cwd()}" in said(log))
+
+
+def until(condition: Callable[[], bool]) -> None:
     deadline = time.monotonic() + 120
-    while not (Path(log).exists() and f"folder {Path.cwd()}" in said(log)):
-        assert time.monotonic() < deadline, "the training did not come to its third step"
+    while not condition():
+        assert time.monotonic() < deadline, "the training did not come so far"
         time.sleep(0.05)
 
 
@@ -187,9 +215,9 @@ def said(log: str) -> list[str]:
     return [line for line in Path(log).read_text().splitlines() if "step/s" not in line]
 
 
-def losses(run: str) -> list[float]:
-    lines = map(json.loads, Path(run, "metrics.jsonl").read_text().splitlines())
-    return [line["cross_entropy"] for line in lines if "cross_entropy" in line]
+def losses(run: str | Path) -> list[float]:
+    lines = [line for line in RunFolder(Path(run)).read_metrics() if line.kind != "system"]
+    return [line.values["cross_entropy"] for line in lines]
 
 
 def ended(process: psutil.Process) -> bool:
