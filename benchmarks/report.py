@@ -1,14 +1,19 @@
 """How long does the report of 50 runs take, and how large is it? (2 MoE layers, 8 domains, 32 experts, one seed)
 
-    python benchmarks/report.py [--runs 50] [--keep FOLDER]
+    python benchmarks/report.py [--runs 50] [--keep FOLDER] [--against COMMIT] [--rounds 5]
 
 The run folders are made up, with all that training records; the time is that of the command, start of Python included.
+Against an earlier commit the two versions take turns on the same folders, and the ratios are medians over the rounds:
+of the time that passes, and of the processor time of all processes, which other work on the machine changes less.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
+import resource
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -18,7 +23,9 @@ from typing import Any
 
 import numpy as np
 import yaml
+from earlier_commit import lay_out, unpack
 
+_ROOT = Path(__file__).resolve().parents[1]
 DOMAINS = ("legal_english", "ukrainian", "arabic", "chinese", "python", "cpp", "protein", "music")
 LAYERS, EXPERTS, STEPS, TOKENS = 2, 32, 2000, 8192
 SEQUENCES, LOOKS, PROBE, VOCABULARY = 32, 32, 256, 2048
@@ -136,19 +143,47 @@ def save(path: Path, **arrays: Any) -> None:
     np.savez_compressed(path, **{name: np.asarray(array) for name, array in arrays.items()})
 
 
+def report_seconds(suite: Path, path: Path | None = None) -> tuple[float, float]:
+    """Returns the time that a report takes, and its processor time, by the version at ``path`` or the installed one."""
+    environment = os.environ | ({} if path is None else {"PYTHONPATH": str(path)})
+    before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+    command = [sys.executable, "-m", "moe_testbed.launcher", "report", str(suite)]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=environment)
+    seconds, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
+    return seconds, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+def compare(suite: Path, commit: str, rounds: int) -> None:
+    """Prints the ratios to an earlier commit."""
+    ratios = []
+    with tempfile.TemporaryDirectory() as folder:
+        now = lay_out(_ROOT, Path(folder) / "now")
+        then = lay_out(unpack(commit, Path(folder) / "files"), Path(folder) / "then")
+        for number in range(rounds):
+            # Each is first in every other round.
+            order = [now, then] if number % 2 == 0 else [then, now]
+            found = {path: report_seconds(suite, path) for path in order}
+            ratios.append([mine / theirs for mine, theirs in zip(found[now], found[then], strict=True)])
+            print("round {}: {:.1f} s ({:.1f} s of processors) now, ".format(number + 1, *found[now]), end="")
+            print("{:.1f} s ({:.1f} s) then".format(*found[then]), flush=True)
+    wall, cpu = map(statistics.median, zip(*ratios, strict=True))
+    print(f"report now: {wall:.2f} x the time of {commit}, {cpu:.2f} x its processor time")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Seconds and megabytes of a report.")
     parser.add_argument("--runs", type=int, default=50)
+    parser.add_argument("--against", metavar="COMMIT", help="an earlier commit to compare with")
+    parser.add_argument("--rounds", type=int, default=5, help="with --against: reports of each version")
     parser.add_argument("--keep", type=Path, help="folder for the made-up suite; by default it is removed")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         suite = (arguments.keep or Path(temporary)) / "report_benchmark"
         write_suite(suite, arguments.runs)
-        start = time.perf_counter()
-        subprocess.run(
-            [sys.executable, "-m", "moe_testbed.launcher", "report", str(suite)], check=True, stdout=subprocess.DEVNULL
-        )
-        seconds = time.perf_counter() - start
+        if arguments.against:
+            compare(suite, arguments.against, arguments.rounds)
+            return
+        seconds, _ = report_seconds(suite)
         megabytes = (suite / "report.html").stat().st_size / 1e6
         print(f"{arguments.runs} runs: {seconds:.1f} s, report.html {megabytes:.1f} MB")
         print(json.dumps({"figures": {"report": f"{seconds:.0f} s, {megabytes:.1f} MB"}}))
