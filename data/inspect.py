@@ -77,7 +77,7 @@ def _notes(described: dict[str, Any]) -> list[str]:
 
 
 def format_table(rows: list[tuple[str, ...]]) -> list[str]:
-    """Lines with aligned columns: numbers to the right, words to the left."""
+    """Returns lines with aligned columns: numbers to the right, words to the left."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     right = [cell.replace(",", "").replace(".", "").isdigit() for cell in rows[-1]]
     return [

@@ -46,12 +46,12 @@ class MoEConfig(BaseModel, extra="forbid", frozen=True):
 
     @property
     def num_ffn_experts(self) -> int:
-        """Routed experts with a feed-forward layer, after the split; the ones that ranks share out."""
+        """How many routed experts have a feed-forward layer, after the split; the ones that ranks share out."""
         return self.num_experts * self.split
 
     @property
     def num_zero_computation_experts(self) -> int:
-        """Routed experts without a feed-forward layer."""
+        """How many routed experts have no feed-forward layer."""
         return self.num_zero_experts + self.num_copy_experts + self.num_constant_experts
 
     @property
@@ -62,16 +62,16 @@ class MoEConfig(BaseModel, extra="forbid", frozen=True):
 
     @property
     def choices(self) -> int:
-        """K: experts per token, after the split."""
+        """How many experts a token chooses after the split (K)."""
         return self.top_k * self.split
 
     @property
     def expert_size(self) -> int:
-        """Width of each expert's feed-forward layer, after the split."""
+        """How wide each expert's feed-forward layer is, after the split."""
         return self.expert_hidden_size // self.split
 
     def expert_capacity(self, tokens: int) -> int:
-        """Slots of each expert for so many tokens with capacity dispatch: ``ceil(capacity_factor * K * T / E)``.
+        """Returns each expert's slots for so many tokens under capacity: ``ceil(capacity_factor * K * T / E)``.
 
         K is the configured one, also where tokens choose more experts or fewer, and E includes the zero-computation
         experts: factor 1 is the load of each expert when all of them are used alike, whatever they compute.
@@ -154,5 +154,5 @@ class ModelConfig(BaseModel, extra="forbid", frozen=True):
 
     @property
     def num_moe_layers(self) -> int:
-        """Y."""
+        """How many layers are MoE layers (Y)."""
         return sum(self.is_moe_layer(layer) for layer in range(self.num_layers))

@@ -85,24 +85,24 @@ def _sum_rows(y_AM: Tensor, row_TK: Tensor) -> Tensor:
 
 
 def gather_rows(x_TM: Tensor, plan: DispatchPlan) -> Tensor:
-    """Every assignment's hidden state, sorted by expert, [A, M]."""
+    """Returns every assignment's hidden state, sorted by expert, [A, M]."""
     gathered: Tensor = _Gather.apply(x_TM, plan.token_A, plan.row_TK)
     return gathered
 
 
 def gather_weights(weights_TK: Tensor, plan: DispatchPlan) -> Tensor:
-    """Every assignment's weight, sorted by expert, [A]."""
+    """Returns every assignment's weight, sorted by expert, [A]."""
     return weights_TK.reshape(-1).index_select(0, plan.choice_A)
 
 
 def combine_rows(y_AM: Tensor, plan: DispatchPlan) -> Tensor:
-    """Sum of every token's expert outputs, [T, M]."""
+    """Returns the sum of every token's expert outputs, [T, M]."""
     combined: Tensor = _Combine.apply(y_AM, plan.token_A, plan.row_TK)
     return combined
 
 
 def outputs_by_choice(y_AM: Tensor, plan: DispatchPlan) -> Tensor:
-    """Every choice's row, [T, K, M], 0 for a choice without an expert."""
+    """Returns every choice's row, [T, K, M], 0 for a choice without an expert."""
     padded = torch.cat([y_AM, y_AM.new_zeros(1, y_AM.shape[1])])
     return F.embedding(plan.row_TK, padded)
 

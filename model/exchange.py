@@ -73,6 +73,6 @@ def send_rows(x_AM: Tensor, plan: ExchangePlan) -> Tensor:
 
 
 def return_rows(y_AM: Tensor, plan: ExchangePlan) -> Tensor:
-    """The inverse of :func:`send_rows`."""
+    """Undoes :func:`send_rows`."""
     returned: Tensor = _Exchange.apply(y_AM.index_select(0, plan.order.argsort()), plan.received, plan.sent, plan.group)
     return returned

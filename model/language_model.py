@@ -191,7 +191,7 @@ class LanguageModel(nn.Module):
         refuse_scalars(self)
 
     def forward(self, context: RoutingContext, targets_BL: Tensor) -> ModelOutput:
-        """One micro-batch.
+        """Computes the loss of one micro-batch.
 
         Args:
             context: input token ids and what routers may know of them.
@@ -258,9 +258,9 @@ class LanguageModel(nn.Module):
             router.finish_step(LayerStep(counts_E, totals.tokens, self.balancing.mean_over_ranks))
 
     def routers(self) -> list[Router]:
-        """The routers of the layers that decide, in order."""
+        """Returns the routers of the layers that decide, in order."""
         return [block.routing.router for block in self.blocks if isinstance(block.routing, LayerRouter)]
 
     def moe_layers(self) -> list[MoELayer]:
-        """The MoE layers, in order."""
+        """Returns the MoE layers, in order."""
         return [block.moe for block in self.blocks if isinstance(block.moe, MoELayer)]

@@ -49,7 +49,7 @@ def run_experts(
     group: dist.ProcessGroup | None,
     keep_outputs: bool = False,
 ) -> MoEOutput:
-    """Steps 2 to 4 of :class:`MoELayer` without any drop: rows sorted by expert, none dropped, none padded.
+    """Takes steps 2 to 4 of :class:`MoELayer` without any drop: rows sorted by expert, none dropped, none padded.
 
     Args:
         decision: choices among the experts with a feed-forward layer.
@@ -161,7 +161,7 @@ class MoELayer(nn.Module):
 
     @property
     def first_expert(self) -> int:
-        """Number of this rank's first expert."""
+        """The number that this rank's first expert has."""
         return 0
 
     def forward(self, hidden_BLM: Tensor, decision: RoutingDecision) -> MoEOutput:

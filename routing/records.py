@@ -158,7 +158,7 @@ class RouterSetting:
 
     @property
     def vocab_size(self) -> int:
-        """Number of token ids."""
+        """How many token ids there are."""
         return self.token_counts_DV.shape[1]
 
     @property

@@ -161,11 +161,11 @@ class Router(KeepsBufferDtype):
         raise AssertionError(f"{type(self).__name__} overrides neither score nor forward")
 
     def select(self, scores: Scores, context: RoutingContext) -> Tensor:
-        """Chosen experts, int64 [T, K]."""
+        """Returns the chosen experts, int64 [T, K]."""
         raise AssertionError(f"{type(self).__name__} overrides neither select nor forward")
 
     def weigh(self, scores: Scores, expert_ids_TK: Tensor) -> Tensor:
-        """Factors of the chosen experts' outputs, float32 [T, K]."""
+        """Returns the factors of the chosen experts' outputs, float32 [T, K]."""
         raise AssertionError(f"{type(self).__name__} overrides neither weigh nor forward")
 
     def forward(self, x_TM: Tensor, context: RoutingContext) -> RoutingDecision:
@@ -193,7 +193,7 @@ class Router(KeepsBufferDtype):
     vectors_ED = vectors_EX
 
     def observe(self, decision: RoutingDecision, context: RoutingContext) -> None:
-        """Called once per training micro-batch with the router's own decision, never under recomputation."""
+        """Is called once per training micro-batch with the router's own decision, never under recomputation."""
 
     def finish_step(self, step: LayerStep) -> None:
         """Called once per optimizer step, on all ranks: the place where state changes."""

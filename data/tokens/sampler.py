@@ -87,11 +87,12 @@ class Sampler:
         self.labels_D = np.array(store.labels, dtype=np.int64)
 
     def batch(self, step: int, start: int = 0, stop: int | None = None) -> Batch:
-        """Rows [start, stop) of the batch of a step; all rows if stop is None. O(batch) whatever the step."""
+        """Returns rows [start, stop) of the batch of a step; all rows if stop is None. O(batch) whatever the step."""
         return self.rows(step, np.arange(start, self.batch_size if stop is None else stop, dtype=np.int64))
 
     def rows(self, step: int, rows_B: Int64) -> Batch:
-        """Rows of these numbers of the batch of a step. Few calls for many rows take less time than many for few."""
+        """Returns the rows of these numbers of the batch of a step. Few calls for many rows take less time than many
+        for few."""
         pieces_of_step = self.batch_size * self.pieces
         place_Q = (rows_B[:, None] * self.pieces + np.arange(self.pieces)).reshape(-1)
         order_Q = shuffled(pieces_of_step, key_of(self.seed, step))[place_Q]
@@ -103,7 +104,7 @@ class Sampler:
 
 
 def chunk_count(store: Store, split: str, domain: int, length: int) -> int:
-    """Chunks of `length` tokens and one further in a region. Raises DataError if there is none."""
+    """Counts the chunks of `length` tokens and one further in a region. Raises DataError if there is none."""
     tokens = len(store.tokens_of(split, domain))
     if tokens <= length:
         raise DataError(

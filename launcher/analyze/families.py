@@ -66,7 +66,7 @@ class RouterModule:
 
     @property
     def top_k(self) -> int:
-        """K. Raises CheckpointError if the router does not choose by itself, as those of DeepSeek once did."""
+        """Returns K. Raises CheckpointError if the router does not choose by itself, as those of DeepSeek once did."""
         top_k = getattr(self.module, "top_k", None)
         if not isinstance(top_k, int):
             raise _unknown_router(f"{type(self.module).__name__} does not choose experts")

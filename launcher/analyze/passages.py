@@ -47,7 +47,7 @@ class Passages:
 
 
 def cut_passages(documents: Mapping[str, Sequence[Document]], length: int, per_domain: int) -> Passages:
-    """Passages spread evenly over the text of each domain; none crosses the end of a document.
+    """Returns passages spread evenly over the text of each domain; none crosses the end of a document.
 
     Args:
         documents: domain -> its documents.

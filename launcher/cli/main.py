@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The commands and their options."""
+    """Returns the parser of all commands and their options."""
     parser = new_parser(
         "Compare mixture-of-experts routers with a reference router on real, labelled domains.",
         """

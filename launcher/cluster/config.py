@@ -78,7 +78,7 @@ class ClusterConfig(BaseModel, extra="forbid", frozen=True):
 
     @property
     def num_gpus(self) -> int:
-        """The GPUs of all nodes; as many processes train."""
+        """How many GPUs all nodes have together; as many processes train."""
         return self.nodes * self.gpus_per_node
 
     @model_validator(mode="after")

@@ -51,7 +51,7 @@ class Layout:
         return [range(first, self.world_size, self.expert_parallel_size) for first in range(self.expert_parallel_size)]
 
     def node_of(self, rank: int) -> int:
-        """Number of the rank's node."""
+        """Returns the number of the rank's node."""
         return rank // self.ranks_per_node
 
     def nodes_of(self, ranks: Sequence[int]) -> list[int]:
@@ -60,7 +60,7 @@ class Layout:
 
 
 def layout_of(config: ExperimentConfig, cluster: ClusterConfig) -> Layout:
-    """The layout of a training on a whole cluster.
+    """Returns the layout of a training on a whole cluster.
 
     Raises:
         ConfigError: the ranks cannot share the batch or the experts, or a group leaves its node without leave to do so.

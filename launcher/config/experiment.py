@@ -226,7 +226,7 @@ class ExperimentConfig(BaseModel, extra="forbid", frozen=True):
 
     @property
     def causal(self) -> bool:
-        """No evaluation loss of a token depends on later tokens."""
+        """Whether no evaluation loss of a token depends on later tokens."""
         return self.model.dense_baseline or self.routing.causal
 
     @model_validator(mode="after")

@@ -154,7 +154,8 @@ def failures(runs: list[dict[str, Any]]) -> list[str]:
 
 
 def verdict(run: dict[str, Any], results: dict[str, Any]) -> Verdict:
-    """One run in words: how far the reference is, whether its experts specialise, are used and matter, and its cost."""
+    """Puts one run in words: how far the reference is, whether its experts specialise, are used and matter, and its
+    cost."""
     unfinished = without_result(run)
     if len(unfinished) == len(run["trainings"]):
         return Verdict(f"has no result: {unfinished[0]['reason']}.", "bad", run["label"])

@@ -63,18 +63,18 @@ class Evaluation(ArrayFile):
 
     @property
     def loss_D(self) -> Floats:
-        """Nats per token of each domain."""
+        """The loss in nats per token of each domain."""
         loss_D: Floats = self.loss_sum_D / self.tokens_D
         return loss_D
 
     @property
     def loss(self) -> float:
-        """Nats per token, the mean over domains of equal weight."""
+        """The loss in nats per token, the mean over domains of equal weight."""
         return float(self.loss_D.mean())
 
     @property
     def tokens(self) -> int:
-        """Tokens of all domains."""
+        """How many tokens all domains have together."""
         return int(self.tokens_D.sum())
 
 

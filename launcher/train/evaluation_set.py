@@ -78,7 +78,7 @@ class EvaluationSet:
 
     @property
     def domain_N(self) -> Int64:
-        """The domain of every sequence."""
+        """Says the domain of every sequence."""
         return self.domain_NL[:, 0]
 
     @property

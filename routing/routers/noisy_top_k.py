@@ -61,7 +61,7 @@ class NoisyTopK(TopK):
         return Scores.by_softmax(logits_TE, noise)
 
     def draws_TE(self, context: RoutingContext, dtype: torch.dtype) -> Tensor:
-        """eps, [T, E]."""
+        """Returns eps, [T, E]."""
         experts_E = torch.arange(self.setting.num_experts, device=context.token_ids_BL.device)
         sequence_T1, position_T1 = context.sequence_T[:, None], context.position_BL.reshape(-1, 1)
         return normal_from_keys(dtype, self.setting.seed, self.setting.layer, sequence_T1, position_T1, experts_E)

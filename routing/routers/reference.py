@@ -58,7 +58,7 @@ class ReferenceConfig(RouterConfig):
         return value
 
     def groups_of(self, domains: Sequence[str]) -> DomainGroups:
-        """The groups that serve these domains. Raises ValueError if the partition leaves one out."""
+        """Returns the groups that serve these domains. Raises ValueError if the partition leaves one out."""
         return domain_groups(domains, self.partition, self.document_parts)
 
     @property
@@ -146,7 +146,7 @@ class Reference(Router):
         return (factors_D / largest if largest > 0 else torch.ones_like(factors_D)) @ counts_DV
 
     def own_group_T(self, context: RoutingContext) -> Tensor:
-        """Group of each token's domain and document, int64 [T].
+        """Returns the group of each token's domain and document, int64 [T].
 
         Raises:
             ValueError: documents decide, and the context does not tell them apart.

@@ -41,7 +41,7 @@ class Command:
 
     @property
     def environment(self) -> dict[str, str]:
-        """The environment of the process."""
+        """Returns the environment of the process."""
         inherited = {name: value for name, value in os.environ.items() if name not in self.withheld}
         return inherited | self.settings | self.variables
 

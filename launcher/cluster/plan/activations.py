@@ -52,7 +52,7 @@ class Activations:
 def planned_activations(
     config: ExperimentConfig, micro_batch_size: int, element_size: int, accelerator: Literal["cuda", "cpu"]
 ) -> Activations:
-    """The activations of a training.
+    """Returns the activations of a training.
 
     Where experts are spread over ranks, every rank is taken to get equally many tokens.
 

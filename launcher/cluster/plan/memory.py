@@ -127,7 +127,7 @@ def planned_memory(
     activations: Activations,
     accelerator: Literal["cuda", "cpu"],
 ) -> Memory:
-    """The memory of a training.
+    """Returns the memory that a training takes.
 
     Args:
         weights: of one rank.

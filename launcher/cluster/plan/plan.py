@@ -48,7 +48,7 @@ class Plan:
 
 
 def make_plan(config: ExperimentConfig, cluster: ClusterConfig, weights: list[Weight] | None = None) -> Plan:
-    """The plan of a training.
+    """Returns the plan of a training.
 
     Args:
         weights: those of one rank, if they are known already.

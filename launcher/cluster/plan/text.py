@@ -31,7 +31,7 @@ def print_plan(config: ExperimentConfig, cluster: ClusterConfig) -> int:
 
 
 def plan_text(plan: Plan) -> str:
-    """Layout, experts, memory, traffic and verdict, for a terminal."""
+    """Returns layout, experts, memory, traffic and verdict, for a terminal."""
     parts = [_layout(plan)]
     if plan.config.model.num_moe_layers:
         parts.append(_experts(plan))

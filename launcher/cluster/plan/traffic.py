@@ -47,7 +47,7 @@ class Traffic:
     ranks_per_node: int
 
     def seconds(self, interconnect: InterconnectConfig) -> float:
-        """The time at the full rate of the slower link, with nothing else going on."""
+        """Returns the time at the full rate of the slower link, with nothing else going on."""
         within = self.within / (interconnect.within_node_gb_per_s * 1e9)
         return max(within, self.between * self.ranks_per_node / (interconnect.between_nodes_gb_per_s * 1e9))
 

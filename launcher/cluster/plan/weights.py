@@ -25,12 +25,12 @@ class Weight:
 
     @property
     def size(self) -> int:
-        """Numbers in it."""
+        """How many numbers are in it."""
         return math.prod(self.shape)
 
 
 def rank_weights(config: ExperimentConfig) -> list[Weight]:
-    """All weights that a rank holds, in the model's order. Ranks hold different experts of equal shapes.
+    """Returns all weights that a rank holds, in the model's order. Ranks hold different experts of equal shapes.
 
     Raises:
         ConfigError: router, model and mix do not go together.

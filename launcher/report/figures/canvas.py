@@ -50,7 +50,8 @@ class Look:
 def stacked(
     heights: Sequence[float], left: float, right: float, bottom: float, top: float = 0.15, gap: float = 0.2
 ) -> tuple[Figure, list[Axes]]:
-    """A figure of the common width with axes of these heights below one another that share their x; all in inches."""
+    """Returns a figure of the common width with axes of these heights below one another that share their x; all in
+    inches."""
     total = top + sum(heights) + gap * (len(heights) - 1) + bottom
     figure = Figure(figsize=(WIDTH, total))
     axes: list[Axes] = []
@@ -65,7 +66,7 @@ def stacked(
 
 
 def legend_columns(labels: Sequence[str]) -> int:
-    """Columns of a legend below a figure: two, if the names are short enough."""
+    """Returns the columns of a legend below a figure: two, if the names are short enough."""
     return 2 if max(text_width(label, LEGEND_SIZE) for label in labels) < WIDTH / 2 - 0.8 else 1
 
 
@@ -75,7 +76,8 @@ def legend_height(labels: Sequence[str]) -> float:
 
 
 def legend_below(figure: Figure, looks: Mapping[str, Look]) -> None:
-    """The legend at the lower edge, column by column; drawn here, since matplotlib's takes longer than the lines."""
+    """Draws the legend at the lower edge, column by column; it is drawn here, since matplotlib's takes longer than the
+    lines."""
     columns = legend_columns(list(looks))
     rows = math.ceil(len(looks) / columns)
     texts = []
@@ -92,14 +94,14 @@ def legend_below(figure: Figure, looks: Mapping[str, Look]) -> None:
 
 
 def svg(figure: Figure) -> bytes:
-    """The figure as SVG, the same bytes each time."""
+    """Returns the figure as SVG, the same bytes each time."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="svg", dpi=144, metadata={"Date": None}, facecolor="white")
     return buffer.getvalue()
 
 
 def png(figure: Figure, dpi: int) -> bytes:
-    """The figure as PNG."""
+    """Returns the figure as PNG."""
     figure.set_dpi(dpi)
     canvas = FigureCanvasAgg(figure)
     canvas.draw()

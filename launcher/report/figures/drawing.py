@@ -48,7 +48,7 @@ class Job:
 
 
 def draw(jobs: Sequence[Job]) -> list[Picture]:
-    """The pictures in the order of the jobs."""
+    """Draws the pictures, in the order of the jobs."""
     with matplotlib.rc_context(STYLE):
         return [_draw(job) for job in jobs]
 

@@ -43,7 +43,7 @@ class Map:
 def draw_routing(
     counts_YDE: NDArray[np.int64], domains: Sequence[str], layers: Sequence[int], columns: int = 1
 ) -> Sheet:
-    """Domains x experts, one map per layer, experts sorted by owner; colours end at the share D/E.
+    """Draws domains x experts, one map per layer, experts sorted by owner; colours end at the share D/E.
 
     D/E is each expert's share of its domain where experts are divided evenly among domains and used by them alone. Of
     more domains than experts none has an expert alone, and colours end at four times the even share.
@@ -77,7 +77,7 @@ def draw_causes(
     ablation_DD: Sequence[Sequence[float | None]] | None,
     domains: Sequence[str],
 ) -> Sheet:
-    """Domains x whose experts: the change of loss under forced routing, and the damage of barring one expert."""
+    """Draws domains x whose experts: the change of loss under forced routing, and the damage of barring one expert."""
     maps = []
     for table, title, below in (
         (forced_DD, "Routed only to one domain's experts", "whose experts the tokens may use"),

@@ -48,7 +48,7 @@ class Panel:
 
 
 def draw_panels(panels: Sequence[Panel], looks: dict[str, Look], along: str, height: float = 1.75) -> Figure:
-    """The panels below one another; runs in the order of the lines, the first on top of the others."""
+    """Draws the panels below one another; runs are in the order of the lines, the first on top of the others."""
     labels = list(dict.fromkeys(line.label for panel in panels for line in panel.lines))
     figure, all_axes = stacked([height] * len(panels), 1.05, 0.15, 0.62 + legend_height(labels))
     for axes, panel in zip(all_axes, panels, strict=True):

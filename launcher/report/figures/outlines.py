@@ -54,7 +54,8 @@ class Placed:
 
     @property
     def path(self) -> Path:
-        """The outline in its place, to hundredths of a point: SVG writes what digits there are, and this halves it."""
+        """The outline, moved to its place, to hundredths of a point: SVG writes what digits there are, and this halves
+        it."""
         along, across = np.asarray(self.outline.path.vertices).T * self.em
         x, y = (self.x - across, self.y + along) if self.upright else (self.x + along, self.y + across)
         return Path(np.rint(np.column_stack([x, y]) * 7200) / 7200, self.outline.path.codes)

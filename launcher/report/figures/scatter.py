@@ -35,7 +35,7 @@ class Point:
 
 
 def draw_scatter(points: Sequence[Point], split: str) -> Figure:
-    """Domain information by normalised effective experts, coloured by the loss on this split."""
+    """Draws domain information by normalised effective experts, coloured by the loss on this split."""
     figure = Figure(figsize=(WIDTH, HEIGHT))
     axes = figure.add_axes((0.95 / WIDTH, 0.65 / HEIGHT, (WIDTH - 2.1) / WIDTH, (HEIGHT - 0.8) / HEIGHT))
     x, y = [point.information for point in points], [point.used for point in points]

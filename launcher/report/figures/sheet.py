@@ -52,7 +52,7 @@ class Cells:
     colours: str
 
     def image(self, dpi: float) -> Image.Image:
-        """The cells in pixels, each in the colour of the cell below its centre; what is not finite is grey."""
+        """Returns the cells in pixels, each in the colour of the cell below its centre; what is not finite is grey."""
         shares = np.clip((self.values_XX - self.low) / (self.high - self.low), 0, 1)
         indices = np.where(np.isnan(shares), _LEVELS, np.rint(shares * (_LEVELS - 1))).astype(np.uint8)
         small = Image.fromarray(indices)
@@ -105,7 +105,7 @@ class Sheet:
             self._texts.setdefault(colour, []).append(place(text, x, y, size, side, upright))
 
     def svg(self) -> bytes:
-        """The drawing as SVG, in points; the same bytes each time."""
+        """Returns the drawing as SVG, in points; the same bytes each time."""
         width, height = round(self.width * 72), round(self.height * 72)
         parts = [
             '<?xml version="1.0" encoding="utf-8"?>\n<svg xmlns="http://www.w3.org/2000/svg" '
@@ -126,7 +126,7 @@ class Sheet:
         return "\n".join([*parts, "</svg>\n"]).encode()
 
     def png(self, dpi: int) -> bytes:
-        """The drawing as PNG of 256 colours, a third of the size that it would have with all."""
+        """Returns the drawing as PNG of 256 colours, a third of the size that it would have with all."""
         renderer = RendererAgg(round(self.width * dpi), round(self.height * dpi), dpi)
         page, inches = renderer.new_gc(), Affine2D().scale(dpi)
         page.set_linewidth(0)

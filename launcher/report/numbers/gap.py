@@ -42,7 +42,7 @@ def router(suite: Suite, label: str) -> str:
 
 
 def reference(suite: Suite) -> Results:
-    """The best reference, and its leads over its control and over the best of the others."""
+    """Returns the best reference, and its leads over its control and over the best of the others."""
     best = _lowest(suite, [label for label in suite.reference if label in suite.descriptions])
     others = [label for label in suite.descriptions if role(suite, label) in ("learned", "fixed")]
     rivals = [label for label in others if causal(suite, label)]
@@ -57,7 +57,7 @@ def reference(suite: Suite) -> Results:
 
 
 def losses(suite: Suite, label: str, domains: Sequence[str]) -> Results:
-    """Loss and perplexity, overall and the loss by domain. The loss's interval is that of its lead over no loss."""
+    """Returns loss and perplexity, and the loss by domain. The loss's interval is that of its lead over no loss."""
     evaluations = list(suite.evaluations(label).values())
     values = [evaluation.loss for evaluation in evaluations]
     paired = _paired(suite, label)

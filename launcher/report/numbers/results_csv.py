@@ -17,7 +17,8 @@ NOT_A_NUMBER = ("label", "description", "role", "router", "causal", "trainings",
 
 
 def results_csv(results: Results) -> str:
-    """The whole file. `form` is top_1, top_k or top_k_kept, or the part of the results that a quantity belongs to."""
+    """Returns the whole file. `form` is top_1, top_k or top_k_kept, or the part of the results that a quantity belongs
+    to."""
     return csv_text(
         COLUMNS,
         (

@@ -38,7 +38,7 @@ class Course:
 
 
 def over_training(trainings: Sequence[Training]) -> tuple[Results | None, list[str]]:
-    """The curves of a run, with the range of its seeds, on the steps that they share; and what was left out."""
+    """Returns the curves of a run, with the range of its seeds, on the steps that they share; and what was left out."""
     courses, notes = [], []
     for training in trainings:
         course, problem = _course(training.probe_files)

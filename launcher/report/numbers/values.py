@@ -25,7 +25,8 @@ Source = TypeVar("Source")
 
 
 def stat(values: Sequence[float], bounds: Interval | None = None) -> Results:
-    """Mean and sample standard deviation over seeds, null where not finite; with the bounds of an interval, if any."""
+    """Returns mean and sample standard deviation over seeds, null where not finite; with the bounds of an interval, if
+    any."""
     mean = float(np.mean(values)) if values else math.nan
     spread = float(np.std(values, ddof=1)) if len(values) > 1 and math.isfinite(mean) else math.nan
     found: Results = {"mean": mean, "spread": spread, "seeds": len(values)}
@@ -35,7 +36,7 @@ def stat(values: Sequence[float], bounds: Interval | None = None) -> Results:
 
 
 def layered(seeds: Iterable[Sequence[float]], bounds: Interval | None = None) -> Results:
-    """The mean over layers, and each layer, over seeds. A layer whose value is nan is left out of the mean."""
+    """Returns the mean over layers, and each layer, over seeds. A layer whose value is nan is left out of the mean."""
     values = list(seeds)
     averages = [over_layers(layers) for layers in values]
     return {**stat(averages, bounds), "layers": [stat(list(layer)) for layer in zip(*values, strict=True)]}
@@ -61,7 +62,8 @@ def by_layer(sources: Sequence[Source], of_layers: Callable[[Source], Sequence[f
 
 
 def of_layers(metric: Metric, source: object, **arrays: Any) -> list[float] | None:
-    """The metric of each MoE layer of an evaluation or an analysis; None where that lacks what the metric is of.
+    """Returns the metric of each MoE layer of an evaluation or an analysis; None where that lacks what the metric is
+    of.
 
     arrays: what the metric may be of and the source has not under this name.
     """
@@ -89,7 +91,8 @@ def part_of(part: str, sources: Sequence[object]) -> Results | None:
 
 
 def rounded(value: Any) -> Any:
-    """The value in plain JSON: floats at nine digits, so that no summation order shows, null where not finite."""
+    """Returns the value in plain JSON: floats at nine digits, so that no summation order shows, null where not
+    finite."""
     if isinstance(value, dict):
         return {key: rounded(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

@@ -90,7 +90,7 @@ HEADINGS = {
 
 
 def grouped(columns: Iterable[Metric]) -> list[Group]:
-    """The columns by topic, in each group those always shown first."""
+    """Returns the columns by topic, in each group those always shown first."""
     columns = tuple(columns)
     groups = []
     for topic, metrics in TOPICS.items():

@@ -33,7 +33,7 @@ _SHOWN = ("index", "package", "version", "path", "name", "split", "glob", "field
 
 
 def render(suite: Suite, results: dict[str, Any], pictures: list[Picture], tables: list[ExtraTable]) -> str:
-    """The page. Everything that comes from a run's folder is escaped."""
+    """Returns the page. Everything that comes from a run's folder is escaped."""
     runs = ranked(results)
     labels = [run["label"] for run in runs]
     groups = grouped(shown_columns(results))

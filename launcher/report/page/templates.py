@@ -13,7 +13,7 @@ from markupsafe import Markup, escape
 
 
 def render_template(name: str, **values: Any) -> str:
-    """A page from the template of this name; whatever comes from a run's folder is escaped.
+    """Returns a page from the template of this name; whatever comes from a run's folder is escaped.
 
     The page's security policy allows this script alone and no address at all: nothing that a run's folder contains can
     run, and nothing is fetched.

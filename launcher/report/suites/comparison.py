@@ -33,7 +33,7 @@ FEWEST = 4
 
 
 def open_suites(folders: Sequence[Path]) -> list[Suite]:
-    """The suites of these folders. Raises ConfigError if one is no suite's, or is given twice."""
+    """Returns the suites of these folders. Raises ConfigError if one is no suite's, or is given twice."""
     resolved = [folder.resolve() for folder in folders]
     twice = next((folder for folder in folders if resolved.count(folder.resolve()) > 1), None)
     if twice is not None:
@@ -45,7 +45,7 @@ def open_suites(folders: Sequence[Path]) -> list[Suite]:
 
 
 def compare_suites(suites: Sequence[Suite]) -> Results:
-    """The content of comparison.json: every other suite against the first.
+    """Returns the content of comparison.json: every other suite against the first.
 
     Raises ConfigError if another suite has no run in common with the first.
     """

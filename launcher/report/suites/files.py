@@ -34,7 +34,7 @@ def write_comparison(comparison: dict[str, Any], folder: Path) -> Path:
 
 
 def render_comparison(comparison: dict[str, Any], pictures: list[Picture]) -> str:
-    """The page. Everything that comes from a run's folder is escaped."""
+    """Returns the page. Everything that comes from a run's folder is escaped."""
     runs = comparison["runs"]
     return render_template(
         "comparison.html",

@@ -33,7 +33,7 @@ def metric_cell(metric: Metric, run: dict[str, Any]) -> Cell:
 
 
 def stat_cell(stat: dict[str, Any], digits: int, in_percent: bool = False) -> Cell:
-    """A mean with its spread over seeds beside it."""
+    """Shows a mean with its spread over seeds beside it."""
     mean, spread = stat["mean"], stat["spread"]
     if in_percent:
         return Cell(percent(mean, digits), "" if spread is None else f"± {number(100 * spread, digits)}", mean)
@@ -81,12 +81,13 @@ COLUMNS = tuple(metric for metric in REPORTED if metric.column is not None)
 
 
 def topic(results: dict[str, Any]) -> str:
-    """What the suite is about: its title, after its name."""
+    """Says what the suite is about: its title, after its name."""
     return "routers against the reference" if results["reference"]["labels"] else "how experts are used"
 
 
 def shown_columns(results: dict[str, Any]) -> list[Metric]:
-    """The columns that say anything: a suite that names neither reference nor control has nothing to recover."""
+    """Returns the columns that say anything: a suite that names neither reference nor control has nothing to
+    recover."""
     compares = (
         results["reference"]["labels"]
         or results["control"]
@@ -96,7 +97,7 @@ def shown_columns(results: dict[str, Any]) -> list[Metric]:
 
 
 def legend(columns: Iterable[Metric]) -> str:
-    """What these columns mean, in a line."""
+    """Says what these columns mean, in a line."""
     recovered = "Recovered: share of the reference's lead over its control (with its bootstrap interval). "
     return (
         "Loss: nats per token of the evaluation split, mean over domains. "
@@ -122,7 +123,7 @@ def missing(run: dict[str, Any]) -> str:
 
 
 def terminal_table(results: dict[str, Any]) -> str:
-    """Aligned columns, then the reason of every training without a result, then the legend."""
+    """Returns aligned columns, then the reason of every training without a result, then the legend."""
     columns = [column for column in shown_columns(results) if column.column != "third"]
     rows = [["Run", "Role", *(column.column_title for column in columns)]]
     for run in ranked(results):

@@ -33,7 +33,7 @@ class DomainGroups:
 
     @property
     def num_groups(self) -> int:
-        """J."""
+        """How many groups there are (J)."""
         return (max(self.family_of_domain) + 1) * self.parts
 
     def domains_of(self, group: int) -> list[int]:
@@ -49,7 +49,7 @@ class DomainGroups:
 
 
 def domain_groups(domains: Sequence[str], partition: Partition | None = None, parts: int = 1) -> DomainGroups:
-    """The groups that serve these domains, families in the partition's order.
+    """Returns the groups that serve these domains, families in the partition's order.
 
     Names that are no domain have no effect: a mix may have lost domains that could not be read.
 
@@ -91,7 +91,8 @@ def refuse_unknown_domains(domains: Sequence[str], partition: Partition) -> None
 
 
 def group_sizes(num_experts: int, shares: tuple[float, ...], smallest: int) -> list[int]:
-    """Number of experts of every group, proportional to ``shares`` by largest remainder, none below ``smallest``.
+    """Returns the number of experts of every group, proportional to ``shares`` by largest remainder, none below
+    ``smallest``.
 
     Args:
         num_experts: E, the sum of the sizes.
@@ -120,6 +121,6 @@ def group_sizes(num_experts: int, shares: tuple[float, ...], smallest: int) -> l
 
 
 def group_masks(sizes: list[int]) -> Tensor:
-    """Which experts belong to which group, bool [J, E]; groups are consecutive."""
+    """Says which experts belong to which group, bool [J, E]; groups are consecutive."""
     owners = [group for group, size in enumerate(sizes) for _ in range(size)]
     return torch.tensor([[owner == group for owner in owners] for group in range(len(sizes))])
