@@ -5,7 +5,8 @@
 #   PYTEST_ARGS  arguments for pytest, e.g. "-k sampler"
 #   WORKERS      processes that share the tests; 0: the tests run in pytest's own, one after the other
 #   PARTS        parts of `make campaign` with commas between, see docs/campaign.md; SEED, MINUTES (of each part), NUMBER
-#                (trials of each part), CASE (the folder of a fault to try once more) are options of it too
+#                (trials of each part), FIRST (number of the first one, to go on where a part was stopped), CASE (the folder of
+#                a fault to try once more) are options of it too
 #   FIGURES      what `make figures` measures, see docs/figures.md
 
 PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11 python3.10; do \
@@ -19,6 +20,7 @@ PARTS ?= all
 SEED ?= 1
 MINUTES ?= 0
 NUMBER ?= 0
+FIRST ?= 0
 CASE ?=
 
 VENV := .venv
@@ -80,8 +82,8 @@ wheel: setup  ## build a wheel into dist/
 figures: setup  ## measure the figures of README and docs anew and stamp them: FIGURES=quick (default), demo, seeds, study, tests
 	$(BIN)/python benchmarks/figures.py $(FIGURES)
 
-campaign: setup  ## try thousands of broken inputs, kills and full disks: PARTS, SEED, MINUTES, NUMBER, CASE (docs/campaign.md)
-	$(BIN)/python -m tests.campaign --parts $(PARTS) --seed $(SEED) --minutes $(MINUTES) --number $(NUMBER) $(if $(CASE),--case $(CASE))
+campaign: setup  ## try thousands of broken inputs, kills and full disks: PARTS, SEED, MINUTES, NUMBER, FIRST, CASE (docs/campaign.md)
+	$(BIN)/python -m tests.campaign --parts $(PARTS) --seed $(SEED) --minutes $(MINUTES) --number $(NUMBER) --first $(FIRST) $(if $(CASE),--case $(CASE))
 
 findings:  ## say which surprises of libraries in findings/ still hold (installs packages, takes minutes)
 	@status=0; for finding in findings/*.sh; do \

@@ -40,6 +40,9 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--minutes", type=float, default=0.0, help="for each part; 0: as many as it takes")
     parser.add_argument("--number", type=int, default=0, help="trials of each part; 0: as many as a whole campaign has")
+    parser.add_argument(
+        "--first", type=int, default=0, help="the number of the first trial: a part that was stopped goes on"
+    )
     parser.add_argument("--steps", type=int, default=20_000, help="of the long training")
     parser.add_argument("--cases", type=Path, default=Path("runs/campaign"), help="where faults are written")
     parser.add_argument("--case", type=Path, help="try the trial in this folder once more, and nothing else")
@@ -61,7 +64,14 @@ def main() -> int:
             continue
         until = time.monotonic() + (60 * arguments.minutes or 1e9)
         found += len(
-            run_part(PARTS[name], arguments.seed, arguments.number or PARTS[name].number, until, arguments.cases)
+            run_part(
+                PARTS[name],
+                arguments.seed,
+                arguments.first,
+                arguments.number or PARTS[name].number,
+                until,
+                arguments.cases,
+            )
         )
     return int(found > 0)
 

@@ -50,12 +50,13 @@ class Part(ABC):
         yield from ()
 
 
-def run_part(kind: type[Part], seed: int, number: int, until: float, cases: Path) -> dict[str, str]:
+def run_part(kind: type[Part], seed: int, first: int, number: int, until: float, cases: Path) -> dict[str, str]:
     """Tries as many trials as there is time for, and writes a folder for each fault that is of a kind of its own.
 
     Args:
         seed: with the number of a trial, it decides the trial.
-        number: of trials.
+        first: number of the first trial.
+        number: of the trial after the last.
         until: `time.monotonic()` after which no trial is begun.
         cases: where the folders of faults are written.
 
@@ -64,13 +65,14 @@ def run_part(kind: type[Part], seed: int, number: int, until: float, cases: Path
     """
     found: dict[str, str] = {}
     kinds: Counter[str] = Counter()
-    started, done = time.monotonic(), 0
+    started, done = time.monotonic(), first
     with tempfile.TemporaryDirectory(prefix="campaign-") as folder:
         part = kind(Path(folder))
 
         def tell() -> None:
             seconds, faults = time.monotonic() - started, f"{kinds.total()} faults of {len(kinds)} kinds"
-            print(f"{kind.name}: seed {seed}, {done} of {number} trials in {seconds:.0f} s, {faults}", flush=True)
+            tried = f"trials {first} to {done} of {number}" if first else f"{done} of {number} trials"
+            print(f"{kind.name}: seed {seed}, {tried} in {seconds:.0f} s, {faults}", flush=True)
 
         while done < number and time.monotonic() < until:
             trial = part.draw(random.Random(f"{kind.name} {seed} {done}"))
