@@ -41,9 +41,10 @@ class Registry(Generic[Model]):
         """Returns all names, sorted."""
         return sorted(self._classes)
 
-    def get(self, name: str) -> type[Model]:
-        """Returns the class known as `name`. Raises ValueError, with the nearest name and all names, if unknown."""
-        if name in self._classes:
+    def get(self, name: object) -> type[Model]:
+        """Returns the class known as `name`. Raises ValueError, with the nearest name and all names, if unknown or if
+        it is none, as a mapping that YAML gave is."""
+        if isinstance(name, str) and name in self._classes:
             return self._classes[name]
         hint = did_you_mean(name, self._classes)
         raise ValueError(f"Unknown {self.kind} '{name}'.{hint} Available: {', '.join(self.names())}")

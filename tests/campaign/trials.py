@@ -19,8 +19,8 @@ Trial = dict[str, Any]
 
 MOST_SMALLER = 300
 """So many smaller trials are tried for each fault at most."""
-PROGRESS = 25
-"""After so many trials each, a line says how many have been tried."""
+LINES = 40
+"""So many lines say on the way how many trials have been tried."""
 
 
 class Part(ABC):
@@ -86,10 +86,9 @@ def run_part(kind: type[Part], seed: int, first: int, number: int, until: float,
                     found[str(case)] = fault
                     print(f"{case}: {fault}", flush=True)
             done += 1
-            if done % PROGRESS == 0 or done == number:
+            if done % max(number // LINES, 1) == 0:
                 tell()
-    if done % PROGRESS and done < number:
-        tell()
+    tell()
     return found
 
 

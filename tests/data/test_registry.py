@@ -18,6 +18,14 @@ def test_unknown_kind_names_the_nearest_and_all():
         mix_with({"kind": "pakage"})
 
 
+@pytest.mark.parametrize("kind", [{"a": 1}, ["files"], 3, None])
+def test_a_kind_that_is_no_text_is_unknown(kind: object):
+    with pytest.raises(ValidationError, match=r"Unknown source kind .* Available: files, hub, package"):
+        mix_with({"kind": kind})
+    with pytest.raises(ValidationError, match=r"Unknown reader .* Available: "):
+        mix_with({"kind": "files", "glob": "*", "reader": {"kind": kind}})
+
+
 def test_missing_kind_names_all():
     with pytest.raises(
         ValidationError, match=r"A source kind is missing: add `kind:`\. Available: files, hub, package"
