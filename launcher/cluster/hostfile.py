@@ -6,6 +6,7 @@ byte-order mark for a part of the first name, and takes 1.5 s to import. It gets
 
 from __future__ import annotations
 
+import io
 import ipaddress
 import re
 from collections.abc import Sequence
@@ -38,14 +39,17 @@ def read_hosts(cluster: ClusterConfig) -> list[str]:
     """
     if cluster.hostfile is None:
         return []
+    form = f"write one line `HOST slots={cluster.gpus_per_node}` for each host, in UTF-8"
     try:
-        with Path(cluster.hostfile).open(encoding="utf-8-sig") as file:
-            lines = [line.strip() for line in file]
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(
-            f"hostfile {cluster.hostfile} cannot be read ({error}); write one line "
-            f"`HOST slots={cluster.gpus_per_node}` for each host, in UTF-8"
-        ) from None
+        content = Path(cluster.hostfile).read_bytes()
+    except OSError as error:
+        raise ConfigError(f"hostfile {cluster.hostfile} cannot be read ({error}); {form}") from None
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        number = error.object.count(b"\n", 0, error.start) + 1
+        raise ConfigError(f"hostfile {cluster.hostfile}, line {number} cannot be read ({error}); {form}") from None
+    lines = [line.strip() for line in io.StringIO(text, newline=None)]
     hosts: list[str] = []
     for number, line in enumerate(lines, start=1):
         if not line or line.startswith("#"):

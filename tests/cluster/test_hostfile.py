@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import os
 import shutil
 import subprocess
@@ -173,6 +174,14 @@ def test_what_does_not_fit_is_refused(text: str, message: str, tmp_path: Path) -
     file = tmp_path / "hosts"
     file.write_text(text)
     with pytest.raises(ConfigError, match=message):
+        read_hosts(cluster(file))
+
+
+@pytest.mark.parametrize("mark", [b"", codecs.BOM_UTF8])
+def test_a_line_in_another_encoding_is_named(mark: bytes, tmp_path: Path) -> None:
+    file = tmp_path / "hosts"
+    file.write_bytes(mark + b"a slots=4\n" + "bücher slots=4\n".encode("latin-1"))
+    with pytest.raises(ConfigError, match=r"hosts, line 2 cannot be read .* write one line `HOST slots=4`.* in UTF-8"):
         read_hosts(cluster(file))
 
 
