@@ -34,7 +34,7 @@ CLUSTER_PACKAGES := slurm-wlm munge openssh-server openssh-client pdsh iproute2
 
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all test-network test-cluster cluster-packages check lint import-rules typecheck wheel figures findings campaign clean
+.PHONY: help setup demo test test-all test-network test-cluster cluster-packages check lint import-rules typecheck wheel figures findings campaign gpu-check clean
 
 help:  ## show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-17s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -84,6 +84,9 @@ figures: setup  ## measure the figures of README and docs anew and stamp them: F
 
 campaign: setup  ## try thousands of broken inputs, kills and full disks: PARTS, SEED, MINUTES, NUMBER, FIRST, CASE (docs/campaign.md)
 	$(BIN)/python -m tests.campaign --parts $(PARTS) --seed $(SEED) --minutes $(MINUTES) --number $(NUMBER) --first $(FIRST) $(if $(CASE),--case $(CASE))
+
+gpu-check: setup  ## on a machine with a GPU: the same losses as on the CPU, and how fast it is (8 minutes)
+	$(BIN)/python benchmarks/gpu_check.py
 
 findings:  ## say which surprises of libraries in findings/ still hold (installs packages, takes minutes)
 	@status=0; for finding in findings/*.sh; do \

@@ -59,7 +59,7 @@ def model_on_meta(config: ExperimentConfig) -> LanguageModel:
     Raises:
         ConfigError: router, model and mix do not go together.
     """
-    setting_of_layer = _setting(config)
+    setting_of_layer = router_settings(config)
     try:
         with torch.device("meta"):
             return LanguageModel(
@@ -75,8 +75,8 @@ def model_on_meta(config: ExperimentConfig) -> LanguageModel:
         raise ConfigError(str(error)) from error
 
 
-def _setting(config: ExperimentConfig) -> Callable[[int], RouterSetting]:
-    """What each layer's router is built for."""
+def router_settings(config: ExperimentConfig) -> Callable[[int], RouterSetting]:
+    """Returns what the router of each layer is built for, where nothing is known of the tokens."""
     domains = config.data.mix.domain_weights()
     total = sum(domains.values())
     first = RouterSetting(
