@@ -189,7 +189,7 @@ def _read_header(path: Path) -> dict[str, Any]:
         header: Any = json.loads((path / HEADER).read_bytes())
     except FileNotFoundError as error:
         raise DataError(f"{path} is no token store (no {HEADER}): run `moe-testbed data build` on the mix") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise _damaged(path, f"{HEADER} is no JSON") from error
     if not isinstance(header, dict):
         raise _damaged(path, f"{HEADER} is no JSON object")

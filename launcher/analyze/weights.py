@@ -61,7 +61,7 @@ def _shards(index: Path) -> list[str]:
     try:
         shards = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
         return sorted({str(name) for name in shards.values()})
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{index} cannot be read ({error}): download it again") from error
 
 

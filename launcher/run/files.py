@@ -48,7 +48,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """Returns the object in a JSON file; empty if there is none or the file was cut off."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}
 
@@ -57,7 +57,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """Returns the mapping in a YAML file; empty if there is none or the file is damaged."""
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError):
+    except (OSError, ValueError, yaml.YAMLError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}
 
@@ -99,7 +99,7 @@ def _parsed_lines(texts: list[bytes]) -> list[Any]:
 def _parsed(text: bytes) -> Any:
     try:
         return json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
 
 

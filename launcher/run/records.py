@@ -88,7 +88,7 @@ class MetricsLine:
         """Returns the line in a text; None if it is no JSON object, or one that does not say of which step it is."""
         try:
             content = json.loads(text)
-        except ValueError:
+        except (ValueError, RecursionError):
             return None
         return cls.of(content) if isinstance(content, dict) else None
 

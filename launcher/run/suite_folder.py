@@ -115,7 +115,7 @@ class SuiteFolder:
         read."""
         try:
             return yaml.safe_load(self.config_file.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
             words = " ".join(str(error).split())
             raise ValueError(
                 f"{self.path} is not a suite's folder: {self.config_file.name} cannot be read ({words})"

@@ -8,7 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from moe_testbed.launcher.run.files import read_json, read_json_lines, write_atomically, write_bytes_atomically
+from moe_testbed.launcher.run.files import (
+    read_json,
+    read_json_lines,
+    read_yaml,
+    write_atomically,
+    write_bytes_atomically,
+)
+from moe_testbed.launcher.run.records import MetricsLine
+from moe_testbed.launcher.run.suite_folder import SuiteFolder
 
 
 def test_a_file_is_replaced_and_nothing_else_is_left(tmp_path: Path) -> None:
@@ -41,6 +49,18 @@ def test_an_object_that_cannot_be_had_is_empty(content: bytes | None, tmp_path: 
     if content is not None:
         (tmp_path / "a.json").write_bytes(content)
     assert read_json(tmp_path / "a.json") == {}
+
+
+def test_what_is_nested_too_deeply_is_damaged(tmp_path: Path) -> None:
+    deep = '{"a": ' * 5_000 + "1" + "}" * 5_000
+    for name in ("a.json", "a.yaml", "a.jsonl"):
+        (tmp_path / name).write_text(f"{deep}\n" + '{"b": 2}\n' * (name == "a.jsonl"))
+    assert read_json(tmp_path / "a.json") == read_yaml(tmp_path / "a.yaml") == {}
+    assert read_json_lines(tmp_path / "a.jsonl") == [{"b": 2}]
+    assert MetricsLine.of_text(deep.encode()) is None
+    (tmp_path / "suite.yaml").write_text(deep)
+    with pytest.raises(ValueError, match=r"is not a suite's folder: suite\.yaml cannot be read"):
+        SuiteFolder(tmp_path).load_config_tree()
 
 
 def test_lines_that_are_whole(tmp_path: Path) -> None:
