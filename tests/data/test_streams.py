@@ -120,6 +120,8 @@ def tar(content: bytes) -> bytes:
         (tar(b"text"), "a tar archive"),
         (gzip.compress(tar(b"text")), "a tar"),
     ],
+    # Made of the content, an id would tell when the archive was made, and two processes would collect different tests.
+    ids=["zip", "tar", "tar_gz"],
 )
 def test_an_archive_is_no_text(content: bytes, name: str, tmp_path: Path):
     with pytest.raises(
