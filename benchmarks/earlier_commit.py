@@ -23,7 +23,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 _ROOT = Path(__file__).resolve().parents[1]
-_PACKAGES = ("configs", "data", "launcher", "model", "routing")
+PACKAGES = ("configs", "data", "launcher", "model", "routing")
 _WARM = 10
 
 # DeepSpeed's engine is what both versions have in common, however their modules are named.
@@ -48,7 +48,7 @@ finally:
 def lay_out(files: Path, path: Path) -> Path:
     """Makes the files of a checkout an import package below ``path``, which PYTHONPATH must name."""
     (path / "moe_testbed").mkdir(parents=True)
-    for package in _PACKAGES:
+    for package in PACKAGES:
         (path / "moe_testbed" / package).symlink_to(files / package)
     return path
 

@@ -78,8 +78,9 @@ def _by_blocks(hidden_TM: Tensor, weight_VM: Tensor, targets_T: Tensor, shares_T
     # Products with the transposed weight and its gradient are faster if these lie in memory row by row.
     weight_MV = weight_VM.t().contiguous()
     cross_entropy_T = hidden_TM.new_empty(T, dtype=torch.float32)
-    hidden_gradient_TM = torch.empty_like(hidden_TM)
-    weight_gradient_MV = torch.zeros_like(weight_MV, dtype=torch.float32)
+    if shares_T is not None:
+        hidden_gradient_TM = torch.empty_like(hidden_TM)
+        weight_gradient_MV = torch.zeros_like(weight_MV, dtype=torch.float32)
     logits_UV = weight_MV.new_empty(min(size, T), V)
     for start in range(0, T, size):
         block = slice(start, start + size)
