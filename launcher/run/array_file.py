@@ -1,7 +1,7 @@
 """How a record becomes an .npz file and how a file becomes a record: a field says what its array must be like.
 
 Reading trusts nothing. An array that must be there and does not fit makes the file unusable; one that may be missing
-costs only itself.
+costs only itself. What is small on the disk and would fill the memory is not unpacked.
 """
 
 from __future__ import annotations
@@ -20,8 +20,23 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-DAMAGED = (OSError, ValueError, TypeError, KeyError, EOFError, NotImplementedError, zipfile.BadZipFile, zlib.error)
+DAMAGED = (
+    OSError,
+    ValueError,
+    TypeError,
+    KeyError,
+    EOFError,
+    OverflowError,
+    NotImplementedError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
 """What reading a file raises that was cut off or overwritten, or never was an .npz file."""
+
+MOST_BYTES = 1 << 29
+MOST_RATIO = 200
+"""The arrays of a file may take so many bytes, and as many more as its size times this ratio. Of zeros, which counts of
+dead experts are, deflate makes a thousandth."""
 
 LETTERS = {
     "layer": "Y",
@@ -85,9 +100,15 @@ class ArrayField:
             return f"{name} has values of type {array.dtype} instead of numbers"
         if self.values is Values.COUNTS and not np.all((array >= 0) & np.isfinite(array)):
             return f"{name} has counts that are negative or not finite"
+        if self.values in (Values.COUNTS, Values.WHOLE) and not _fits_int64(array):
+            return f"{name} has numbers that are not finite, or too large"
         if self.values is Values.DOMAINS and not np.all((array >= -1) & (array < sizes["domain"])):
             return f"{name} has values from {array.min()} to {array.max()} instead of -1 to {sizes['domain'] - 1}"
         return None
+
+
+def _fits_int64(array: NDArray[Any]) -> bool:
+    return np.can_cast(array.dtype, np.int64) or bool(np.all(np.abs(array.astype(np.float64)) < 2.0**63))
 
 
 def array(*axes: str, values: Values = Values.REAL, stored_as: str | None = None, optional: bool = False) -> Any:
@@ -101,32 +122,54 @@ def array(*axes: str, values: Values = Values.REAL, stored_as: str | None = None
 
 
 def load_arrays(path: Path, names: Sequence[str]) -> dict[str, NDArray[Any]]:
-    """Returns those of the named arrays that a file has, which cannot be written to. Raises one of `DAMAGED`."""
+    """Returns those of the named arrays that a file has, which cannot be written to. No other member is unpacked.
+
+    Raises:
+        One of `DAMAGED`; so it does where the arrays would take more memory than `MOST_BYTES` and `MOST_RATIO` allow.
+    """
     with zipfile.ZipFile(path) as stored:
-        there = set(stored.namelist())
-        return {name: _array(stored.read(f"{name}.npy")) for name in names if f"{name}.npy" in there}
+        there = {info.filename: info for info in stored.infolist()}
+        chosen = {name: info for name in names if (info := there.get(f"{name}.npy")) is not None}
+        # What is unpacked of a member ends where its size does, whatever more there is.
+        unpacked, packed = sum(info.file_size for info in chosen.values()), path.stat().st_size
+        if unpacked > max(MOST_BYTES, MOST_RATIO * packed):
+            raise ValueError(
+                f"it has {packed:,} bytes, of which {unpacked:,} would come, as of a file that is made to fill the "
+                "memory"
+            )
+        return {name: _array(stored.read(info)) for name, info in chosen.items()}
 
 
 def _array(content: bytes) -> NDArray[Any]:
-    """Returns the array in the content of an .npy file. numpy's own reader evaluates each header, and a report reads
-    thousands of arrays of few shapes."""
-    if not content.startswith(_NPY_1):
-        array: NDArray[Any] = np.lib.format.read_array(io.BytesIO(content), allow_pickle=False)
-        return array
-    start = len(_NPY_1) + 2 + int.from_bytes(content[len(_NPY_1) : len(_NPY_1) + 2], "little")
-    shape, by_column, dtype = _header(content[len(_NPY_1) : start])
+    """Returns the array in the content of an .npy file. numpy's own reader evaluates each header, while a report reads
+    thousands of arrays of few shapes, and it takes the memory that the header asks for."""
+    magic, width = content[: len(_NPY_1)], _LENGTHS.get(content[: len(_NPY_1)])
+    if width is None:
+        raise ValueError(f"an array begins with {magic!r} instead of {_NPY_1!r}")
+    start = len(magic) + width + int.from_bytes(content[len(magic) : len(magic) + width], "little")
+    shape, by_column, dtype = _header(content[len(magic) : start], width)
     if dtype.hasobject:
         raise ValueError("it holds Python objects, which are not read")
     return np.frombuffer(content, dtype, math.prod(shape), start).reshape(shape, order="F" if by_column else "C")
 
 
 _NPY_1 = b"\x93NUMPY\x01\x00"
+_LENGTHS = {_NPY_1: 2, b"\x93NUMPY\x02\x00": 4}
+"""How a version of the format begins -> the bytes of the length of its header. The third is for names of fields."""
 
 
 @lru_cache(maxsize=1024)
-def _header(text: bytes) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
-    """Returns the shape, whether columns come first, and the dtype in a header, its length included."""
-    shape, by_column, dtype = np.lib.format.read_array_header_1_0(io.BytesIO(text))
+def _header(text: bytes, width: int) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """Returns the shape, whether columns come first, and the dtype in a header, which begins with its length.
+
+    Args:
+        width: bytes of the length.
+    """
+    read = np.lib.format.read_array_header_1_0 if width == 2 else np.lib.format.read_array_header_2_0
+    try:
+        shape, by_column, dtype = read(io.BytesIO(text))
+    except Exception as error:  # it is evaluated like a piece of Python, whose errors are many
+        raise ValueError("the header of an array cannot be read") from error
     return shape, by_column, dtype
 
 

@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from moe_testbed.launcher.run.array_file import LETTERS, ArrayFile, Values, load_arrays
+from moe_testbed.launcher.run import array_file
+from moe_testbed.launcher.run.array_file import DAMAGED, LETTERS, ArrayFile, Values, load_arrays
 from moe_testbed.launcher.run.arrays import Ablation, Evaluation, RoutingProbe
 
 RECORDS = (Evaluation, RoutingProbe, Ablation)
@@ -149,3 +150,63 @@ def test_python_objects_and_cut_off_arrays_are_not_read(tmp_path: Path) -> None:
     for name in ("objects", "short"):
         with pytest.raises(ValueError):
             load_arrays(tmp_path / f"{name}.npz", ["a"])
+
+
+def test_what_would_fill_the_memory_is_not_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A small file of zeros is refused by the sizes that it tells; so large a file is read, and so few zeros are."""
+    monkeypatch.setattr(array_file, "MOST_BYTES", 1 << 16)
+    path, zeros = tmp_path / "x.npz", np.zeros(1 << 17)
+    np.savez(path, a=zeros)
+    assert load_arrays(path, ["a"])["a"].nbytes == zeros.nbytes
+    np.savez_compressed(path, a=zeros[: 1 << 12], b=zeros)
+    assert load_arrays(path, ["a"])["a"].nbytes == 1 << 15
+    with monkeypatch.context() as unpacked:
+        unpacked.setattr(zipfile.ZipFile, "read", lambda *_: pytest.fail("it is unpacked"))
+        with pytest.raises(ValueError, match=r"it has [\d,]+ bytes, of which 1,081,\d+ would come, as of a file"):
+            load_arrays(path, ["a", "b"])
+
+
+def npy(header: str, version: int = 1) -> bytes:
+    """The content of an .npy file with this header and 64 bytes of numbers."""
+    return (
+        b"\x93NUMPY" + bytes([version, 0]) + len(header).to_bytes(2 * version, "little") + header.encode() + bytes(64)
+    )
+
+
+HOSTILE = {
+    "more than the memory": npy("{'descr': '<f8', 'fortran_order': False, 'shape': (999999999999999,), }", 2),
+    "more than can be addressed": npy("{'descr': '<f8', 'fortran_order': False, 'shape': (%s,), }" % ("9" * 30)),
+    "a third version": npy("{'descr': '<f8', 'fortran_order': False, 'shape': (8,), }", 3),
+    "no end": npy("{'descr': '<f8', 'fortran_order': (((("),
+    "nothing but depth": npy("-" * 9000 + "1"),
+    "no text": npy("\0" * 99),
+    "Python objects": npy("{'descr': '|O', 'fortran_order': False, 'shape': (8,), }", 2),
+    "nothing": b"",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_headers_of_arrays_are_not_obeyed(name: str, tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "x.npz", "w") as file:
+        file.writestr("a.npy", HOSTILE[name])
+    with pytest.raises(DAMAGED):
+        load_arrays(tmp_path / "x.npz", ["a"])
+
+
+@pytest.mark.parametrize("step", [np.inf, np.nan, "seven", [1, 2], 1j])
+def test_a_step_that_is_no_whole_number_makes_a_file_unusable(step: object, tmp_path: Path) -> None:
+    np.savez(tmp_path / "x.npz", **{**filled(Evaluation).arrays(), "step": np.array(step)})
+    with pytest.raises(DAMAGED):
+        Evaluation.read(tmp_path / "x.npz")
+
+
+@pytest.mark.parametrize("number", [np.nan, np.inf, 1e30, np.uint64(2**64 - 1)])
+def test_whole_numbers_that_are_none_do_not_fit(number: float, tmp_path: Path) -> None:
+    arrays = filled(Evaluation).arrays()
+    ids_V = np.full_like(arrays["vocabulary_ids_V"], number, dtype=np.asarray(number).dtype)
+    np.savez(tmp_path / "x.npz", **{**arrays, "vocabulary_ids_V": ids_V})
+    read, left_out = Evaluation.read(tmp_path / "x.npz")
+    assert (read.vocabulary_ids_V, left_out) == (
+        None,
+        ["vocabulary_ids_V has numbers that are not finite, or too large"],
+    )
