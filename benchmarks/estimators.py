@@ -43,7 +43,7 @@ def gradients(experiment: str, overrides: list[str], micro_batches: int, steps: 
     torch.set_num_threads(1)
     ranks = join(choose_device("cpu"), timeout_seconds=600.0)
     from moe_testbed.launcher.train.engine import build_model
-    from moe_testbed.launcher.train.inputs import build_sampler, to_context
+    from moe_testbed.launcher.train.inputs import LANGUAGE_MODELLING, build_sampler
     from moe_testbed.routing.balance.balancers.load_balancing_loss import LoadBalancingLossConfig
     from moe_testbed.routing.balance.balancing import Balancing
 
@@ -69,7 +69,7 @@ def gradients(experiment: str, overrides: list[str], micro_batches: int, steps: 
         outputs = []
         for micro in range(micro_batches):
             batch = sampler.batch(step, micro * size, (micro + 1) * size)
-            context, targets_BL = to_context(batch, slice(None), step, ranks.device)
+            context, targets_BL = LANGUAGE_MODELLING(batch, slice(None), step, ranks.device).arguments
             outputs.append((context, model(context, targets_BL)))
         decided = [([layer.decision for layer in output.layers], context) for context, output in outputs]
         for name, balancing in balancings.items():

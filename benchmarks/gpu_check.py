@@ -144,7 +144,7 @@ def check_routers(check: Check) -> None:
     from moe_testbed.launcher.config.experiment import load_experiment
     from moe_testbed.launcher.ranks.ranks import Ranks
     from moe_testbed.launcher.train.engine import build_model
-    from moe_testbed.launcher.train.inputs import build_sampler, to_context
+    from moe_testbed.launcher.train.inputs import LANGUAGE_MODELLING, build_sampler
 
     names = sorted(path.stem for path in (ROOT / "configs/routers").glob("*.yaml") if path.stem != "base")
     worst, tried = 0.0, 0
@@ -157,7 +157,9 @@ def check_routers(check: Check) -> None:
             results = []
             for device in (torch.device("cpu"), check.device):
                 model = build_model(config, store, Ranks(0, 1, device, None))
-                context, targets_BL = to_context(build_sampler(config, store).batch(0, 0, 8), slice(None), 0, device)
+                context, targets_BL = LANGUAGE_MODELLING(
+                    build_sampler(config, store).batch(0, 0, 8), slice(None), 0, device
+                ).arguments
                 loss = model(context, targets_BL).loss
                 loss.backward()
                 gradients = [p.grad.norm().cpu() for p in model.parameters() if p.grad is not None]
@@ -182,9 +184,8 @@ def check_model(check: Check, peak: float) -> None:
     """Measures `small` in bfloat16 beside its dense baseline, and the most memory beside the plan's."""
     from moe_testbed.launcher.cluster.plan.activations import planned_activations
     from moe_testbed.launcher.config.experiment import load_experiment
-    from moe_testbed.launcher.config.model_size import router_settings, size_of
+    from moe_testbed.launcher.config.model_size import first_setting, language_model, size_of
     from moe_testbed.model.deepspeed_moe import RoutedMoE
-    from moe_testbed.model.language_model import LanguageModel
     from moe_testbed.routing.records import RoutingContext
 
     seconds = {}
@@ -194,8 +195,7 @@ def check_model(check: Check, peak: float) -> None:
         config = load_experiment(str(ROOT / "configs/experiments/small.yaml"), options)
         B, L, V = config.training.micro_batch_size, config.data.sequence_length, config.data.mix.vocab_size
         with check.device:
-            settings = router_settings(config)
-            model = LanguageModel(config.model, config.routing, settings, V, L, 1, moe_layer=RoutedMoE)
+            model = language_model(config, V, first_setting(config), RoutedMoE)
             tokens_BL, zeros_BL = torch.randint(0, V, (B, L + 1)), torch.zeros(B, L, dtype=torch.int64)
             context = RoutingContext(tokens_BL[:, :-1], zeros_BL, zeros_BL, zeros_BL, zeros_BL[:, 0])
         model = model.bfloat16()

@@ -19,9 +19,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from moe_testbed.launcher.train.allocator import keep_freed_memory
-from moe_testbed.model.output_layer import next_token_loss
+from moe_testbed.model.output_layer import token_loss
 
-_TWO_CALLS, _CHUNKED, _OURS = "linear and cross_entropy", "linear_cross_entropy, chunked", "next_token_loss"
+_TWO_CALLS, _CHUNKED, _OURS = "linear and cross_entropy", "linear_cross_entropy, chunked", "token_loss"
 
 
 def main() -> None:
@@ -45,7 +45,7 @@ def main() -> None:
         return F.linear_cross_entropy(hidden_TM, weight_VM, targets_T, options=options)
 
     def ours() -> Tensor:
-        return next_token_loss(hidden_TM, weight_VM, targets_T)[0]
+        return token_loss(hidden_TM, weight_VM, targets_T)[0]
 
     ways: dict[str, Callable[[], Tensor]] = {_TWO_CALLS: two_calls, _CHUNKED: chunked, _OURS: ours}
     seconds: dict[str, list[float]] = {name: [] for name in ways}

@@ -45,7 +45,7 @@ def measure(arguments: argparse.Namespace) -> None:
     from moe_testbed.launcher.ranks.sharing import accumulation_steps, micro_batch_size
     from moe_testbed.launcher.train.allocator import keep_freed_memory
     from moe_testbed.launcher.train.engine import build_engine, build_model
-    from moe_testbed.launcher.train.inputs import build_sampler, to_context
+    from moe_testbed.launcher.train.inputs import LANGUAGE_MODELLING, build_sampler
 
     keep_freed_memory()
     trainings: dict[str, Any] = {}
@@ -63,7 +63,7 @@ def measure(arguments: argparse.Namespace) -> None:
         started = time.perf_counter()
         starts = [(micro * ranks.size + ranks.rank) * size for micro in range(accumulation)]
         batches = [sampler.batch(step, start, start + size) for start in starts]
-        inputs = [to_context(batch, slice(None), step, ranks.device) for batch in batches]
+        inputs = [LANGUAGE_MODELLING(batch, slice(None), step, ranks.device).arguments for batch in batches]
         if model.reads_counts_ahead and accumulation > 1:
             model.begin_step(context for context, _ in inputs)
         for context, targets_BL in inputs:

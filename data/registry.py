@@ -16,14 +16,15 @@ def did_you_mean(name: object, known: Iterable[str]) -> str:
 
 
 class Registry(Generic[Model]):
-    """Holds classes by the name that YAML mappings give as `kind`; its own `kind` says in messages what they are.
+    """Holds classes by the name that YAML mappings give as `kind`, or under another key; its own `kind` says in
+    messages what they are.
 
     pydantic's discriminated unions choose by `kind` too, but name neither the nearest nor, in words, the allowed ones,
     and know no short form without a mapping.
     """
 
-    def __init__(self, kind: str) -> None:
-        self.kind = kind
+    def __init__(self, kind: str, key: str = "kind") -> None:
+        self.kind, self.key = kind, key
         self._classes: dict[str, type[Model]] = {}
 
     def register(self, name: str) -> Callable[[type[Model]], type[Model]]:
@@ -50,14 +51,17 @@ class Registry(Generic[Model]):
         raise ValueError(f"Unknown {self.kind} '{name}'.{hint} Available: {', '.join(self.names())}")
 
     def parse(self, value: Any) -> Any:
-        """Validates a field: a mapping with `kind` (or just the kind, as a string) becomes an instance.
+        """Validates a field: a mapping with the key (or just its value, as a string) becomes an instance.
 
         Anything else is left to pydantic. Errors inside the mapping keep their place in the YAML.
         """
         if isinstance(value, str):
-            value = {"kind": value}
+            value = {self.key: value}
         if not isinstance(value, dict):
             return value
-        if "kind" not in value:
-            raise ValueError(f"A {self.kind} is missing: add `kind:`. Available: {', '.join(self.names())}")
-        return self.get(value["kind"]).model_validate(value)
+        if self.key not in value:
+            article = "An" if self.kind[0] in "aeiou" else "A"
+            raise ValueError(
+                f"{article} {self.kind} is missing: add `{self.key}:`. Available: {', '.join(self.names())}"
+            )
+        return self.get(value[self.key]).model_validate(value)

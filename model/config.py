@@ -98,10 +98,36 @@ class MoEConfig(BaseModel, extra="forbid", frozen=True):
         return self
 
 
-class ModelConfig(BaseModel, extra="forbid", frozen=True):
-    """A decoder-only language model."""
+ENCODER, DECODER = "encoder", "decoder"
+STACKS = {"causal": (DECODER,), "encoder": (ENCODER,), "encoder_decoder": (ENCODER, DECODER)}
+"""Architecture -> names of its stacks, from the input to the output."""
 
-    num_layers: int = Field(gt=0)
+
+class StackConfig(BaseModel, extra="forbid", frozen=True):
+    """What one stack of an encoder or an encoder-decoder model has of its own; null: as the model says."""
+
+    num_layers: int | None = Field(None, gt=0)
+    num_heads: int | None = Field(None, gt=0)
+    dense_hidden_size: int | None = Field(None, gt=0)
+    dense_baseline: bool | None = Field(None, description="true: no layer of this stack has experts")
+
+
+class ModelConfig(BaseModel, extra="forbid", frozen=True):
+    """A language model: of one stack of layers, or of an encoder and a decoder."""
+
+    architecture: Literal["causal", "encoder", "encoder_decoder"] = Field(
+        "causal",
+        description="causal: a decoder alone; encoder: every token sees all others; encoder_decoder: a decoder that "
+        "also sees what an encoder makes of another text",
+    )
+    encoder: StackConfig = Field(StackConfig(), description="what the encoder has of its own")
+    decoder: StackConfig = Field(StackConfig(), description="what the decoder of an encoder_decoder has of its own")
+    embeddings: Literal["shared", "equal_start", "separate"] = Field(
+        "shared",
+        description="shared: one table is read by all stacks and is the output layer; equal_start: one table each, all "
+        "from the same start; separate: each from a start of its own",
+    )
+    num_layers: int = Field(gt=0, description="layers of each stack")
     hidden_size: int = Field(gt=0, multiple_of=ALIGNMENT, description=f"model width (M), a multiple of {ALIGNMENT}")
     num_heads: int = Field(gt=0)
     dense_hidden_size: int | None = Field(
@@ -132,6 +158,41 @@ class ModelConfig(BaseModel, extra="forbid", frozen=True):
             )
         return self
 
+    @model_validator(mode="after")
+    def _stacks_fit(self) -> ModelConfig:
+        for name in (ENCODER, DECODER):
+            own = getattr(self, name)
+            if own != StackConfig() and (name not in STACKS[self.architecture] or self.architecture == "causal"):
+                raise ValueError(
+                    f"model.{name} is given, but model.architecture is {self.architecture}, which has no such part; "
+                    "leave it out, or choose another architecture"
+                )
+        if self.architecture == "causal":
+            if self.embeddings != "shared":
+                raise ValueError(
+                    f"model.embeddings is {self.embeddings}, but a causal model has one table; set it to shared, or "
+                    "choose another model.architecture"
+                )
+            return self
+        for name in STACKS[self.architecture]:
+            self.of_stack(name)
+        return self
+
+    @property
+    def stacks(self) -> tuple[str, ...]:
+        """Names of the stacks, from the input to the output."""
+        return STACKS[self.architecture]
+
+    def of_stack(self, name: str) -> ModelConfig:
+        """Returns the config of one stack, in the form of a model that has this one alone. Raises ValueError if what
+        the stack has of its own does not fit."""
+        if self.architecture == "causal":
+            return self
+        own = getattr(self, name).model_dump(exclude_none=True)
+        whole = {key: getattr(self, key) for key in type(self).model_fields}
+        alone = {"architecture": "causal", "encoder": StackConfig(), "decoder": StackConfig(), "embeddings": "shared"}
+        return ModelConfig.model_validate({**whole, **alone, **own})
+
     @property
     def active_hidden_size(self) -> int:
         """Feed-forward width that a token passes in an MoE layer, if none of its choices is a zero-computation
@@ -154,5 +215,7 @@ class ModelConfig(BaseModel, extra="forbid", frozen=True):
 
     @property
     def num_moe_layers(self) -> int:
-        """How many layers are MoE layers (Y)."""
+        """How many layers of all stacks are MoE layers (Y)."""
+        if self.architecture != "causal":
+            return sum(self.of_stack(name).num_moe_layers for name in self.stacks)
         return sum(self.is_moe_layer(layer) for layer in range(self.num_layers))

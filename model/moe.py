@@ -20,8 +20,10 @@ from moe_testbed.model.dispatch import (
     outputs_by_choice,
     place_in_slots,
     plan_dispatch,
+    plan_exchange,
+    return_rows,
+    send_rows,
 )
-from moe_testbed.model.exchange import plan_exchange, return_rows, send_rows
 from moe_testbed.model.experts import GroupedExperts
 from moe_testbed.model.zero_computation import ZeroComputation
 from moe_testbed.routing.records import NO_EXPERT, RoutingDecision
@@ -131,7 +133,7 @@ class MoELayer(nn.Module):
                 "model.moe.dispatch is capacity, but a balancer needs each expert's output by itself, which only the "
                 "other path has; set model.moe.dispatch to dropless"
             )
-        self.num_ffn_experts = config.num_ffn_experts
+        self.num_ffn_experts, self.choices = config.num_ffn_experts, config.choices
         self.num_local_experts = config.num_ffn_experts // expert_parallel_size
         experts = GroupedExperts(
             self.num_local_experts, hidden_size, config.expert_size, f"ep_size_{expert_parallel_size}"

@@ -1,16 +1,30 @@
 """Attention, norms and dense feed-forward layers.
 
-Shape legend: B sequences, L positions, T tokens, H heads, P projected width of a head, X complex numbers of it,
-M model width.
+Shape legend: B sequences, L positions of a text, T tokens, H heads, P projected width of a head, X complex
+numbers of it, M model width.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What a decoder sees of an encoder.
+
+    Attributes:
+        hidden_BLM: its output.
+        seen_B11L: False for padding, bool; None where there is none.
+    """
+
+    hidden_BLM: Tensor
+    seen_B11L: Tensor | None
 
 
 class RMSNorm(nn.Module):
@@ -86,20 +100,54 @@ class RotaryPositions(nn.Module):
 
 
 class Attention(nn.Module):
-    """Causal multi-head self-attention with rotary positions."""
+    """Multi-head self-attention with rotary positions.
 
-    def __init__(self, hidden_size: int, num_heads: int) -> None:
+    Args:
+        causal: a token sees itself and those before it; otherwise it sees all.
+    """
+
+    def __init__(self, hidden_size: int, num_heads: int, causal: bool = True) -> None:
         super().__init__()
-        self.num_heads = num_heads
+        self.num_heads, self.causal = num_heads, causal
         self.query_key_value = nn.Linear(hidden_size, 3 * hidden_size, bias=False)
         self.output = nn.Linear(hidden_size, hidden_size, bias=False)
 
-    def forward(self, x_BLM: Tensor, positions: RotaryPositions) -> Tensor:
+    def forward(self, x_BLM: Tensor, positions: RotaryPositions, seen_B11L: Tensor | None = None) -> Tensor:
+        """Returns what each token takes from the others, [B, L, M].
+
+        Args:
+            seen_B11L: False for padding, which no token sees, bool; None where there is none. A causal layer needs it
+                for padding before other tokens only.
+        """
         B, L, M = x_BLM.shape
         projected = F.linear(x_BLM, self.query_key_value.weight.index_select(0, positions.order_3M))
         turned_BL3HP = positions(projected.view(B, L, 3, self.num_heads, M // self.num_heads))
         query_BHLP, key_BHLP, value_BHLP = turned_BL3HP.transpose(1, 3).unbind(2)
-        mixed_BHLP = F.scaled_dot_product_attention(query_BHLP, key_BHLP, value_BHLP, is_causal=True)
+        mixed_BHLP = F.scaled_dot_product_attention(
+            query_BHLP, key_BHLP, value_BHLP, None if self.causal else seen_B11L, is_causal=self.causal
+        )
+        return self.output(mixed_BHLP.transpose(1, 2).reshape(B, L, M))
+
+
+class CrossAttention(nn.Module):
+    """Multi-head attention of a decoder's tokens to what an encoder has made of its own. The two texts have no common
+    positions, and none are given."""
+
+    def __init__(self, hidden_size: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.query = nn.Linear(hidden_size, hidden_size, bias=False)
+        self.key_value = nn.Linear(hidden_size, 2 * hidden_size, bias=False)
+        self.output = nn.Linear(hidden_size, hidden_size, bias=False)
+
+    def forward(self, x_BLM: Tensor, memory: Memory) -> Tensor:
+        """Returns what each of the decoder's tokens takes from the encoder's, [B, L, M]."""
+        B, L, M = x_BLM.shape
+        heads = self.num_heads, M // self.num_heads
+        query_BHLP = self.query(x_BLM).view(B, L, *heads).transpose(1, 2)
+        key_value_BL2HP = self.key_value(memory.hidden_BLM).view(B, -1, 2, *heads)
+        key_BHLP, value_BHLP = key_value_BL2HP.transpose(1, 3).unbind(2)
+        mixed_BHLP = F.scaled_dot_product_attention(query_BHLP, key_BHLP, value_BHLP, memory.seen_B11L)
         return self.output(mixed_BHLP.transpose(1, 2).reshape(B, L, M))
 
 

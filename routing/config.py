@@ -58,6 +58,10 @@ class RoutingConfig(BaseModel, extra="forbid", frozen=True):
         "null takes one out, `none` all",
     )
 
+    encoder: RoutingConfig | None = Field(
+        None, description="routing of the encoder in an encoder or encoder_decoder model; null: the same as all this"
+    )
+
     @field_validator("balance", mode="before")
     @classmethod
     def _labels_are_names(cls, value: Any) -> Any:
@@ -103,6 +107,10 @@ class RoutingConfig(BaseModel, extra="forbid", frozen=True):
                 "another router"
             )
         return self
+
+    def of_stack(self, name: str) -> RoutingConfig:
+        """Returns the routing of the stack of this name."""
+        return self.encoder if name == "encoder" and self.encoder is not None else self
 
     @property
     def causal(self) -> bool:

@@ -37,6 +37,7 @@ class RoutingContext:
         selection_bias_YE: added to the scores for the selection only, float32; None without a balancer that sets one.
         barred_YBE: experts that the tokens of a sequence may not use, bool; None in training and evaluation, where no
             expert is barred.
+        encoder: the same of the text that the encoder reads, in an encoder-decoder model; None in a single stack.
     """
 
     token_ids_BL: Tensor
@@ -49,6 +50,7 @@ class RoutingContext:
     valid_BL: Tensor | None = None
     selection_bias_YE: Tensor | None = None
     barred_YBE: Tensor | None = None
+    encoder: RoutingContext | None = None
 
     def at_layer(self, layer: int) -> RoutingContext:
         """The same context as MoE layer ``layer`` sees it."""

@@ -18,7 +18,7 @@ from moe_testbed.data.splits import SPLITS, VALIDATION
 from moe_testbed.data.tokens.store import Region, Store
 from moe_testbed.launcher.analyze.weights import refuse_not_finite
 from moe_testbed.launcher.checkpoint.checkpoints import newest_whole
-from moe_testbed.launcher.checkpoint.files import EXPERTS, MODULE, read_file
+from moe_testbed.launcher.checkpoint.weights import model_state
 from moe_testbed.launcher.config.experiment import ExperimentConfig
 from moe_testbed.launcher.errors import CheckpointError, ConfigError
 from moe_testbed.launcher.ranks.ranks import Ranks
@@ -107,12 +107,8 @@ def load_model(run: OwnRun, dtype: torch.dtype | None, ranks: Ranks) -> Language
         CheckpointError: the files do not fit the config, or a weight is not finite.
     """
     model = build_model(run.config, run.store, ranks)
-    state: dict[str, Any] = {}
-    for path in [run.checkpoint / MODULE, *sorted(run.checkpoint.glob(EXPERTS))]:
-        content = read_file(path)
-        state |= content["module"] if path.name == MODULE else content
     try:
-        model.load_state_dict(state)
+        model.load_state_dict(model_state(run.checkpoint))
     except RuntimeError as error:
         raise CheckpointError(f"{run.checkpoint} does not fit {RunFolder(run.folder).config_file}: {error}") from error
     remedy = "remove it, and the one before is read"

@@ -132,6 +132,7 @@ class Recorder:
             sequence_domain_N=passages.domain_N,
             sequence_cluster_N=passages.cluster_N,
             cluster_domain_C=passages.cluster_domain_C,
+            kinds=None,
             **{name: tensor.cpu().numpy() for name, tensor in sums.items()},
             **self.tables.arrays(),
         )

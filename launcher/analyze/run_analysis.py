@@ -30,6 +30,7 @@ from moe_testbed.launcher.run.records import Manifest, Summary
 from moe_testbed.launcher.train.ablated_model import ablate_model
 from moe_testbed.launcher.train.evaluation import Evaluator
 from moe_testbed.launcher.train.evaluation_set import EvaluationSet
+from moe_testbed.launcher.train.inputs import InputMaker
 
 
 class RunAnalysis:
@@ -46,7 +47,13 @@ class RunAnalysis:
         run = open_run(Path(name), self.request.cache_dir, log, self.request.trust)
         store, split, text_split, manifest = self._text(run)
         config = self._config(run, split)
-        held_out = EvaluationSet.of(store, split, config.data.sequence_length, config.evaluation.sequences_per_domain)
+        held_out = EvaluationSet.of(
+            store,
+            split,
+            config.data.sequence_length,
+            config.evaluation.sequences_per_domain,
+            InputMaker.for_evaluation(config, store),
+        )
         dtype = None if self.request.dtype == "auto" else getattr(torch, self.request.dtype)
         model = load_model(run, dtype, self.ranks)
         evaluation = Evaluator(config, held_out, self.ranks).run(model, run.step)
@@ -70,7 +77,7 @@ class RunAnalysis:
             evaluation=evaluation,
             config={"analysed": str(run.checkpoint), **written},
             summary=Summary(
-                **asdict(size_of(model, config.data.sequence_length)),
+                **asdict(size_of(model, config.data.sequence_length, config.objective)),
                 learned=config.routing.router.learned,
                 causal=config.causal,
                 evaluated_tokens=tokens,

@@ -11,15 +11,23 @@ import json
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, Field, SerializeAsAny, model_validator
 
 from moe_testbed.data.config import MixConfig
+from moe_testbed.data.objectives import NextToken, Objective, objective_names
 from moe_testbed.launcher.config.messages import Variants, validate
 from moe_testbed.launcher.config.mix import VARIANTS as MIX_VARIANTS
 from moe_testbed.launcher.config.names import NAME_PATTERN, training_name
 from moe_testbed.launcher.config.renamed import RENAMED
+from moe_testbed.launcher.config.stages import (
+    FreezeConfig,
+    StartConfig,
+    refuse_objective,
+    refuse_routing,
+    refuse_stages,
+)
 from moe_testbed.launcher.config.yaml_text import Keys, is_block, to_yaml
 from moe_testbed.launcher.config.yaml_tree import (
     ANY,
@@ -40,12 +48,19 @@ from moe_testbed.routing.routers.reference import ReferenceConfig
 _READABLE = 40  # characters of a run's name that tell the overrides
 RULES = Rules(
     references=frozenset({("data", "mix")}),
-    variants=((("routing", "router"), "name"), (("routing", "balance", ANY), "name")),
+    variants=(
+        (("routing", "router"), "name"),
+        (("routing", "balance", ANY), "name"),
+        (("routing", "encoder", "router"), "name"),
+        (("routing", "encoder", "balance", ANY), "name"),
+        (("objective",), "name"),
+    ),
     renamed=RENAMED,
 )
 VARIANTS: Variants = {
     RouterConfig: lambda options, _: ROUTERS.get(str(options["name"])).Config,
     BalancerConfig: lambda options, label: BALANCERS.get(str(options.get("name", label))).Config,
+    Objective: lambda options, _: objective_names.get(options["name"] if isinstance(options, dict) else options),
     **MIX_VARIANTS,
 }
 
@@ -215,6 +230,11 @@ class ExperimentConfig(BaseModel, extra="forbid", frozen=True):
     data: DataConfig
     model: ModelConfig
     routing: RoutingConfig
+    objective: SerializeAsAny[Annotated[Objective, BeforeValidator(objective_names.parse)]] = Field(
+        NextToken(), description="what the model reads of a sequence, and what it is to predict"
+    )
+    start: StartConfig = StartConfig()
+    freeze: FreezeConfig = FreezeConfig()
     training: TrainingConfig
     parallel: ParallelConfig = ParallelConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
@@ -226,8 +246,15 @@ class ExperimentConfig(BaseModel, extra="forbid", frozen=True):
 
     @property
     def causal(self) -> bool:
-        """Whether no evaluation loss of a token depends on later tokens."""
-        return self.model.dense_baseline or self.routing.causal
+        """Whether no evaluation loss of a token depends on tokens that only its routing sees."""
+        return self.model.architecture != "causal" or self.model.dense_baseline or self.routing.causal
+
+    @model_validator(mode="after")
+    def _parts_fit_architecture(self) -> ExperimentConfig:
+        refuse_objective(self.objective, self.model, self.data.sequence_length)
+        refuse_stages(self.start, self.freeze, self.model)
+        refuse_routing(self.routing, self.model)
+        return self
 
     @model_validator(mode="after")
     def _experts_are_shared_evenly(self) -> ExperimentConfig:
@@ -248,9 +275,13 @@ class ExperimentConfig(BaseModel, extra="forbid", frozen=True):
 
     @model_validator(mode="after")
     def _domains_have_experts(self) -> ExperimentConfig:
-        routing, router = self.routing, self.routing.router
-        if self.model.dense_baseline or not routing.needs_domains:
-            return self
+        for name in self.model.stacks:
+            if self.model.of_stack(name).num_moe_layers and self.routing.of_stack(name).needs_domains:
+                self._labels_will_do(self.routing.of_stack(name))
+        return self
+
+    def _labels_will_do(self, routing: RoutingConfig) -> None:
+        router = routing.router
         unlabelled = [name for name, domain in self.data.mix.domains.items() if not domain.labelled]
         if unlabelled:
             key, value = ("router.name", router.name) if router.needs_domains else ("input", routing.input.value)
@@ -261,7 +292,6 @@ class ExperimentConfig(BaseModel, extra="forbid", frozen=True):
             )
         if isinstance(router, ReferenceConfig):
             self._groups_have_experts(router)
-        return self
 
     def _groups_have_experts(self, router: ReferenceConfig) -> None:
         moe, domains = self.model.moe, list(self.data.mix.domains)

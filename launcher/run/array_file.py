@@ -48,6 +48,7 @@ LETTERS = {
     "probe token": "T",
     "choice": "W",
     "scope": "S",
+    "kind": "X",
 }
 """Axis -> its letter in names of arrays and in messages."""
 

@@ -2,7 +2,7 @@
 
 The letters behind a name's last underscore are its axes, as in `array_file.LETTERS`. Shape legend: Y MoE layers (0 for
 a dense model), D domains, E experts, N evaluated sequences, C clusters of sequences that share a document, V token ids,
-T tokens of the probe, W places for choices, S scopes.
+T tokens of the probe, W places for choices, S scopes, X kinds of targets.
 """
 
 from __future__ import annotations
@@ -35,6 +35,9 @@ class Evaluation(ArrayFile):
         entropy_sum_YD, probability_sum_YDE, margin_sum_YD: sums over tokens, of routers that make probabilities.
         router_cosine_YEE: between the vectors that stand for the experts.
         vocabulary_ids_V, vocabulary_counts_YVE: first choices of the most frequent token ids.
+        correct_D: targets that had the highest logit.
+        kinds: kinds of targets, of an objective that tells them apart, and kind_tokens_X, kind_loss_sum_X,
+            kind_correct_X: the number of each, its loss and those that had the highest logit.
         violation_sum_SY: sum over tokens of the max violation of the sequence and of the document that they are in.
     """
 
@@ -60,6 +63,11 @@ class Evaluation(ArrayFile):
     vocabulary_ids_V: Integers | None = array("token id", values=Values.WHOLE, optional=True)
     vocabulary_counts_YVE: Integers | None = array("layer", "token id", "expert", values=Values.COUNTS, optional=True)
     violation_sum_SY: Floats | None = array("scope", "layer", optional=True)
+    correct_D: Integers | None = array("domain", values=Values.COUNTS, optional=True)
+    kinds: tuple[str, ...] | None = array("kind", values=Values.NAMES, optional=True)
+    kind_tokens_X: Integers | None = array("kind", values=Values.COUNTS, optional=True)
+    kind_loss_sum_X: Floats | None = array("kind", optional=True)
+    kind_correct_X: Integers | None = array("kind", values=Values.COUNTS, optional=True)
 
     @property
     def loss_D(self) -> Floats:
@@ -71,6 +79,15 @@ class Evaluation(ArrayFile):
     def loss(self) -> float:
         """The loss in nats per token, the mean over domains of equal weight."""
         return float(self.loss_D.mean())
+
+    def of_kinds(self) -> list[tuple[str, int, float, int]]:
+        """Returns of each kind of targets its name, their number, the sum of their losses in nats, and how many of them
+        had the highest logit; without those of which there is none."""
+        parts = self.kind_tokens_X, self.kind_loss_sum_X, self.kind_correct_X
+        if self.kinds is None or any(part is None or len(part) != len(self.kinds) for part in parts):
+            return []
+        rows = zip(self.kinds, *parts, strict=True)  # type: ignore[arg-type]
+        return [(kind, int(tokens), float(loss), int(correct)) for kind, tokens, loss, correct in rows if tokens]
 
     @property
     def tokens(self) -> int:

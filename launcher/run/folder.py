@@ -21,7 +21,7 @@ from moe_testbed.launcher.run.array_file import ArrayFile, load_arrays
 from moe_testbed.launcher.run.arrays import Ablation, Evaluation, RoutingProbe
 from moe_testbed.launcher.run.files import read_json, read_json_lines, read_yaml, write_bytes_atomically
 from moe_testbed.launcher.run.ownership import refuse_foreign
-from moe_testbed.launcher.run.records import JobEnds, Manifest, MetricsLine, Progress, Status, Summary
+from moe_testbed.launcher.run.records import JobEnds, Manifest, MetricsLine, Progress, StartRecord, Status, Summary
 from moe_testbed.launcher.run.steps import step_name, step_of, steps_in
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 # What decides a run's result. The rest (where it runs and on how many ranks, how often it saves) may change between two
 # starts.
-_DECIDING = ("seed", "data", "model", "routing", "training", "evaluation")
+_DECIDING = ("seed", "data", "model", "routing", "objective", "start", "freeze", "training", "evaluation")
 
 _TAIL_BYTES = 16_384
 _EXPERT_TABLE = ("layer", "domain", "expert")
@@ -57,6 +57,7 @@ class RunFolder:
         self.evaluations = path / "evaluations"
         self.probes = path / "statistics"
         self.ablation_file = path / "analysis.npz"
+        self.start_file = path / "start.json"
         self.checkpoints = path / "checkpoints"
         self.log_file = path / "log.txt"
         self.rank_logs = path / "logs"
@@ -307,6 +308,14 @@ class RunFolder:
     def write_summary(self, summary: Summary) -> None:
         """Writes what is told of the training after its end."""
         self._write_json(self.summary_file, summary.content())
+
+    def read_start(self) -> StartRecord | None:
+        """Returns what the training has started from; None if it has drawn all its weights, or has not begun."""
+        return StartRecord.of(read_json(self.start_file))
+
+    def write_start(self, start: StartRecord) -> None:
+        """Writes what the training has started from."""
+        self._write_json(self.start_file, start.content())
 
     # What SLURM's jobs have come to.
 

@@ -98,6 +98,72 @@ class MetricsLine:
         return {"kind": self.kind, "step": self.step, **seconds, **self.values}
 
 
+@dataclass(frozen=True)
+class LedgerRecord:
+    """What a training has taken, in two currencies, see `train.ledger`.
+
+    Attributes:
+        flops, flops_by_part: its own.
+        layer_units: its own.
+        inherited_flops, inherited_layer_units: those of the runs that it starts from.
+    """
+
+    flops: int
+    flops_by_part: Mapping[str, int]
+    layer_units: float
+    inherited_flops: int = 0
+    inherited_layer_units: float = 0.0
+
+    @classmethod
+    def of(cls, content: Any) -> LedgerRecord | None:
+        """Returns the ledger in a JSON value; None if it is none."""
+        if not isinstance(content, dict) or not isinstance(by_part := content.get("flops_by_part"), dict):
+            return None
+        numbers = [content.get(part.name) for part in fields(cls) if part.name != "flops_by_part"]
+        if not all(isinstance(number, int | float) for number in [*numbers, *by_part.values()]):
+            return None
+        return cls(**{part.name: content[part.name] for part in fields(cls)})
+
+    @property
+    def total_flops(self) -> int:
+        """The FLOPs with those that are inherited."""
+        return self.flops + self.inherited_flops
+
+    @property
+    def total_layer_units(self) -> float:
+        """The layer units with those that are inherited."""
+        return self.layer_units + self.inherited_layer_units
+
+
+@dataclass(frozen=True)
+class StartRecord:
+    """What a training has started from.
+
+    Attributes:
+        run: the folder of that run, as the path was given.
+        step: optimizer steps completed in it.
+        digest: of the weights that it had.
+        ledger: what it had taken; None if that is not known.
+    """
+
+    run: str
+    step: int
+    digest: str
+    ledger: LedgerRecord | None = None
+
+    @classmethod
+    def of(cls, content: Mapping[str, Any]) -> StartRecord | None:
+        """Returns the start in the content of its file; None if it is none."""
+        run, step, digest = (content.get(key) for key in ("run", "step", "digest"))
+        if not (isinstance(run, str) and isinstance(step, int) and isinstance(digest, str)):
+            return None
+        return cls(run, step, digest, LedgerRecord.of(content.get("ledger")))
+
+    def content(self) -> dict[str, Any]:
+        """Returns what is written into the file."""
+        return asdict(self)
+
+
 def _known(*kinds: type) -> Any:
     """A part of the summary that a run may lack, which counts only if it is of one of these kinds."""
     return field(default=None, metadata={"kinds": kinds})
@@ -121,6 +187,7 @@ class Summary:
         tokenizer: digest of the tokenizer by which an analysis counted tokens.
         cut_passages: name of each domain -> the share of its passages that an analysis has cut.
         dtype: precision in which an analysis had the model.
+        ledger: what the training has taken, as `LedgerRecord` writes it.
     """
 
     parameters: int | None = _known(int, float)
@@ -141,6 +208,7 @@ class Summary:
     tokenizer: str | None = _known(str)
     cut_passages: Mapping[str, float] | None = _known(dict)
     dtype: str | None = _known(str)
+    ledger: Mapping[str, Any] | None = _known(dict)
 
     @classmethod
     def of(cls, content: Mapping[str, Any]) -> Summary:

@@ -88,7 +88,7 @@ def _work_left(run: SuiteRun) -> int:
     """Returns the FLOPs of a training from where it is; 0 for one that cannot be built, and says so when it starts."""
     data, training = run.config.data, run.config.training
     try:
-        size = size_of(model_on_meta(run.config), data.sequence_length)
+        size = size_of(model_on_meta(run.config), data.sequence_length, run.config.objective)
     except ConfigError:
         return 0
     steps_left = training.steps - RunFolder(run.run_dir).read_progress(training.steps).step

@@ -19,7 +19,7 @@ from torch import Tensor
 from moe_testbed.launcher.ranks.ranks import Ranks
 from moe_testbed.launcher.run.arrays import Ablation
 from moe_testbed.launcher.train.ablation import MOST_COMPARED, MOST_NEURONS, Float, ablate
-from moe_testbed.launcher.train.evaluation_set import EvaluationSet, Share
+from moe_testbed.launcher.train.evaluation_set import EvaluationSet, Share, mean_losses
 from moe_testbed.model.language_model import LanguageModel
 from moe_testbed.model.moe import MoELayer, MoEOutput
 from moe_testbed.routing.records import NO_EXPERT, RoutingContext, RoutingDecision
@@ -70,8 +70,10 @@ class AblatedModel:
     ) -> None:
         self.model, self.ranks = model, ranks
         self.layers = model.moe_layers()
+        self.encoder_layers = len(next(iter(model.stacks.values())).moe_layers())
         self.shares = list(sample.shares(ranks, micro_batch_size, step))
-        self.num_sequences, self.length = sample.domain_NL.shape
+        # Of each sequence as many tokens as every stack reads.
+        self.num_sequences, self.length = len(sample), sample.shortest
         self.num_experts, width = model.config.moe.num_routed_experts, model.config.hidden_size
         Y, E, tokens = len(self.layers), self.num_experts, self.num_sequences * self.length
         most = max(1, min(_PROBE_TOKENS, tokens, _LARGEST_OUTPUTS // (E * width)))
@@ -112,7 +114,7 @@ class AblatedModel:
 
     def losses_with_experts_of(self, domain: int, allowed_YE: npt.NDArray[np.bool_]) -> Float:
         if self.model.needs_domains:
-            return self._losses(lambda context: replace(context, domain_BL=torch.full_like(context.domain_BL, domain)))
+            return self._losses(lambda context: _as_domain(context, domain))
         return self._losses(lambda context: self._barring(context, ~allowed_YE))
 
     def outputs(self, layer: int) -> Float:
@@ -137,7 +139,7 @@ class AblatedModel:
         loss_N = torch.zeros(self.num_sequences, dtype=torch.float64, device=self.ranks.device)
         for share in self.shares:
             output = self.model(change(share.context), share.targets_BL)
-            loss_N[share.numbers_B] = output.cross_entropy_BL[share.counted_B].double().mean(1)
+            loss_N[share.numbers_B] = mean_losses(output.cross_entropy_BL, share.targets_BL)[share.counted_B]
         losses: Float = self._sum(loss_N).cpu().numpy()
         return losses
 
@@ -155,17 +157,21 @@ class AblatedModel:
             hooks = {moe: self._watcher(y, share) for y, moe in enumerate(self.layers)}
             with _hooked(hooks):
                 output = self.model(share.context, share.targets_BL)
-            loss_N[share.numbers_B] = output.cross_entropy_BL[share.counted_B].double().mean(1)
+            loss_N[share.numbers_B] = mean_losses(output.cross_entropy_BL, share.targets_BL)[share.counted_B]
         for table in (self.output_sum_YEM, self.uses_YE, self.probe_YTM, loss_N):
             self._sum(table)
         losses: Float = loss_N.cpu().numpy()
         return losses
 
     def _watcher(self, y: int, share: Share) -> Callable[[MoELayer, tuple[Tensor, RoutingDecision], MoEOutput], None]:
-        counted_t1 = share.counted_B[:, None].expand_as(share.targets_BL).reshape(-1, 1)
-
         def watch(moe: MoELayer, inputs: tuple[Tensor, RoutingDecision], output: MoEOutput) -> None:
             hidden_BLM, decision = inputs
+            counted_BL = share.counted_B[:, None].expand(hidden_BLM.shape[:2])
+            # In a model with a decoder, the first layers are the encoder's.
+            context = share.context if y >= self.encoder_layers else share.context.encoder or share.context
+            if context.valid_BL is not None:
+                counted_BL = counted_BL & context.valid_BL
+            counted_t1 = counted_BL.reshape(-1, 1)
             self._add_outputs(y, moe, hidden_BLM, decision.expert_ids_TK.where(counted_t1, NO_EXPERT))
             self._take_probe(y, hidden_BLM, share)
 
@@ -191,6 +197,15 @@ class AblatedModel:
         here_T = torch.isin(sequence_T, share.numbers_B)
         row_T = torch.searchsorted(share.numbers_B, sequence_T[here_T])
         self.probe_YTM[y, here_T] = hidden_BLM[share.counted_B][row_T, place_T[here_T]].float()
+
+
+def _as_domain(context: RoutingContext, domain: int) -> RoutingContext:
+    """Returns the context with one domain as the label of all tokens, in every stack."""
+    return replace(
+        context,
+        domain_BL=torch.full_like(context.domain_BL, domain),
+        encoder=None if context.encoder is None else _as_domain(context.encoder, domain),
+    )
 
 
 @contextmanager

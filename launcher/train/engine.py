@@ -7,19 +7,19 @@ import io
 import logging
 import math
 import warnings
+from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import nn
 
 from moe_testbed.data.tokens.store import Store
 from moe_testbed.launcher.config.experiment import ExperimentConfig, TrainingConfig
-from moe_testbed.launcher.errors import ConfigError
+from moe_testbed.launcher.config.model_size import first_setting, language_model
 from moe_testbed.launcher.ranks.ranks import Ranks
 from moe_testbed.launcher.ranks.sharing import accumulation_steps, micro_batch_size
+from moe_testbed.launcher.train.stages.freezing import PART, share_of_rate
 from moe_testbed.model.deepspeed_moe import RoutedMoE, create_expert_parallel_groups, deepspeed
 from moe_testbed.model.language_model import LanguageModel
-from moe_testbed.routing.records import RouterSetting
 
 
 def build_model(config: ExperimentConfig, store: Store, ranks: Ranks) -> LanguageModel:
@@ -28,38 +28,14 @@ def build_model(config: ExperimentConfig, store: Store, ranks: Ranks) -> Languag
     Raises:
         ConfigError: router, model and mix do not go together.
     """
-    weights = _domain_weights(config, store)
-    token_counts_DV = torch.from_numpy(store.token_counts("train"))
-
-    def setting_of_layer(layer: int) -> RouterSetting:
-        return RouterSetting(
-            num_experts=config.model.moe.num_routed_experts,
-            top_k=config.model.moe.choices,
-            hidden_size=config.model.hidden_size,
-            layer=layer,
-            seed=config.seed,
-            domains=store.domains,
-            domain_weights=weights,
-            token_counts_DV=token_counts_DV,
-            data_parallel_group=ranks.group,
-        )
-
-    try:
-        model = LanguageModel(
-            config.model,
-            config.routing,
-            setting_of_layer,
-            store.vocab_size,
-            config.data.sequence_length,
-            config.seed,
-            config.parallel.expert_parallel_size,
-            ranks.group,
-            config.training.activation_checkpointing,
-            RoutedMoE,
-        )
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
-    return model.to(ranks.device)
+    setting = replace(
+        first_setting(config),
+        domains=store.domains,
+        domain_weights=_domain_weights(config, store),
+        token_counts_DV=torch.from_numpy(store.token_counts("train")),
+        data_parallel_group=ranks.group,
+    )
+    return language_model(config, store.vocab_size, setting, RoutedMoE).to(ranks.device)
 
 
 def _domain_weights(config: ExperimentConfig, store: Store) -> tuple[float, ...]:
@@ -103,16 +79,23 @@ def deepspeed_config(config: ExperimentConfig, num_ranks: int) -> dict[str, Any]
     }
 
 
-def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Returns the parameters in two groups: weights, which are decayed, and norms, which are not."""
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    return [
-        {"name": "decayed", "params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
-        {"name": "not_decayed", "params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
-    ]
+def _parameter_groups(model: LanguageModel, config: ExperimentConfig) -> list[dict[str, Any]]:
+    """Returns the parameters in groups: weights, which are decayed, and norms, which are not; each part that is frozen
+    for a while apart, since its learning rate is another one."""
+    frozen = config.freeze.parts()
+    groups: dict[str, dict[str, Any]] = {}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        part = model.part_of(name) if frozen else ""
+        kind, decay = ("decayed", config.training.weight_decay) if parameter.ndim > 1 else ("not_decayed", 0.0)
+        key = f"{part}.{kind}" if part else kind
+        group = groups.setdefault(key, {"name": key, "params": [], "weight_decay": decay, PART: part})
+        group["params"].append(parameter)
+    return sorted(groups.values(), key=lambda group: (group[PART], group["name"]))
 
 
-def build_engine(model: nn.Module, config: ExperimentConfig, ranks: Ranks) -> Any:
+def build_engine(model: LanguageModel, config: ExperimentConfig, ranks: Ranks) -> Any:
     """Returns the engine around the model: optimizer, gradient accumulation, clipping, precision, ZeRO and
     expert-parallel groups."""
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
@@ -123,18 +106,18 @@ def build_engine(model: nn.Module, config: ExperimentConfig, ranks: Ranks) -> An
     with contextlib.redirect_stdout(io.StringIO()):
         engine, *_ = deepspeed.initialize(
             model=model,
-            model_parameters=_parameter_groups(model, config.training.weight_decay),
+            model_parameters=_parameter_groups(model, config),
             config=deepspeed_config(config, ranks.size),
             dist_init_required=False,
         )
     return engine
 
 
-def set_learning_rate(engine: Any, training: TrainingConfig, step: int) -> float:
-    """Sets the rate of the update that follows ``step`` completed ones, and returns it."""
-    rate = learning_rate(training, step)
+def set_learning_rate(engine: Any, config: ExperimentConfig, step: int) -> float:
+    """Sets the rate of the update that follows ``step`` completed ones, and returns that of what is not frozen."""
+    rate = learning_rate(config.training, step)
     for group in engine.optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = rate * share_of_rate(config, group[PART], step)
     return rate
 
 

@@ -1,7 +1,7 @@
 """Losses per domain and routing counts on a held-out split.
 
 Shape legend: S scopes, G sets of tokens, N evaluated sequences, B sequences of a batch, T tokens, L positions, D
-domains, E experts, K choices, W places for choices, Y MoE layers, V token ids, C clusters, X columns.
+domains, E experts, K choices, W places for choices, Y MoE layers, V token ids, C clusters, X kinds of targets.
 """
 
 from __future__ import annotations
@@ -17,17 +17,20 @@ from torch import Tensor
 from moe_testbed.launcher.config.experiment import ExperimentConfig
 from moe_testbed.launcher.ranks.ranks import Ranks
 from moe_testbed.launcher.run.arrays import Evaluation
-from moe_testbed.launcher.train.evaluation_set import EvaluationSet, Share
-from moe_testbed.model.language_model import LayerRouting, ModelOutput
+from moe_testbed.launcher.train.evaluation_set import EvaluationSet, Share, mean_losses
+from moe_testbed.model.language_model import ModelOutput
+from moe_testbed.model.output_layer import NO_TARGET
+from moe_testbed.model.stack import LayerRouting
 from moe_testbed.routing.load import fractions, token_sets, without_padding
 from moe_testbed.routing.metrics import COUNTS, REPORTED
 from moe_testbed.routing.metrics.recording import RoutingTables, tracked_ids
-from moe_testbed.routing.records import RoutingContext
 from moe_testbed.routing.scopes import Scope
 
 _TRACKED = tuple(metric for metric in REPORTED if metric.tracked and metric.of == COUNTS)
 
 _SCOPES = (Scope.SEQUENCE, Scope.DOCUMENT)
+
+_OF_KINDS = {"kind_tokens_X": torch.int64, "kind_loss_sum_X": torch.float64, "kind_correct_X": torch.int64}
 
 
 class Evaluator:
@@ -44,7 +47,8 @@ class Evaluator:
         self.num_experts = config.model.moe.num_routed_experts
         self.top_k = config.model.moe.choices
         self.vocabulary_ids_V = tracked_ids(sequences.token_counts_V)
-        self.shuffled_NL = sequences.domain_NL[np.random.default_rng(0).permutation(len(sequences))]
+        self.shuffled_N = sequences.domain_N[np.random.default_rng(0).permutation(len(sequences))]
+        self.kinds = config.objective.kinds
 
     @torch.no_grad()
     def run(self, engine: Any, step: int) -> Evaluation:
@@ -55,8 +59,13 @@ class Evaluator:
             "tokens_D": torch.zeros(D, dtype=torch.int64, device=device),
             "loss_sum_D": torch.zeros(D, dtype=torch.float64, device=device),
             "sequence_loss_N": torch.zeros(N, dtype=torch.float64, device=device),
+            "correct_D": torch.zeros(D, dtype=torch.int64, device=device),
             "violation_sum_SY": torch.zeros(len(_SCOPES), Y, dtype=torch.float64, device=device),
+            "routed_tokens_SY": torch.zeros(len(_SCOPES), Y, dtype=torch.int64, device=device),
         }
+        if self.kinds:
+            for name, dtype in _OF_KINDS.items():
+                sums[name] = torch.zeros(len(self.kinds), dtype=dtype, device=device)
         tables = RoutingTables(
             Y, D, self.num_experts, self.top_k, len(sequences.cluster_domain_C), self.vocabulary_ids_V, device
         )
@@ -65,53 +74,70 @@ class Evaluator:
             output = engine(share.context, share.targets_BL)
             self._add_losses(sums, output, share)
             self._add_routing(tables, output.layers, share)
-            self._add_violations(sums["violation_sum_SY"], output.layers, share.context)
+            self._add_violations(sums, output.layers)
         engine.train()
         for table in sums.values():
             if self.ranks.group is not None:
                 dist.all_reduce(table, group=self.ranks.group)
         tables.all_reduce(self.ranks.group)
+        # Of a stack that reads another number of tokens than there are targets: as if it read as many.
+        routed_SY, targets = sums.pop("routed_tokens_SY"), sums["tokens_D"].sum()
+        scale_SY = (targets / routed_SY.clamp(min=1)).where(routed_SY != targets, 1.0)
+        sums["violation_sum_SY"] *= scale_SY
         return Evaluation(
             step=step,
             domains=sequences.domains,
             sequence_domain_N=sequences.domain_N,
             sequence_cluster_N=sequences.cluster_N,
             cluster_domain_C=sequences.cluster_domain_C,
+            kinds=self.kinds or None,
             **{name: table.cpu().numpy() for name, table in sums.items()},
             **tables.arrays(),
         )
 
-    def _of_share(self, values_N: npt.NDArray[Any], share: Share) -> Tensor:
-        """Returns the values of the sequences or tokens of a share, without those that do not count; one value a token,
-        [T]."""
-        values = torch.from_numpy(values_N).to(self.ranks.device)[share.numbers_B]
-        if values.dim() == 1:
-            values = values[:, None]
-        return values.expand(-1, share.targets_BL.shape[1]).reshape(-1)
+    def _of_rows(self, values_N: npt.NDArray[Any], share: Share) -> Tensor:
+        """Returns the values of the sequences of a share; any value for one that does not count."""
+        values_B = torch.zeros(len(share.counted_B), dtype=torch.int64, device=self.ranks.device)
+        values_B[share.counted_B] = torch.from_numpy(values_N).to(self.ranks.device)[share.numbers_B]
+        return values_B
 
     def _add_losses(self, sums: dict[str, Tensor], output: ModelOutput, share: Share) -> None:
-        loss_BL = output.cross_entropy_BL.double()[share.counted_B]
-        domain_T = self._of_share(self.sequences.domain_NL, share)
+        wanted_BL = share.counted_B[:, None] & (share.targets_BL != NO_TARGET)
+        loss_BL = output.cross_entropy_BL.double()
+        domain_BL = self._of_rows(self.sequences.domain_N, share)[:, None].expand_as(loss_BL)
         D = len(self.sequences.domains)
+        domain_T, loss_T, correct_T = domain_BL[wanted_BL], loss_BL[wanted_BL], output.correct_BL[wanted_BL]
         sums["tokens_D"] += torch.bincount(domain_T, minlength=D)
-        sums["loss_sum_D"] += torch.bincount(domain_T, loss_BL.reshape(-1), minlength=D)
-        sums["sequence_loss_N"][share.numbers_B] = loss_BL.mean(1)
+        sums["loss_sum_D"] += torch.bincount(domain_T, loss_T, minlength=D)
+        sums["correct_D"] += torch.bincount(domain_T[correct_T], minlength=D)
+        sums["sequence_loss_N"][share.numbers_B] = mean_losses(loss_BL, share.targets_BL)[share.counted_B]
+        if share.kinds_BL is not None:
+            kind_T, number = share.kinds_BL[wanted_BL], len(self.kinds)
+            sums["kind_tokens_X"] += torch.bincount(kind_T, minlength=number)
+            sums["kind_loss_sum_X"] += torch.bincount(kind_T, loss_T, minlength=number)
+            sums["kind_correct_X"] += torch.bincount(kind_T[correct_T], minlength=number)
 
     def _add_routing(self, tables: RoutingTables, layers: list[LayerRouting], share: Share) -> None:
-        counted_T = share.counted_B[:, None].expand_as(share.targets_BL).reshape(-1)
-        domain_T = self._of_share(self.sequences.domain_NL, share)
-        shuffled_T = self._of_share(self.shuffled_NL, share)
-        cluster_T = self._of_share(self.sequences.cluster_N, share)
-        token_ids_T = share.context.token_ids_BL[share.counted_B].reshape(-1)
+        labels_B = [
+            self._of_rows(values_N, share)
+            for values_N in (self.sequences.domain_N, self.sequences.cluster_N, self.shuffled_N)
+        ]
         for y, layer in enumerate(layers):
-            decision = layer.decision
+            decision, token_ids_BL = layer.decision, layer.context.token_ids_BL
+            counted_BL = share.counted_B[:, None].expand_as(token_ids_BL)
+            if layer.context.valid_BL is not None:
+                counted_BL = counted_BL & layer.context.valid_BL
+            counted_T = counted_BL.reshape(-1)
+            domain_T, cluster_T, shuffled_T = (
+                values_B[:, None].expand_as(token_ids_BL)[counted_BL] for values_B in labels_B
+            )
             tables.add(
                 y,
                 decision.expert_ids_TK[counted_T],
                 decision.weights_TK[counted_T],
                 domain_T,
                 cluster_T,
-                token_ids_T,
+                token_ids_BL[counted_BL],
                 probabilities_TE=None if decision.probabilities_TE is None else decision.probabilities_TE[counted_T],
                 kept_TW=layer.kept_TK[counted_T],
                 shuffled_T=shuffled_T,
@@ -119,14 +145,16 @@ class Evaluator:
             if decision.vectors_EX is not None:
                 tables.add_vectors(y, decision.vectors_EX)
 
-    def _add_violations(self, violation_sum_SY: Tensor, layers: list[LayerRouting], context: RoutingContext) -> None:
+    def _add_violations(self, sums: dict[str, Tensor], layers: list[LayerRouting]) -> None:
         for s, scope in enumerate(_SCOPES):
-            sets = token_sets(scope, context)
             for y, layer in enumerate(layers):
+                context = layer.context
+                sets = token_sets(scope, context)
                 ids_TK = without_padding(layer.decision.expert_ids_TK, context.valid_T)
                 violation_G = self.num_experts * fractions(sets.count(ids_TK, self.num_experts)).amax(-1) - 1
                 sizes_G = sets.sizes(context.valid_T, layer.decision.weights_TK)
-                violation_sum_SY[s, y] += (sizes_G * violation_G).sum()
+                sums["violation_sum_SY"][s, y] += (sizes_G * violation_G).sum()
+                sums["routed_tokens_SY"][s, y] += sizes_G.sum().long()
 
 
 def evaluation_values(evaluation: Evaluation) -> dict[str, float]:
@@ -135,6 +163,10 @@ def evaluation_values(evaluation: Evaluation) -> dict[str, float]:
     losses = evaluation.loss_sum_D / np.maximum(evaluation.tokens_D, 1)
     values = {"cross_entropy": float(losses.mean())}
     values |= {f"cross_entropy/{domain}": float(loss) for domain, loss in zip(evaluation.domains, losses, strict=True)}
+    if evaluation.correct_D is not None:
+        values["accuracy"] = float((evaluation.correct_D / np.maximum(evaluation.tokens_D, 1)).mean())
+    for kind, tokens, loss_sum, correct in evaluation.of_kinds():
+        values |= {f"{kind}/cross_entropy": loss_sum / tokens, f"{kind}/accuracy": correct / tokens}
     counts_YDE = evaluation.counts_top_k_YDE
     if len(counts_YDE) and evaluation.violation_sum_SY is not None:
         # Means over the layers; the report has each layer and every other metric.

@@ -18,7 +18,8 @@ from moe_testbed.data.tokens.held_out import evaluation_batches
 from moe_testbed.data.tokens.sampler import Batch
 from moe_testbed.data.tokens.store import Store
 from moe_testbed.launcher.ranks.ranks import Ranks
-from moe_testbed.launcher.train.inputs import to_context
+from moe_testbed.launcher.train.inputs import LANGUAGE_MODELLING, InputMaker
+from moe_testbed.model.output_layer import NO_TARGET
 from moe_testbed.routing.records import RoutingContext
 
 Int64 = npt.NDArray[np.int64]
@@ -31,13 +32,14 @@ class Share:
     Attributes:
         numbers_B: numbers of the sequences that count, int64.
         counted_B: whether each row counts, bool. A row that does not is there because all ranks run as many rows.
-        context, targets_BL: the model's input.
+        context, targets_BL, kinds_BL: the model's input, see `ModelInput`.
     """
 
     numbers_B: Tensor
     counted_B: Tensor
     context: RoutingContext
     targets_BL: Tensor
+    kinds_BL: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,7 @@ class EvaluationSet:
             same document (of equally many the first): what a bootstrap over documents resamples.
         cluster_domain_C: domain of each cluster.
         vocab_size: V.
+        make_input: what makes a model's input of them.
     """
 
     domains: tuple[str, ...]
@@ -60,9 +63,17 @@ class EvaluationSet:
     cluster_N: Int64
     cluster_domain_C: Int64
     vocab_size: int
+    make_input: InputMaker
 
     @classmethod
-    def of(cls, store: Store, split: str, sequence_length: int, sequences_per_domain: int) -> EvaluationSet:
+    def of(
+        cls,
+        store: Store,
+        split: str,
+        sequence_length: int,
+        sequences_per_domain: int,
+        make_input: InputMaker = LANGUAGE_MODELLING,
+    ) -> EvaluationSet:
         """Returns the sequences of a split. Raises DataError if a domain has too little text for one."""
         most = sequences_per_domain * len(store.domains)
         (rows,) = evaluation_batches(store, split, sequence_length, sequences_per_domain, most)
@@ -70,7 +81,8 @@ class EvaluationSet:
         domain_NL = np.searchsorted(first_document_D, rows.document_BL, side="right") - 1
         documents, cluster_N = np.unique([_main_document(row_L) for row_L in rows.document_BL], return_inverse=True)
         cluster_domain_C = np.searchsorted(first_document_D, documents, side="right") - 1
-        return cls(store.domains, rows, domain_NL, cluster_N, cluster_domain_C, store.vocab_size)
+        vocab_size = make_input.rows(store.vocab_size)
+        return cls(store.domains, rows, domain_NL, cluster_N, cluster_domain_C, vocab_size, make_input)
 
     def __len__(self) -> int:
         """Returns N."""
@@ -85,6 +97,11 @@ class EvaluationSet:
     def token_counts_V(self) -> Int64:
         """How often every token id occurs."""
         return np.bincount(self.rows.token_ids_BL.reshape(-1), minlength=self.vocab_size)
+
+    @property
+    def shortest(self) -> int:
+        """Says how many tokens every stack reads at least of every sequence."""
+        return self.make_input.objective.shortest(self.domain_NL.shape[1])
 
     def first(self, sequences_per_domain: int) -> EvaluationSet:
         """Returns the first sequences of each domain, with the clusters of the whole set. They are the first of all,
@@ -110,12 +127,32 @@ class EvaluationSet:
             rows_B = np.arange(ranks.rank * share, (ranks.rank + 1) * share)
             counted_B = rows_B < size
             numbers_B = first + np.where(counted_B, rows_B, 0)
-            context, targets_BL = to_context(self.rows, numbers_B, step, ranks.device)
+            given = self.make_input(self.rows, numbers_B, step, ranks.device)
+            context = given.context
             counted = torch.from_numpy(counted_B).to(ranks.device)
             if not counted_B.all():
                 # A row that is run again must take no place in the pool of a router that chooses over one.
-                context = replace(context, valid_BL=counted[:, None].expand_as(targets_BL))
-            yield Share(torch.from_numpy(numbers_B[counted_B]).to(ranks.device), counted, context, targets_BL)
+                context = _without_rows(context, counted)
+            numbers = torch.from_numpy(numbers_B[counted_B]).to(ranks.device)
+            yield Share(numbers, counted, context, given.targets_BL, given.kinds_BL)
+
+
+def mean_losses(cross_entropy_BL: Tensor, targets_BL: Tensor) -> Tensor:
+    """Returns the mean loss of each sequence over its targets, float64 [B]."""
+    wanted_BL, loss_BL = targets_BL != NO_TARGET, cross_entropy_BL.double()
+    if wanted_BL.all():
+        return loss_BL.mean(1)
+    return loss_BL.where(wanted_BL, 0.0).sum(1) / wanted_BL.sum(1).clamp(min=1)
+
+
+def _without_rows(context: RoutingContext, counted_B: Tensor) -> RoutingContext:
+    """Returns the context with the rows that do not count as padding, in every stack."""
+    counted_BL = counted_B[:, None].expand_as(context.token_ids_BL)
+    return replace(
+        context,
+        valid_BL=counted_BL if context.valid_BL is None else counted_BL & context.valid_BL,
+        encoder=None if context.encoder is None else _without_rows(context.encoder, counted_B),
+    )
 
 
 def _main_document(document_L: Int64) -> int:

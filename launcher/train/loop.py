@@ -22,18 +22,23 @@ from moe_testbed.launcher.train.divergence.watch import DivergenceWatch
 from moe_testbed.launcher.train.engine import build_engine, build_model
 from moe_testbed.launcher.train.evaluation import Evaluator, evaluation_values
 from moe_testbed.launcher.train.evaluation_set import EvaluationSet
-from moe_testbed.launcher.train.inputs import MicroBatches
+from moe_testbed.launcher.train.inputs import InputMaker, MicroBatches
 from moe_testbed.launcher.train.probe import Probe
+from moe_testbed.launcher.train.stages.ledger import Ledger
+from moe_testbed.launcher.train.stages.start import Parent, begin
 from moe_testbed.launcher.train.step import train_step
 from moe_testbed.launcher.train.summary import announcement, summary
 
 
-def run_loop(config: ExperimentConfig, store: Store, folder: RunFolder, session: Session) -> None:
+def run_loop(
+    config: ExperimentConfig, store: Store, folder: RunFolder, session: Session, parent: Parent | None = None
+) -> None:
     """Trains on all ranks, from the newest whole checkpoint in the run's folder or from the start.
 
     Args:
         folder: the run's folder, which only rank 0 writes; the checkpoints in it are written by all ranks.
         session: the ranks, which have met.
+        parent: the run that it starts from; None if it starts from its seed.
 
     Raises:
         AskedToStop: by a signal, after a checkpoint.
@@ -45,22 +50,30 @@ def run_loop(config: ExperimentConfig, store: Store, folder: RunFolder, session:
     training, saving, expert_parallel = config.training, config.checkpoint, config.parallel.expert_parallel_size
     inputs = MicroBatches(config, store, ranks)
     held_out = EvaluationSet.of(
-        store, config.evaluation.split, config.data.sequence_length, config.evaluation.sequences_per_domain
+        store,
+        config.evaluation.split,
+        config.data.sequence_length,
+        config.evaluation.sequences_per_domain,
+        InputMaker.for_evaluation(config, store),
     )
     evaluator, probe = Evaluator(config, held_out, ranks), Probe(config, held_out, ranks)
     model = build_model(config, store, ranks)
-    size = size_of(model, config.data.sequence_length)
+    size = size_of(model, config.data.sequence_length, config.objective)
+    if parent:
+        begin(model, config, parent, folder, store.vocab_size)
     engine = build_engine(model, config, ranks)
     first_step = checkpoints.restore(engine, folder.checkpoints, ranks, expert_parallel)
     started, system, evaluated = time.perf_counter() - folder.rewind(first_step), SystemMetrics(), None
+    ledger = Ledger(config, model, folder, first_step, ranks.size)
     watch = DivergenceWatch(config, model, inputs, held_out, folder, session, first_step)
     session.say(announcement(config, size, first_step))
 
     with session.steps():
         for step in (bar := _progress_bar(first_step, steps, ranks)):
-            values = train_step(engine, model, inputs, step, training, probe)
+            values = train_step(engine, model, inputs, step, config, probe)
             done, seconds = step + 1, time.perf_counter() - started
             line = session.after_step(done, values.means) | values.others
+            line["flops"] = ledger.after_step(line.pop("targets", None))
             if training.max_skipped_steps:
                 line["skipped_steps"] = engine.skipped_steps
             folder.append_metrics(MetricsLine("train", done, seconds, line))
@@ -97,7 +110,7 @@ def run_loop(config: ExperimentConfig, store: Store, folder: RunFolder, session:
         counts_YDE = (evaluated or evaluator.run(engine, steps)).counts_top_k_YDE
         sample = held_out.first(config.ablation.sequences_per_domain)
         folder.write_ablation(ablate_model(model, sample, counts_YDE, training.micro_batch_size, steps, ranks))
-    folder.write_summary(summary(config, size, ranks, seconds))
+    folder.write_summary(summary(config, size, ledger.record(), ranks, seconds))
 
 
 def _progress_bar(first_step: int, steps: int, ranks: Ranks) -> Any:

@@ -18,9 +18,9 @@ from moe_testbed.launcher.config.experiment import ExperimentConfig
 from moe_testbed.launcher.ranks.ranks import Ranks
 from moe_testbed.launcher.run.arrays import RoutingProbe
 from moe_testbed.launcher.train.evaluation_set import EvaluationSet, Share
-from moe_testbed.model.language_model import LayerRouting
+from moe_testbed.model.stack import LayerRouting
 from moe_testbed.routing.load import TokenSets
-from moe_testbed.routing.records import NO_EXPERT, RoutingContext
+from moe_testbed.routing.records import NO_EXPERT
 
 
 class Probe:
@@ -34,6 +34,7 @@ class Probe:
     def __init__(self, config: ExperimentConfig, held_out: EvaluationSet, ranks: Ranks) -> None:
         self.ranks = ranks
         self.sequences = held_out.first(config.probe.sequences_per_domain)
+        self.length = held_out.shortest
         self.micro_batch_size = config.training.micro_batch_size
         self.steps = config.training.steps
         self.num_layers = config.model.num_moe_layers
@@ -46,13 +47,15 @@ class Probe:
         return done * self.points // self.steps > (done - 1) * self.points // self.steps
 
     @torch.no_grad()
-    def add(self, layers: list[LayerRouting], context: RoutingContext) -> None:
+    def add(self, layers: list[LayerRouting]) -> None:
         """Counts a micro-batch of a step after which the probe is due; tokens without a label are left out."""
         _, D, E = self.counts_YDE.shape
-        domain_T = context.domain_BL.reshape(-1)
-        labelled_T = domain_T >= 0
-        sets = TokenSets(D, domain_T[labelled_T])
         for y, layer in enumerate(layers):
+            domain_T = layer.context.domain_BL.reshape(-1)
+            labelled_T = domain_T >= 0
+            if layer.context.valid_T is not None:
+                labelled_T = labelled_T & layer.context.valid_T
+            sets = TokenSets(D, domain_T[labelled_T])
             self.counts_YDE[y] += sets.count(layer.decision.expert_ids_TK[labelled_T], E)
 
     @torch.no_grad()
@@ -75,15 +78,17 @@ class Probe:
         return RoutingProbe(
             step=step,
             domains=self.sequences.domains,
-            domain_T=self.sequences.domain_NL.reshape(-1),
+            domain_T=self.sequences.domain_NL[:, : self.length].reshape(-1),
             expert_ids_YTW=self._gathered(shares).cpu().numpy(),
             counts_top_k_YDE=counts_YDE.cpu().numpy(),
         )
 
     def _ids(self, share: Share, layers: list[LayerRouting]) -> Tensor:
-        """Returns the experts of the tokens that count, [Y, t, W]."""
-        counted_t = share.counted_B[:, None].expand_as(share.targets_BL).reshape(-1)
-        of_layers = [layer.decision.expert_ids_TK[counted_t] for layer in layers]
+        """Returns the experts of the tokens that count, [Y, t, W]: of each sequence as many as every stack reads."""
+        of_layers = []
+        for layer in layers:
+            ids_BLW = layer.decision.expert_ids_TK.unflatten(0, layer.context.token_ids_BL.shape)
+            of_layers.append(ids_BLW[share.counted_B, : self.length].flatten(0, 1))
         width = max(ids.shape[1] for ids in of_layers)
         return torch.stack([F.pad(ids, (0, width - ids.shape[1]), value=NO_EXPERT) for ids in of_layers])
 
@@ -93,7 +98,7 @@ class Probe:
         width = torch.tensor(max(ids_YtW.shape[2] for _, ids_YtW in shares), device=device)
         if group is not None:
             dist.all_reduce(width, dist.ReduceOp.MAX, group=group)
-        N, L = self.sequences.domain_NL.shape
+        N, L = len(self.sequences), self.length
         # Each token is one rank's; what the others add is 0, less NO_EXPERT once at the end.
         shifted = torch.zeros(self.num_layers, N, L, int(width), dtype=torch.int64, device=device)
         for share, ids_YtW in shares:

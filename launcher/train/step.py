@@ -10,12 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from moe_testbed.launcher.config.experiment import TrainingConfig
+from moe_testbed.launcher.config.experiment import ExperimentConfig
 from moe_testbed.launcher.train.divergence.gradient import update
 from moe_testbed.launcher.train.engine import set_learning_rate
 from moe_testbed.launcher.train.inputs import MicroBatches
 from moe_testbed.launcher.train.probe import Probe
+from moe_testbed.launcher.train.stages.freezing import hold_still
 from moe_testbed.model.language_model import LanguageModel
+from moe_testbed.model.output_layer import NO_TARGET
 
 
 @dataclass(frozen=True)
@@ -24,7 +26,8 @@ class StepValues:
 
     Attributes:
         means: means over this rank's micro-batches, tensors without dimensions: loss, cross-entropy and the value of
-            each balancer's loss. They differ among the ranks.
+            each balancer's loss; and how many targets all of them have, where that is not every token. They differ
+            among the ranks.
         others: learning rate, tokens per second, and the norm of the gradient before clipping.
     """
 
@@ -33,7 +36,7 @@ class StepValues:
 
 
 def train_step(
-    engine: Any, model: LanguageModel, inputs: MicroBatches, step: int, training: TrainingConfig, probe: Probe
+    engine: Any, model: LanguageModel, inputs: MicroBatches, step: int, config: ExperimentConfig, probe: Probe
 ) -> StepValues:
     """Makes one optimizer step: forward and backward for each micro-batch, then the update.
 
@@ -42,11 +45,12 @@ def train_step(
         model: the model itself.
         inputs: this rank's micro-batches.
         step: optimizer steps completed before.
-        training: learning rates and the steps of the whole training.
+        config: learning rates, and which parts are frozen until when.
         probe: counts the micro-batches' routing if it is due after this step.
     """
     started = time.perf_counter()
-    rate = set_learning_rate(engine, training, step)
+    hold_still(engine, model, config, step)
+    rate = set_learning_rate(engine, config, step)
     if model.reads_counts_ahead and inputs.accumulation > 1:
         model.begin_step(context for context, _ in inputs.of_step(step))
 
@@ -55,12 +59,14 @@ def train_step(
         output = engine(context, targets_BL)
         engine.backward(output.loss)
         norm = update(engine, model)
-        values = {"loss": output.loss, "cross_entropy": output.cross_entropy_BL.mean()}
+        values = {"loss": output.loss, "cross_entropy": output.cross_entropy}
         values |= {f"balance/{label}": value for label, value in output.balance.items()}
         for name, value in values.items():
             means[name] += value.detach() / inputs.accumulation
+        if not config.objective.all_ids_are_targets:
+            means["targets"] += (targets_BL != NO_TARGET).sum()
         if probe.is_due(step + 1):
-            probe.add(output.layers, context)
+            probe.add(output.layers)
     model.finish_step()
 
     speed = inputs.tokens_per_step / (time.perf_counter() - started)

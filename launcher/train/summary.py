@@ -8,7 +8,7 @@ from moe_testbed.launcher.config.experiment import ExperimentConfig
 from moe_testbed.launcher.config.model_size import ModelSize
 from moe_testbed.launcher.ranks.ranks import Ranks
 from moe_testbed.launcher.run import environment
-from moe_testbed.launcher.run.records import Summary
+from moe_testbed.launcher.run.records import LedgerRecord, Summary
 
 
 def announcement(config: ExperimentConfig, size: ModelSize, first_step: int) -> str:
@@ -26,7 +26,7 @@ def announcement(config: ExperimentConfig, size: ModelSize, first_step: int) -> 
     )
 
 
-def summary(config: ExperimentConfig, size: ModelSize, ranks: Ranks, seconds: float) -> Summary:
+def summary(config: ExperimentConfig, size: ModelSize, ledger: LedgerRecord, ranks: Ranks, seconds: float) -> Summary:
     """Returns what is told of a training of so many seconds."""
     tokens = config.training.steps * config.training.global_batch_size * config.data.sequence_length
     return Summary(
@@ -42,4 +42,5 @@ def summary(config: ExperimentConfig, size: ModelSize, ranks: Ranks, seconds: fl
         commit=environment.commit(),
         hardware=environment.hardware(ranks.device),
         command=environment.command(),
+        ledger=asdict(ledger),
     )

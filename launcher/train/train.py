@@ -41,13 +41,14 @@ def train(config: ExperimentConfig, run_dir: Path, trust: bool = False) -> None:
         device = choose_device(config.runtime.device)
         # This imports DeepSpeed, which looks for its accelerator once, and must not meet the mirror's import of MLflow.
         from moe_testbed.launcher.train.loop import run_loop
+        from moe_testbed.launcher.train.stages.start import find_parent
 
         if config.runtime.threads:
             torch.set_num_threads(config.runtime.threads)
         keep_freed_memory()
         # What can go wrong on one rank alone comes before they meet: the others would wait for it.
         store = build_store(config.data.mix, Path(config.data.cache_dir), lambda text: print(text, file=sys.stderr))
-        manifest = Manifest(store.manifest)
+        manifest, parent = Manifest(store.manifest), find_parent(config, run_dir, store)
         folder = RunFolder.claim(run_dir, config, manifest, trust) if is_first_rank() else SilentRunFolder(run_dir)
         try:
             if folder.is_finished:
@@ -58,7 +59,7 @@ def train(config: ExperimentConfig, run_dir: Path, trust: bool = False) -> None:
             session.join(device, folder)
             with _mirrored(config, run_dir), session.watched():
                 check_preflight(config, store, session.ranks)
-                run_loop(config, store, folder, session)
+                run_loop(config, store, folder, session, parent)
         finally:
             folder.release()
 

@@ -18,7 +18,7 @@ from moe_testbed.launcher.config.experiment import ExperimentConfig
 from moe_testbed.launcher.ranks.ranks import Ranks
 from moe_testbed.launcher.ranks.sharing import accumulation_steps, micro_batch_size
 from moe_testbed.launcher.train.engine import build_engine, build_model
-from moe_testbed.launcher.train.inputs import build_sampler, to_context
+from moe_testbed.launcher.train.inputs import LANGUAGE_MODELLING, build_sampler
 
 # Where torch.distributed's functions take the tensor whose bytes the plan speaks of.
 MEASURED = {
@@ -52,7 +52,8 @@ def count(options: dict[str, Any]) -> dict[str, Any]:
         batches = []
         for micro in range(accumulation):
             start = (micro * ranks.size + ranks.rank) * size
-            batches.append(to_context(sampler.batch(step, start, start + size), slice(None), step, ranks.device))
+            rows = sampler.batch(step, start, start + size)
+            batches.append(LANGUAGE_MODELLING(rows, slice(None), step, ranks.device).arguments)
         if model.reads_counts_ahead and accumulation > 1:
             model.begin_step(context for context, _ in batches)
         for micro, (context, targets_BL) in enumerate(batches):

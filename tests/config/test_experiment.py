@@ -110,7 +110,8 @@ BAD_INPUT = [
     (
         ["modle.num_layers=3"],
         "command line: unknown key 'modle'. Did you mean 'model'? Allowed here: ablation, checkpoint, data, "
-        "evaluation, model, name, parallel, probe, routing, runtime, seed, tracking, training",
+        "evaluation, freeze, model, name, objective, parallel, probe, routing, runtime, seed, start, tracking, "
+        "training",
     ),
     (
         ["routing.router.normalize=true"],

@@ -26,7 +26,7 @@ from moe_testbed.launcher.run.records import MetricsLine
 from moe_testbed.launcher.train.engine import build_model
 from moe_testbed.launcher.train.evaluation import Evaluator, evaluation_values
 from moe_testbed.launcher.train.evaluation_set import EvaluationSet
-from moe_testbed.launcher.train.inputs import to_context
+from moe_testbed.launcher.train.inputs import LANGUAGE_MODELLING
 from moe_testbed.routing.metrics import COUNTS, REPORTED
 
 
@@ -59,7 +59,7 @@ def evaluate_naively(config: dict[str, Any]) -> dict[str, Any]:
         regions = store.regions[evaluation.split]
         domain = next(d for d, r in enumerate(regions) if r.first_token <= start < r.end_token)
         with torch.no_grad():
-            output = model(*to_context(batch, slice(None), 0, torch.device("cpu")))
+            output = model(*LANGUAGE_MODELLING(batch, slice(None), 0, torch.device("cpu")).arguments)
         result["sequence_loss"].append(float(output.cross_entropy_BL.double().mean()))
         result["domain"].append(domain)
         ids = batch.token_ids_BL[0].tolist()

@@ -15,7 +15,7 @@ from moe_testbed.data.build import build_store
 from moe_testbed.launcher.config.experiment import ExperimentConfig
 from moe_testbed.launcher.ranks.rendezvous import join
 from moe_testbed.launcher.train.engine import build_model
-from moe_testbed.launcher.train.inputs import build_sampler, to_context
+from moe_testbed.launcher.train.inputs import LANGUAGE_MODELLING, build_sampler
 from moe_testbed.model.deepspeed_moe import create_expert_parallel_groups
 
 MakeExperiment = Callable[..., dict[str, Any]]
@@ -35,7 +35,7 @@ def step_gradient(options: dict[str, Any], estimator: str, accumulation: int) ->
     sampler, model = build_sampler(config, store), build_model(config, store, ranks)
     size = BATCH // (accumulation * ranks.size)
     starts = [(micro * ranks.size + ranks.rank) * size for micro in range(accumulation)]
-    inputs = [to_context(sampler.batch(3, s, s + size), slice(None), 3, ranks.device) for s in starts]
+    inputs = [LANGUAGE_MODELLING(sampler.batch(3, s, s + size), slice(None), 3, ranks.device).arguments for s in starts]
     if accumulation > 1 and model.reads_counts_ahead:
         model.begin_step(context for context, _ in inputs)
     total = torch.zeros(())

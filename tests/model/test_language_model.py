@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from moe_testbed.model.initialisation import refuse_expert_names, refuse_scalars
 from moe_testbed.model.language_model import LanguageModel, ModelOutput
-from moe_testbed.model.refusals import refuse_expert_names, refuse_scalars
 from moe_testbed.routing.config import RoutingConfig
 from moe_testbed.routing.layer import make_layer_router
 from moe_testbed.routing.records import UNLABELLED, RouterSetting, RoutingContext

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from moe_testbed.model import output_layer
-from moe_testbed.model.output_layer import next_token_loss
+from moe_testbed.model.output_layer import token_loss
 
 T, M, V = 150, 8, 40
 
@@ -49,7 +49,7 @@ def test_loss_and_gradients_equal_a_loop_over_tokens(scale: float) -> None:
     hidden_TM, weight_VM, targets_T, shares_T = drawn(scale)
     leaves = hidden_TM.requires_grad_(), weight_VM.requires_grad_()
     exact = [leaf.detach().double().requires_grad_() for leaf in leaves]
-    loss, cross_entropy_T = next_token_loss(*leaves, targets_T, shares_T)
+    loss, cross_entropy_T, _ = token_loss(*leaves, targets_T, shares_T)
     expected_loss, expected_T = naive_loss(*exact, targets_T, shares_T.double())
     torch.testing.assert_close(loss.double(), expected_loss, rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(cross_entropy_T.double(), expected_T, rtol=1e-6, atol=1e-5)
@@ -65,7 +65,7 @@ def test_mean_and_single_tokens_have_gradients_too() -> None:
     hidden_TM, weight_VM, targets_T, shares_T = drawn()
     leaves = hidden_TM.requires_grad_(), weight_VM.requires_grad_()
     exact = [leaf.detach().double().requires_grad_() for leaf in leaves]
-    loss, cross_entropy_T = next_token_loss(*leaves, targets_T)
+    loss, cross_entropy_T, _ = token_loss(*leaves, targets_T)
     _, expected_T = naive_loss(*exact, targets_T, shares_T.double())
     torch.testing.assert_close(loss.double(), expected_T.mean(), rtol=1e-6, atol=1e-6)
     (2 * loss + (cross_entropy_T * shares_T).sum()).backward()
@@ -77,9 +77,9 @@ def test_mean_and_single_tokens_have_gradients_too() -> None:
 
 def test_without_gradients_the_values_are_the_same() -> None:
     hidden_TM, weight_VM, targets_T, shares_T = drawn()
-    with_gradients = next_token_loss(hidden_TM.requires_grad_(), weight_VM.requires_grad_(), targets_T, shares_T)
+    with_gradients = token_loss(hidden_TM.requires_grad_(), weight_VM.requires_grad_(), targets_T, shares_T)
     with torch.no_grad():
-        without = next_token_loss(hidden_TM, weight_VM, targets_T, shares_T)
+        without = token_loss(hidden_TM, weight_VM, targets_T, shares_T)
     assert not without[0].requires_grad and with_gradients[0].requires_grad
     for value, other in zip(without, with_gradients, strict=True):
         torch.testing.assert_close(value, other.detach(), rtol=0, atol=0)
@@ -89,7 +89,7 @@ def test_gradients_in_bfloat16_are_added_up_in_float32() -> None:
     hidden_TM, weight_VM, targets_T, shares_T = drawn()
     leaves = [part.bfloat16().requires_grad_() for part in (hidden_TM, weight_VM)]
     exact = [leaf.detach().double().requires_grad_() for leaf in leaves]
-    loss, _ = next_token_loss(*leaves, targets_T, shares_T)
+    loss, *_ = token_loss(*leaves, targets_T, shares_T)
     loss.backward()
     naive_loss(*exact, targets_T, shares_T.double())[0].backward()
     assert loss.dtype == torch.float32
@@ -103,6 +103,6 @@ def test_gradients_in_bfloat16_are_added_up_in_float32() -> None:
 def test_a_hidden_state_that_is_not_finite_shows_in_the_loss() -> None:
     hidden_TM, weight_VM, targets_T, _ = drawn()
     hidden_TM[7, 3] = math.inf
-    loss, cross_entropy_T = next_token_loss(hidden_TM, weight_VM, targets_T, torch.ones(T) / T)
+    loss, cross_entropy_T, _ = token_loss(hidden_TM, weight_VM, targets_T, torch.ones(T) / T)
     assert not bool(loss.isfinite())
     assert torch.nonzero(~cross_entropy_T.isfinite()).flatten().tolist() == [7]

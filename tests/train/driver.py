@@ -56,7 +56,7 @@ def train_and_fail(config: dict[str, Any], run_dir: str, number: int) -> None:
     def fail(*_: Any, **__: Any) -> NoReturn:
         raise RuntimeError("the reason\nand more of it")
 
-    _at_call(inputs, "to_context", number, fail)
+    _at_call(inputs.Sampler, "rows", number, fail)
     train(config, run_dir)
 
 

@@ -18,7 +18,7 @@ from moe_testbed.launcher.config.experiment import ExperimentConfig
 from moe_testbed.launcher.ranks.ranks import Ranks
 from moe_testbed.launcher.train.engine import build_model
 from moe_testbed.launcher.train.evaluation_set import EvaluationSet
-from moe_testbed.launcher.train.inputs import build_sampler, to_context
+from moe_testbed.launcher.train.inputs import LANGUAGE_MODELLING, build_sampler
 from moe_testbed.launcher.train.probe import Probe
 from moe_testbed.routing.records import NO_EXPERT
 
@@ -42,7 +42,7 @@ def probe_naively(config: dict[str, Any]) -> list[list[list[int]]]:
     layers: list[list[list[int]]] = [[] for _ in range(experiment.model.num_layers)]
     for number in range(len(store.domains) * experiment.probe.sequences_per_domain):
         rows = np.array([number])
-        output = model(*to_context(held_out.rows, rows, 0, torch.device("cpu")))
+        output = model(*LANGUAGE_MODELLING(held_out.rows, rows, 0, torch.device("cpu")).arguments)
         for layer, routing in zip(layers, output.layers, strict=True):
             layer += [[e for e in ids if e != NO_EXPERT] for ids in routing.decision.expert_ids_TK.tolist()]
     return layers
@@ -53,7 +53,8 @@ def count_the_first_step(config: dict[str, Any]) -> Counter[tuple[int, int, int]
     experiment = ExperimentConfig.model_validate(config)
     store = build_store(experiment.data.mix, Path(experiment.data.cache_dir), lambda _: None)
     model = build_model(experiment, store, Ranks(0, 1, torch.device("cpu"), None))
-    context, targets_BL = to_context(build_sampler(experiment, store).batch(0), slice(None), 0, torch.device("cpu"))
+    batch = build_sampler(experiment, store).batch(0)
+    context, targets_BL = LANGUAGE_MODELLING(batch, slice(None), 0, torch.device("cpu")).arguments
     counts: Counter[tuple[int, int, int]] = Counter()
     for y, routing in enumerate(model(context, targets_BL).layers):
         for domain, experts in zip(

@@ -1,0 +1,1 @@
+make typecheck 2>&1 | tail -30

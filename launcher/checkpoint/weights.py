@@ -1,0 +1,34 @@
+"""The weights in a checkpoint, read in one process whatever ranks have written it."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from moe_testbed.launcher.checkpoint.files import EXPERTS, MODULE, read_file
+
+
+def model_state(checkpoint: Path) -> dict[str, Tensor]:
+    """Returns weights and buffers by name, all experts under their numbers among all. Raises CheckpointError."""
+    state: dict[str, Tensor] = {}
+    for path in weight_files(checkpoint):
+        content = read_file(path)
+        state |= content["module"] if path.name == MODULE else content
+    return state
+
+
+def weight_files(checkpoint: Path) -> list[Path]:
+    """Returns the files that hold them."""
+    return [checkpoint / MODULE, *sorted(checkpoint.glob(EXPERTS))]
+
+
+def digest(checkpoint: Path) -> str:
+    """Returns a digest of weights and buffers: a training that was repeated has the same one, unless it differs."""
+    found = hashlib.sha256()
+    for name, tensor in sorted(model_state(checkpoint).items()):
+        found.update(name.encode())
+        found.update(tensor.contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()
