@@ -10,12 +10,15 @@ Shape legend: T tokens, K choices, M model width.
 
 from __future__ import annotations
 
+import inspect
 import sys
 from typing import Any
+from unittest import mock
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.optim import Adam, Optimizer
 
 from moe_testbed.model.config import MoEConfig
 from moe_testbed.model.dispatch import place_in_slots
@@ -25,8 +28,8 @@ from moe_testbed.routing.records import NO_EXPERT, RoutingDecision
 
 
 def _import_deepspeed() -> Any:
-    """Imports DeepSpeed without its autotuner's MLflow (which doubles the time) and without compiling operators on a
-    CPU.
+    """Imports DeepSpeed without its autotuner's MLflow (which doubles the time), without torch's compiler, and without
+    compiling operators on a CPU.
 
     On a CPU the first ``init_distributed`` would compile a shared-memory operator: it needs a compiler, takes minutes,
     and hangs for ever on the lock of a build that was killed. gloo does the same work without it.
@@ -41,7 +44,22 @@ def _import_deepspeed() -> Any:
             del sys.modules["mlflow"]
     if deepspeed.accelerator.get_accelerator().device_name() == "cpu":
         deepspeed.ops.__dict__["__compatible_ops__"] = {}
+    _leave_out_compiler()
     return deepspeed
+
+
+def _leave_out_compiler() -> None:
+    """Lets a training do without torch's compiler, which takes 2 s to import and 110 MB.
+
+    DeepSpeed's ZeRO compiles a function of Muon, an optimizer that nothing here uses. The methods of torch's optimizers
+    import the compiler to be left alone by it; what they wrap is left alone anyway, as nothing compiles it.
+    """
+    with mock.patch.object(torch, "compile", lambda function: function):
+        import deepspeed.runtime.zero.muon.original_muon  # noqa: F401
+    for name in ("add_param_group", "load_state_dict", "state_dict", "zero_grad"):
+        setattr(Optimizer, name, inspect.unwrap(getattr(Optimizer, name)))
+    # The wrapper of this one also turns gradients off.
+    Adam.step = torch.no_grad()(inspect.unwrap(Adam.step))  # type: ignore[method-assign]
 
 
 deepspeed = _import_deepspeed()

@@ -36,14 +36,10 @@ MODULES = (
     "moe_testbed.launcher.cli.main",
     "moe_testbed.launcher.train.train",
     "moe_testbed.launcher.train.loop",
-    # `deepspeed.initialize` imports them.
+    # `deepspeed.initialize` imports it.
     "deepspeed.module_inject.auto_ep_layer",
-    "torch._dynamo",
 )
 """What every training imports before its last step."""
-
-WITH_ZERO = ("deepspeed.runtime.zero.muon.muon_optimizer",)
-"""What it imports besides if ZeRO shards something."""
 
 WITH_ABLATION = ("scipy.optimize",)
 """What it imports besides if its experts are ablated: the assignment of experts to domains."""

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from moe_testbed.launcher.config.suite import SuiteRun
-from moe_testbed.launcher.suites.fork_server import LONGEST_MESSAGE, MODULES, WITH_ABLATION, WITH_ZERO
+from moe_testbed.launcher.suites.fork_server import LONGEST_MESSAGE, MODULES, WITH_ABLATION
 from moe_testbed.launcher.suites.processes import PARENT_VARIABLE, appending
 
 _SERVER = (sys.executable, "-m", "moe_testbed.launcher.suites.fork_server")
@@ -36,13 +36,8 @@ def forks_will_do(runs: Sequence[SuiteRun]) -> bool:
 
 def modules_of(runs: Sequence[SuiteRun]) -> list[str]:
     """Returns what these trainings import."""
-    configs = [run.config for run in runs]
-    modules = [*MODULES]
-    if any(config.training.zero_stage for config in configs):
-        modules += WITH_ZERO
-    if any(config.ablation.sequences_per_domain for config in configs):
-        modules += WITH_ABLATION
-    return modules
+    ablated = any(run.config.ablation.sequences_per_domain for run in runs)
+    return [*MODULES, *(WITH_ABLATION if ablated else ())]
 
 
 class Fork:

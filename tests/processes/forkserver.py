@@ -23,7 +23,7 @@ OUR_MODULES = [
     "moe_testbed.launcher.checkpoint.checkpoints",
     "moe_testbed.model.language_model",
 ]
-# What `deepspeed.initialize` spends its first seconds on.
+# What `deepspeed.initialize` imports.
 DEEPSPEED_MODULES = [
     "deepspeed.module_inject.auto_ep_layer",
     "deepspeed.runtime.zero.muon.muon_optimizer",

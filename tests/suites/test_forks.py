@@ -18,7 +18,7 @@ import yaml
 
 from moe_testbed.launcher.run.folder import RunFolder
 from moe_testbed.launcher.suites import processes
-from moe_testbed.launcher.suites.fork_server import MODULES, WITH_ABLATION, WITH_ZERO
+from moe_testbed.launcher.suites.fork_server import MODULES, WITH_ABLATION
 from moe_testbed.launcher.suites.forks import Forks, ServerLost
 from moe_testbed.launcher.suites.scheduling import TRAIN_COMMAND
 from tests.distributed.conftest import data, make_experiment
@@ -72,7 +72,7 @@ def configure(make_experiment: MakeExperiment, write: Callable[[str, str], Path]
     return configure
 
 
-@pytest.mark.parametrize("module", [*MODULES, *WITH_ZERO, *WITH_ABLATION])
+@pytest.mark.parametrize("module", [*MODULES, *WITH_ABLATION])
 def test_what_the_server_imports_is_there(module: str) -> None:
     assert importlib.util.find_spec(module) is not None
 

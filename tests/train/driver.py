@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
@@ -24,6 +25,12 @@ from moe_testbed.launcher.train import train as training
 def train(config: dict[str, Any], run_dir: str) -> None:
     """Trains to the end."""
     training.train(ExperimentConfig.model_validate(config), Path(run_dir))
+
+
+def train_and_list_modules(config: dict[str, Any], run_dir: str) -> list[str]:
+    """Trains to the end, and returns the names of all modules that are imported then."""
+    train(config, run_dir)
+    return list(sys.modules)
 
 
 def train_and_die(config: dict[str, Any], run_dir: str, where: str, number: int) -> None:

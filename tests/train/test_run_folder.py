@@ -41,6 +41,16 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
+@pytest.mark.parametrize("zero_stage", [0, 1])
+def test_a_training_does_not_import_torchs_compiler(
+    zero_stage: int, make_experiment: MakeExperiment, run_on_ranks: Run, tmp_path: Path
+) -> None:
+    config = make_experiment(training={"zero_stage": zero_stage})
+    (modules,) = run_on_ranks(driver.train_and_list_modules, 1, config, str(tmp_path / "run"))
+    assert "deepspeed" in modules
+    assert {"torch._dynamo", "torch._inductor", "mlflow"} & {*modules} == set()
+
+
 def test_files_are_those_of_the_contract(trained: Path) -> None:
     names = {path.name for path in trained.iterdir()}
     assert names == {
