@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import json
 import os
 import re
@@ -47,7 +48,7 @@ def write_privately(path: Path, text: str) -> None:
 def read_json(path: Path) -> dict[str, Any]:
     """Returns the object in a JSON file; empty if there is none or the file was cut off."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = _bounded(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}
@@ -56,10 +57,40 @@ def read_json(path: Path) -> dict[str, Any]:
 def read_yaml(path: Path) -> dict[str, Any]:
     """Returns the mapping in a YAML file; empty if there is none or the file is damaged."""
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError, RecursionError):
+        content = load_yaml(path)
+    except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}
+
+
+def load_yaml(path: Path) -> Any:
+    """Returns what a YAML file holds, as plain values. Raises OSError, ValueError."""
+    try:
+        return _bounded(yaml.safe_load(path.read_text(encoding="utf-8")))
+    except (yaml.YAMLError, RecursionError, LookupError, AttributeError, TypeError) as error:
+        # The last three are of tags that a value does not fit: !!bool x.
+        raise ValueError(str(error)) from error
+
+
+def _bounded(tree: Any) -> Any:
+    """Returns the tree. Raises ValueError if whoever goes through it would come to no end: in YAML a value can stand at
+    many places, and in itself."""
+    level, values = [tree], 0
+    for _ in range(_MOST_LEVELS):
+        level = list(itertools.islice(itertools.chain.from_iterable(map(_children, level)), _MOST_VALUES))
+        values += len(level)
+        if not level:
+            return tree
+        if values >= _MOST_VALUES:
+            raise ValueError(f"it holds more than {_MOST_VALUES:,} values")
+    raise ValueError(f"its values are nested in more than {_MOST_LEVELS} levels")
+
+
+_MOST_LEVELS, _MOST_VALUES = 100, 1_000_000
+
+
+def _children(value: Any) -> Iterable[Any]:
+    return value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
 
 
 def value_at(tree: Any, *keys: str) -> Any:

@@ -12,13 +12,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from filelock import FileLock, Timeout
 
 from moe_testbed.launcher.config.names import training_name
 from moe_testbed.launcher.config.yaml_text import to_yaml
 from moe_testbed.launcher.errors import ConfigError
-from moe_testbed.launcher.run.files import read_json, read_yaml, write_atomically, write_privately
+from moe_testbed.launcher.run.files import load_yaml, read_json, read_yaml, write_atomically, write_privately
 from moe_testbed.launcher.run.folder import RunFolder
 
 
@@ -114,8 +113,8 @@ class SuiteFolder:
         """Returns what stands in the file that says what the suite is. Raises ValueError, in one line, if it cannot be
         read."""
         try:
-            return yaml.safe_load(self.config_file.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
+            return load_yaml(self.config_file)
+        except (OSError, ValueError) as error:
             words = " ".join(str(error).split())
             raise ValueError(
                 f"{self.path} is not a suite's folder: {self.config_file.name} cannot be read ({words})"

@@ -63,6 +63,30 @@ def test_what_is_nested_too_deeply_is_damaged(tmp_path: Path) -> None:
         SuiteFolder(tmp_path).load_config_tree()
 
 
+ENDLESS = {
+    "in itself": "a: &a [*a]",
+    "at a million places": "a0: &a0 [x]\n"
+    + "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]\n" for n in range(1, 8)),
+    "a tag that it does not fit": "a: !!bool x",
+    "a date that there is not": "a: 2024-99-99",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("text", ENDLESS.values(), ids=ENDLESS)
+def test_yaml_that_nobody_could_go_through_is_damaged(text: str, tmp_path: Path) -> None:
+    (tmp_path / "suite.yaml").write_text(text)
+    assert read_yaml(tmp_path / "suite.yaml") == {}
+    with pytest.raises(ValueError, match=r"is not a suite's folder: suite\.yaml cannot be read"):
+        SuiteFolder(tmp_path).load_config_tree()
+
+
+def test_json_that_is_nested_deeper_than_a_report_goes_is_damaged(tmp_path: Path) -> None:
+    for levels, read in ((90, True), (110, False)):
+        text = '{"a": ' * levels + "1" + "}" * levels
+        (tmp_path / "a.json").write_text(text)
+        assert read_json(tmp_path / "a.json") == (json.loads(text) if read else {})
+
+
 def test_lines_that_are_whole(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     assert read_json_lines(path) == []
