@@ -110,7 +110,7 @@ def _wait_for(files: Mapping[str, int], checkpoint: Path) -> None:
 def _has_size(path: Path, size: int) -> bool:
     try:
         return path.stat().st_size == size
-    except OSError:
+    except (OSError, ValueError):  # the mark may name a file as no file is named
         return False
 
 

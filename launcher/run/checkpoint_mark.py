@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from moe_testbed.launcher.run.files import read_json, write_atomically
-from moe_testbed.launcher.run.steps import STEP, step_name, step_of
+from moe_testbed.launcher.run.steps import STEP, in_order, step_name, step_of
 
 _MARK = "complete.json"
 
@@ -37,9 +37,13 @@ def read_mark(checkpoint: Path) -> CheckpointMark | None:
     """Returns the mark of a checkpoint; None if it has none that can be read."""
     content = read_json(checkpoint / _MARK)
     step, layout, files = content.get("step"), content.get("layout", {}), content.get("files")
-    if step != step_of(checkpoint) or not isinstance(layout, dict) or not isinstance(files, dict):
+    if step != step_of(checkpoint) or not _are_numbers(layout) or not _are_numbers(files):
         return None
     return CheckpointMark(step, layout, files)
+
+
+def _are_numbers(content: object) -> bool:
+    return isinstance(content, dict) and all(type(value) is int for value in content.values())
 
 
 def checkpoint_path(checkpoints: Path, step: int) -> Path:
@@ -49,7 +53,7 @@ def checkpoint_path(checkpoints: Path, step: int) -> Path:
 
 def checkpoints_in(checkpoints: Path) -> list[Path]:
     """Returns the folders of the checkpoints, whole or not, in the order of their steps."""
-    return sorted(checkpoints.glob(f"{STEP}*"))
+    return in_order(checkpoints.glob(f"{STEP}*"), "")
 
 
 def newest_marked_step(checkpoints: Path) -> int:

@@ -386,6 +386,8 @@ def read_probe(path: Path) -> RoutingProbe:
     found, left_out = RoutingProbe.read(path)
     if left_out:
         raise ValueError(left_out[0])
+    if found.step != step_of(path):
+        raise ValueError(f"it is of step {found.step}")
     return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 STEP = "step_"
@@ -20,4 +21,11 @@ def step_of(path: Path) -> int:
 
 def steps_in(series: Path) -> list[Path]:
     """Returns the files of a folder that has one for each step that was looked at, in the order of their steps."""
-    return [path for path in sorted(series.glob(f"{STEP}*.npz")) if path.stem.removeprefix(STEP).isdigit()]
+    return in_order(series.glob(f"{STEP}*.npz"), ".npz")
+
+
+def in_order(paths: Iterable[Path], suffix: str) -> list[Path]:
+    """Returns those whose names are `step_name` and a suffix, in the order of their steps. What somebody has copied
+    beside them under another name is none."""
+    named = [path for path in paths if path.suffix == suffix and path.stem.removeprefix(STEP).isdecimal()]
+    return sorted((path for path in named if path.stem == step_name(step_of(path))), key=step_of)

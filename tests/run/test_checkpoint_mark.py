@@ -42,6 +42,8 @@ UNREADABLE = [
     # One digit has changed: it is not the step of the folder's name.
     '{"step": 3, "files": {}}',
     '{"step": "7", "files": {}}',
+    '{"step": 7, "files": {"a.pt": "3"}}',
+    '{"step": 7, "files": {}, "layout": {"ranks": [2]}}',
 ]
 
 
@@ -63,6 +65,21 @@ def test_the_newest_marked_step(tmp_path: Path) -> None:
     for step in (2, 9):
         write_mark(checkpoint_path(tmp_path, step), CheckpointMark(step))
     assert newest_marked_step(tmp_path) == 9
+
+
+def test_only_names_of_steps_are_checkpoints_in_the_order_of_their_steps(tmp_path: Path) -> None:
+    """A user copies a checkpoint beside it, under a name of theirs; it neither counts nor is removed."""
+    for step in (10**8, 99_999_999, 7):
+        write_mark(made(checkpoint_path(tmp_path, step)), CheckpointMark(step))
+    for copy in ("00000007_before", "00000009.bak", "00000011 (copy)", "latest", "9", "000000012", "²", "\u0663"):
+        write_mark(made(tmp_path / f"step_{copy}"), CheckpointMark(9))
+    assert [path.name for path in checkpoints_in(tmp_path)] == ["step_00000007", "step_99999999", "step_100000000"]
+    assert newest_marked_step(tmp_path) == 10**8
+
+
+def made(folder: Path) -> Path:
+    folder.mkdir()
+    return folder
 
 
 def test_reading_a_folder_imports_no_torch() -> None:

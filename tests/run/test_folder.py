@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from moe_testbed.launcher.run.arrays import Ablation, Evaluation, RoutingProbe
-from moe_testbed.launcher.run.folder import RunFolder, SilentRunFolder
+from moe_testbed.launcher.run.folder import RunFolder, SilentRunFolder, read_probe
 from moe_testbed.launcher.run.records import DomainManifest, Manifest, MetricsLine, Progress, Status, Summary
 
 
@@ -100,6 +100,22 @@ def test_going_back_forgets_what_came_later(tmp_path: Path) -> None:
         "step_00000002.npz",
     ]
     assert not (tmp_path / "analysis.npz").exists()
+
+
+def test_arrays_are_of_the_steps_that_their_files_say(tmp_path: Path) -> None:
+    """Files of other names are passed over, and so is what a file holds of another step."""
+    folder = RunFolder(tmp_path)
+    folder.create()
+    for step in (100_000_000, 99_999_999, 2):
+        folder.write_probe(RoutingProbe(step, np.zeros((1, 1, 1), dtype=np.int64)))
+    first = folder.probes / "step_00000002.npz"
+    for name in ("step_2", "step_00000002_old", "step_²", "step_00000003.bak"):
+        (folder.probes / f"{name}.npz").write_bytes(first.read_bytes())
+    files = folder.probe_files()
+    assert [read_probe(path).step for path in files] == [2, 99_999_999, 100_000_000]
+    files[1].write_bytes(first.read_bytes())
+    with pytest.raises(ValueError, match="it is of step 2"):
+        read_probe(files[1])
 
 
 @pytest.mark.parametrize(
