@@ -34,6 +34,7 @@ from moe_testbed.launcher.run.checkpoint_mark import (
     read_mark,
     write_mark,
 )
+from moe_testbed.launcher.run.ownership import writable_by_owner
 
 # How long a shared disk may take to show one host what another has written.
 _SEEN_SECONDS = 60.0
@@ -46,7 +47,8 @@ def save(engine: Any, folder: Path, step: int, ranks: Ranks, expert_parallel_siz
         shutil.rmtree(checkpoint, ignore_errors=True)
     dist.barrier()
     try:
-        engine.save_checkpoint(str(folder), tag=checkpoint.name, client_state={"step": step}, save_latest=False)
+        with writable_by_owner():
+            engine.save_checkpoint(str(folder), tag=checkpoint.name, client_state={"step": step}, save_latest=False)
     except RuntimeError as error:
         # torch.save has words of its own for a full disk.
         if "inline_container" not in str(error):
@@ -60,7 +62,8 @@ def save(engine: Any, folder: Path, step: int, ranks: Ranks, expert_parallel_siz
     if ranks.rank != 0:
         return
     _wait_for(files, checkpoint)
-    write_mark(checkpoint, CheckpointMark(step, asdict(RankLayout(ranks.size, expert_parallel_size)), files))
+    with writable_by_owner():
+        write_mark(checkpoint, CheckpointMark(step, asdict(RankLayout(ranks.size, expert_parallel_size)), files))
 
 
 def remove_old(folder: Path, keep: int) -> None:
@@ -123,11 +126,13 @@ def _is_whole(checkpoint: Path) -> bool:
 
 def _is_sound(checkpoint: Path) -> bool:
     """Tells whether the files hold what was written: after a loss of power they may have their sizes and be empty, and
-    a bit of theirs may have changed. Those of torch are archives with a checksum of each part."""
+    a bit of theirs may have changed. Those of torch are archives with a checksum of each part, and nothing in them is
+    compressed: one that holds more than its size was made to take for ever."""
     try:
         for path in checkpoint.glob("*.pt"):
             with zipfile.ZipFile(path) as archive:
-                if archive.testzip() is not None:
+                held = sum(member.file_size for member in archive.infolist())
+                if held > path.stat().st_size or archive.testzip() is not None:
                     return False
     except (*DAMAGED, RuntimeError):
         return False

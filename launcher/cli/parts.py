@@ -22,7 +22,9 @@ def add_experiment(command: argparse.ArgumentParser) -> None:
 def add_trust(command: argparse.ArgumentParser) -> None:
     """Adds the option that lets a command take code from what others have written."""
     command.add_argument(
-        "--trust", action="store_true", help="run code that runs of other users may hold, which are refused otherwise"
+        "--trust",
+        action="store_true",
+        help="run code that runs may hold which others own or can write; these are refused otherwise",
     )
 
 

@@ -8,11 +8,13 @@ T tokens of the probe, W places for choices, S scopes, X kinds of targets.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from moe_testbed.launcher.run.array_file import ArrayFile, Values, array
+from moe_testbed.launcher.run.steps import step_of
 
 Integers = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -145,3 +147,13 @@ class Ablation(ArrayFile):
     effective_rank_Y: Floats | None = array("layer", optional=True)
     weight_cosine_YEE: Floats | None = array("layer", "expert", "expert", stored_as="float32", optional=True)
     redundancy_tokens: int | None = array(values=Values.WHOLE, optional=True)
+
+
+def read_probe(path: Path) -> RoutingProbe:
+    """Returns a probe of the routing, whole. Raises one of `DAMAGED`."""
+    found, left_out = RoutingProbe.read(path)
+    if left_out:
+        raise ValueError(left_out[0])
+    if found.step != step_of(path):
+        raise ValueError(f"it is of step {found.step}")
+    return found

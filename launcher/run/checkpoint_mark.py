@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import TypeGuard
 
 from moe_testbed.launcher.run.files import read_json, write_atomically
 from moe_testbed.launcher.run.steps import STEP, in_order, step_name, step_of
@@ -42,7 +43,7 @@ def read_mark(checkpoint: Path) -> CheckpointMark | None:
     return CheckpointMark(step, layout, files)
 
 
-def _are_numbers(content: object) -> bool:
+def _are_numbers(content: object) -> TypeGuard[dict[str, int]]:
     return isinstance(content, dict) and all(type(value) is int for value in content.values())
 
 

@@ -20,7 +20,7 @@ from moe_testbed.launcher.errors import ConfigError
 from moe_testbed.launcher.run.array_file import ArrayFile, load_arrays
 from moe_testbed.launcher.run.arrays import Ablation, Evaluation, RoutingProbe
 from moe_testbed.launcher.run.files import read_json, read_json_lines, read_yaml, write_bytes_atomically
-from moe_testbed.launcher.run.ownership import refuse_foreign
+from moe_testbed.launcher.run.ownership import refuse_foreign, writable_by_owner
 from moe_testbed.launcher.run.records import JobEnds, Manifest, MetricsLine, Progress, StartRecord, Status, Summary
 from moe_testbed.launcher.run.steps import step_name, step_of, steps_in
 
@@ -110,8 +110,11 @@ class RunFolder:
 
     def create(self) -> None:
         """Makes the folder, if it is not there."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with writable_by_owner():
+            self.path.mkdir(exist_ok=True)
         for series in (self.evaluations, self.probes):
-            series.mkdir(parents=True, exist_ok=True)
+            series.mkdir(exist_ok=True)
 
     def prepare(self, config: ExperimentConfig, trust: bool = False) -> None:
         """Writes the config into a folder that is new or holds the same run, whose checkpoints may then be unpickled.
@@ -133,7 +136,8 @@ class RunFolder:
                     f"{self.path} holds a run that differs in {', '.join(differing)}; choose another folder, or remove "
                     "it to train anew"
                 )
-        self._write(self.config_file, dump_config(config).encode())
+        with writable_by_owner():
+            self._write(self.config_file, dump_config(config).encode())
 
     # What was trained, on what.
 
@@ -379,16 +383,6 @@ def mlflow_file(folder: Path) -> Path:
 def mlflow_lock_file(folder: Path) -> Path:
     """Returns the file in a run's or suite's folder that is locked by whoever talks with an MLflow store about it."""
     return folder / ".mlflow.lock"
-
-
-def read_probe(path: Path) -> RoutingProbe:
-    """Returns a probe of the routing, whole. Raises one of `DAMAGED`."""
-    found, left_out = RoutingProbe.read(path)
-    if left_out:
-        raise ValueError(left_out[0])
-    if found.step != step_of(path):
-        raise ValueError(f"it is of step {found.step}")
-    return found
 
 
 def _deciding(config: ExperimentConfig, part: str) -> Any:

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from moe_testbed.launcher.run.arrays import Ablation, Evaluation, RoutingProbe
-from moe_testbed.launcher.run.folder import RunFolder, SilentRunFolder, read_probe
+from moe_testbed.launcher.run.arrays import Ablation, Evaluation, RoutingProbe, read_probe
+from moe_testbed.launcher.run.folder import RunFolder, SilentRunFolder
 from moe_testbed.launcher.run.records import DomainManifest, Manifest, MetricsLine, Progress, Status, Summary
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import grp
 import os
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -110,6 +112,87 @@ def test_a_share_that_gives_files_to_one_user_holds_own_runs(
         run.prepare(CONFIG)
     monkeypatch.setattr(ownership, "_own_number_in", lambda folder: STRANGER)
     run.prepare(CONFIG)
+
+
+@pytest.fixture
+def lab(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every group has another user in it."""
+    monkeypatch.setattr(grp, "getgrgid", lambda number: grp.struct_group(("lab", "x", number, ["ann"])))
+
+
+PARTS = ["", "config.yaml", "checkpoints", CHECKPOINT, f"{CHECKPOINT}/mp_rank_00_model_states.pt"]
+
+
+@pytest.mark.parametrize("name", PARTS)
+@pytest.mark.parametrize("bits, writers", [(0o002, "every user"), (0o020, "the group lab")])
+def test_what_others_can_write_is_refused_until_the_command_that_is_named_was_given(
+    bits: int, writers: str, name: str, run: RunFolder, lab: None
+) -> None:
+    path = run.path / name
+    run.prepare(CONFIG)
+    path.chmod(path.stat().st_mode | bits)
+    with pytest.raises(ConfigError, match=f"^{path} can be written by {writers}: .* or give --trust if") as refused:
+        run.prepare(CONFIG)
+    run.prepare(CONFIG, trust=True)
+    if name != "config.yaml":  # which has just been written anew
+        cure = str(refused.value).split("written there, ")[1].split(", or")[0]
+        subprocess.run(cure.split(), check=True)
+    run.prepare(CONFIG)
+
+
+@pytest.mark.parametrize("members, refused", [([], False), (["me"], False), (["me", "ann"], True)])
+def test_a_group_of_ones_own_is_no_reason(
+    members: list[str], refused: bool, run: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ownership, "_name", lambda number: "me")
+    monkeypatch.setattr(grp, "getgrgid", lambda number: grp.struct_group(("me", "x", number, members)))
+    run.path.chmod(0o775)
+    if refused:
+        with pytest.raises(ConfigError, match="can be written by the group me"):
+            run.prepare(CONFIG)
+    else:
+        run.prepare(CONFIG)
+
+
+def test_neither_an_unknown_group_nor_modes_that_say_nothing_are_a_reason(
+    run: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unknown(number: int) -> None:
+        raise KeyError(number)
+
+    monkeypatch.setattr(grp, "getgrgid", unknown)
+    run.path.chmod(0o775)
+    run.prepare(CONFIG)
+    run.path.chmod(0o1777)  # as of /tmp
+    run.prepare(CONFIG)
+    run.path.chmod(0o777)
+    with pytest.raises(ConfigError, match="every user"):
+        run.prepare(CONFIG)
+    monkeypatch.setattr(ownership, "_own_file_in", lambda folder: os.stat(run.path))
+    run.prepare(CONFIG)
+
+
+def test_a_link_counts_by_what_it_leads_to(run: RunFolder, lab: None, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "scratch"
+    run.checkpoints.rename(elsewhere)
+    run.checkpoints.symlink_to(elsewhere)
+    run.prepare(CONFIG)
+    elsewhere.chmod(0o775)
+    with pytest.raises(ConfigError, match="can be written by the group lab"):
+        run.prepare(CONFIG)
+
+
+def test_runs_are_made_for_their_owner_to_write_whatever_the_umask_says(tmp_path: Path, lab: None) -> None:
+    before = os.umask(0)
+    try:
+        folder = RunFolder(tmp_path / "suite" / "run")
+        folder.prepare(CONFIG)
+        with ownership.writable_by_owner():
+            folder.checkpoints.mkdir()
+        folder.prepare(CONFIG)
+        assert (tmp_path / "suite").stat().st_mode & 0o777 == 0o777
+    finally:
+        assert os.umask(before) == 0
 
 
 def test_a_config_of_another_user_is_not_even_imported(

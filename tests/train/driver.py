@@ -33,6 +33,12 @@ def train_and_list_modules(config: dict[str, Any], run_dir: str) -> list[str]:
     return list(sys.modules)
 
 
+def train_without_umask(config: dict[str, Any], run_dir: str) -> None:
+    """Trains in a process whose files everybody may write."""
+    os.umask(0)
+    train(config, run_dir)
+
+
 def train_and_die(config: dict[str, Any], run_dir: str, where: str, number: int) -> None:
     """Trains, and kills its own process by SIGKILL at a place of ``PLACES``, when it comes there for the n-th time."""
     PLACES[where](number)

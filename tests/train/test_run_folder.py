@@ -30,9 +30,10 @@ TOLERANCE = 1e-6
 
 @pytest.fixture(scope="module")
 def trained(make_experiment: MakeExperiment, run_on_ranks: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of a finished run of six steps with evaluations after steps 3 and 6, and an ablation."""
+    """Folder of a finished run of six steps with evaluations after steps 3 and 6, and an ablation; by a user whose
+    files everybody may write."""
     run_dir = tmp_path_factory.mktemp("trained") / "run"
-    run_on_ranks(driver.train, 1, make_experiment(ablation={"sequences_per_domain": 1}), str(run_dir))
+    run_on_ranks(driver.train_without_umask, 1, make_experiment(ablation={"sequences_per_domain": 1}), str(run_dir))
     return run_dir
 
 
@@ -49,6 +50,14 @@ def test_a_training_does_not_import_torchs_compiler(
     (modules,) = run_on_ranks(driver.train_and_list_modules, 1, config, str(tmp_path / "run"))
     assert "deepspeed" in modules
     assert {"torch._dynamo", "torch._inductor", "mlflow"} & {*modules} == set()
+
+
+def test_what_code_is_taken_from_is_written_for_its_owner_alone(trained: Path) -> None:
+    checkpoints = list((trained / "checkpoints").rglob("*"))
+    assert len([path for path in checkpoints if path.is_file()]) > 2
+    for path in (trained, trained / "config.yaml", trained / "checkpoints", *checkpoints):
+        assert path.stat().st_mode & 0o022 == 0, path
+    assert (trained / "metrics.jsonl").stat().st_mode & 0o022 == 0o022
 
 
 def test_files_are_those_of_the_contract(trained: Path) -> None:

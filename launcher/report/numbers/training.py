@@ -18,8 +18,7 @@ import numpy as np
 from moe_testbed.launcher.report.numbers.values import Results, layered, of_layers, over_layers, stat
 from moe_testbed.launcher.report.read.records import Training
 from moe_testbed.launcher.run.array_file import DAMAGED
-from moe_testbed.launcher.run.arrays import RoutingProbe
-from moe_testbed.launcher.run.folder import read_probe
+from moe_testbed.launcher.run.arrays import RoutingProbe, read_probe
 from moe_testbed.routing import metrics
 from moe_testbed.routing.metrics import COUNTS, REPORTED
 
