@@ -16,9 +16,9 @@ import torch
 
 from moe_testbed.launcher.analyze.families import FAMILIES, Family
 from moe_testbed.launcher.analyze.hub_config import refuse_unroutable
-from moe_testbed.launcher.analyze.hub_quantised import cut_blocks, dequantise, method_of, remedy
+from moe_testbed.launcher.analyze.hub_quantised import cut_blocks, dequantise, method_of, refuse_experts, remedy
 from moe_testbed.launcher.analyze.request import Dtype, log
-from moe_testbed.launcher.analyze.weights import refuse_damaged_files, refuse_not_finite, refuse_unfitting
+from moe_testbed.launcher.analyze.weights import names_in, refuse_damaged_files, refuse_not_finite, refuse_unfitting
 from moe_testbed.launcher.errors import CheckpointError, ConfigError
 
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
@@ -130,6 +130,8 @@ def _model(transformers: Any, name: str, config: Any, method: str | None, dtype:
     helps: str | Callable[[Exception], str] = "download it again"
     if method is not None:
         what, helps = f"{name}, whose weights are quantised by {method}, cannot be loaded", partial(remedy, method)
+        if local:
+            refuse_experts(name, method, names_in(Path(name)))
         dequantise(config, method)
     with _told(what, helps), cut_blocks(config):
         model, info = transformers.AutoModelForCausalLM.from_pretrained(

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from moe_testbed.launcher.analyze.weights import SCALE
+from moe_testbed.launcher.errors import CheckpointError
+
 _READ = ("fp8", "mxfp4")
 """Methods whose weights transformers turns into plain ones while it loads them, with what our extra installs."""
 
+_NO_EXPERTS = ("auto-round", "awq", "bitsandbytes", "gptq")
+"""Methods by which transformers reads the weights of linear modules alone. The experts of a layer are one tensor in its
+models, which is none, whatever is installed."""
+
+_UNQUANTISED = "take an unquantised copy of the model (bfloat16)"
 
 _PACKAGES = {
     **dict.fromkeys(_READ, "'moe-testbed[checkpoints]'"),
@@ -41,14 +49,27 @@ def method_of(settings: Mapping[str, Any]) -> str | None:
     return str(quantisation.get("quant_method") or "an unnamed method")
 
 
+def refuse_experts(name: str, method: str, names: Iterable[str]) -> None:
+    """Raises CheckpointError if experts are quantised by a method by which transformers does not read experts.
+
+    Args:
+        names: names of the tensors in the checkpoint.
+    """
+    experts = sorted(key for key in names if ".experts." in key and SCALE.search(key))
+    if experts and method in _NO_EXPERTS:
+        raise CheckpointError(
+            f"{name} has experts that are quantised by {method} ({experts[0]} and {len(experts) - 1} more), and "
+            f"transformers reads experts that are quantised by {' or '.join(_READ)}; {_UNQUANTISED}"
+        )
+
+
 def remedy(method: str, error: Exception) -> str:
     """Returns what helps where a checkpoint of a method cannot be loaded."""
-    unquantised = "take an unquantised copy of the model (bfloat16)"
     if method in _READ and not isinstance(error, ImportError):
-        return f"take config.json and weights from the same copy, or {unquantised.removeprefix('take ')}"
+        return f"take config.json and weights from the same copy, or {_UNQUANTISED.removeprefix('take ')}"
     if method in _PACKAGES:
-        return f"pip install {_PACKAGES[method]}, which transformers needs for it, or {unquantised}"
-    return f"{' and '.join(_READ)} are read, other methods where transformers has all it needs; {unquantised}"
+        return f"pip install {_PACKAGES[method]}, which transformers needs for it, or {_UNQUANTISED}"
+    return f"{' and '.join(_READ)} are read, other methods where transformers has all it needs; {_UNQUANTISED}"
 
 
 def dequantise(config: Any, method: str) -> None:

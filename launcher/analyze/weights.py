@@ -13,7 +13,8 @@ from torch import Tensor
 
 from moe_testbed.launcher.errors import CheckpointError
 
-_SCALE = re.compile(r"(weight_scale\w*|input_scale|qweight|qzeros|scales|weight_packed|absmax|quant_map|_blocks)$")
+SCALE = re.compile(r"(weight_scale\w*|input_scale|qweight|qzeros|scales|weight_packed|absmax|quant_map|SCB|_blocks)$")
+"""Ends of the names of what stands beside or in place of quantised weights."""
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 _POINTER = b"version https://git-lfs"
 _READ_HERE = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -49,6 +50,18 @@ def refuse_damaged_files(folder: Path) -> None:
                 ) from error
 
 
+def names_in(folder: Path) -> list[str]:
+    """Returns the names of the tensors in a folder's files of safetensors, of which only the heads are read."""
+    from safetensors import safe_open
+
+    names: list[str] = []
+    for path in _files(folder):
+        if path.suffix == ".safetensors":
+            with safe_open(path, framework="pt") as file:
+                names += file.keys()
+    return names
+
+
 def _files(folder: Path) -> list[Path]:
     """Returns the files that transformers reads, also those that are not there; empty where it will find none."""
     for path in (folder / f"{name}{suffix}" for name in _WEIGHTS for suffix in ("", ".index.json")):
@@ -71,6 +84,11 @@ def refuse_unfitting(name: str, info: Mapping[str, Any]) -> None:
     Args:
         info: what transformers says of the loading, with sizes that do not match let pass.
     """
+    if scales := sorted(key for key in info["unexpected_keys"] if SCALE.search(key)):
+        raise CheckpointError(
+            f"{name} has quantised weights ({scales[0]} and {len(scales) - 1} more), of which its config.json says "
+            "nothing that transformers knows (quantization_config); take an unquantised copy of the model (bfloat16)"
+        )
     for key, in_file, by_config in sorted(info["mismatched_keys"]):
         others = len(info["mismatched_keys"]) - 1
         raise CheckpointError(
@@ -82,11 +100,6 @@ def refuse_unfitting(name: str, info: Mapping[str, Any]) -> None:
         raise CheckpointError(
             f"{name} is not whole: {len(missing)} weights are missing, such as {missing[0]}; download it again, or "
             "take both config.json and weights from the same copy"
-        )
-    if scales := sorted(key for key in info["unexpected_keys"] if _SCALE.search(key)):
-        raise CheckpointError(
-            f"{name} has quantised weights ({scales[0]} and {len(scales) - 1} more), of which its config.json says "
-            "nothing that transformers knows (quantization_config); take an unquantised copy of the model (bfloat16)"
         )
 
 

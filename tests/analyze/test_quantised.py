@@ -71,6 +71,44 @@ def test_quantised_weights_that_the_config_does_not_tell_of_are_refused(quantisa
         load(published)
 
 
+PACKED = {
+    "gptq": ("qweight", "qzeros", "scales", "g_idx"),
+    "awq": ("qweight", "qzeros", "scales"),
+    "bitsandbytes": ("weight", "weight.absmax", "weight.quant_map", "weight.quant_state.bitsandbytes__nf4"),
+    "bitsandbytes in 8 bits": ("weight", "SCB"),
+}
+"""What stands in a checkpoint in place of a quantised weight."""
+
+
+@pytest.mark.parametrize("told", [True, False], ids=["told", "untold"])
+@pytest.mark.parametrize("packed", PACKED)
+def test_experts_quantised_as_transformers_does_not_read_them_are_refused_whatever_is_installed(
+    packed: str, told: bool, tmp_path: Path
+) -> None:
+    """No package is named that would not help, and nothing is to be downloaded again."""
+    method = packed.split()[0]
+    folder = models.save(models.make_model("qwen3_moe"), tmp_path / "model")
+    weights = quantised.read_weights(folder)
+    for key in [key for key in weights if ".experts." in key]:
+        weight = weights.pop(key)
+        for part in PACKED[packed]:
+            name = key.removesuffix("weight") + part
+            weights[name] = torch.zeros(len(weight), 1, dtype=torch.uint8) if part == "weight" else torch.zeros(3)
+    quantised.write_weights(folder, weights)
+    bits = {"load_in_8bit": True} if "8 bits" in packed else {"load_in_4bit": True}
+    quantised.set_config(
+        folder, quantization_config={"quant_method": method, **(bits if method == "bitsandbytes" else {"bits": 4})}
+    )
+    if not told:
+        quantised.set_config(folder, quantization_config=None)
+    with pytest.raises(CheckpointError) as refused:
+        load(folder)
+    said = str(refused.value)
+    assert said.endswith("take an unquantised copy of the model (bfloat16)")
+    assert (f"has experts that are quantised by {method} (" if told else "has quantised weights (") in said
+    assert "again" not in said and "pip" not in said
+
+
 @pytest.mark.parametrize(
     "quantisation, method, package",
     [
