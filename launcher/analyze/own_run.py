@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from moe_testbed.launcher.config.experiment import ExperimentConfig
 from moe_testbed.launcher.errors import CheckpointError, ConfigError
 from moe_testbed.launcher.ranks.ranks import Ranks
 from moe_testbed.launcher.run.folder import RunFolder
-from moe_testbed.launcher.run.ownership import refuse_foreign
+from moe_testbed.launcher.run.ownership import refuse_foreign_code
 from moe_testbed.launcher.run.records import Manifest
 from moe_testbed.launcher.run.steps import step_of
 from moe_testbed.launcher.train.engine import build_model
@@ -62,8 +62,8 @@ def open_run(folder: Path, cache_dir: Path | None, log: Any, trust: bool = False
         ConfigError, DataError: the config cannot be read, the data cannot be had.
     """
     run = RunFolder(folder)
-    if not trust and any(":" in text for text in _texts(run.read_config_tree().get("routing"))):
-        refuse_foreign(run.path, run.config_file, run.checkpoints)
+    if not trust:
+        refuse_foreign_code(run.read_config_tree(), run.path, run.config_file, run.checkpoints)
     config = run.read_config()
     # One process holds all experts.
     changes: dict[str, Any] = {"parallel": config.parallel.model_copy(update={"expert_parallel_size": 1})}
@@ -82,19 +82,6 @@ def open_run(folder: Path, cache_dir: Path | None, log: Any, trust: bool = False
             "tokenizer would not fit; choose the right --cache-dir"
         )
     return OwnRun(folder, config, store, checkpoint, step_of(checkpoint))
-
-
-def _texts(tree: Any) -> Iterator[str]:
-    """Yields all keys and values of a tree: where there is a colon, one names a class of other people's modules."""
-    if isinstance(tree, Mapping):
-        for key, value in tree.items():
-            yield str(key)
-            yield from _texts(value)
-    elif isinstance(tree, list):
-        for value in tree:
-            yield from _texts(value)
-    else:
-        yield str(tree)
 
 
 def load_model(run: OwnRun, dtype: torch.dtype | None, ranks: Ranks) -> LanguageModel:

@@ -8,9 +8,10 @@ import pwd
 import shlex
 import stat
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from moe_testbed.launcher.errors import ConfigError
 
@@ -42,6 +43,16 @@ def refuse_foreign(folder: Path, config_file: Path, checkpoints: Path) -> None:
             )
 
 
+def refuse_foreign_code(config: Mapping[str, Any], folder: Path, config_file: Path, checkpoints: Path) -> None:
+    """Does what `refuse_foreign` does if a run's config names code: for whoever reads its weights as weights only.
+
+    Args:
+        config: what stands in the run's config, unchecked, since a check imports what it names.
+    """
+    if any(":" in text for text in _texts(config.get("routing"))):
+        refuse_foreign(folder, config_file, checkpoints)
+
+
 @contextmanager
 def writable_by_owner() -> Iterator[None]:
     """Lets this process make files and folders that only their owner can write, so that `refuse_foreign` takes them."""
@@ -51,6 +62,19 @@ def writable_by_owner() -> Iterator[None]:
         yield
     finally:
         os.umask(mask)
+
+
+def _texts(tree: Any) -> Iterator[str]:
+    """Yields all keys and values of a tree: where there is a colon, one names a class of other people's modules."""
+    if isinstance(tree, Mapping):
+        for key, value in tree.items():
+            yield str(key)
+            yield from _texts(value)
+    elif isinstance(tree, list):
+        for value in tree:
+            yield from _texts(value)
+    else:
+        yield str(tree)
 
 
 def _owners(paths: Iterable[Path]) -> Iterator[tuple[Path, int]]:

@@ -48,7 +48,7 @@ def train(config: ExperimentConfig, run_dir: Path, trust: bool = False) -> None:
         keep_freed_memory()
         # What can go wrong on one rank alone comes before they meet: the others would wait for it.
         store = build_store(config.data.mix, Path(config.data.cache_dir), lambda text: print(text, file=sys.stderr))
-        manifest, parent = Manifest(store.manifest), find_parent(config, run_dir, store)
+        manifest, parent = Manifest(store.manifest), find_parent(config, run_dir, store, trust)
         folder = RunFolder.claim(run_dir, config, manifest, trust) if is_first_rank() else SilentRunFolder(run_dir)
         try:
             if folder.is_finished:

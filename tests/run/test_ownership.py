@@ -7,6 +7,7 @@ import os
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from moe_testbed.launcher.errors import ConfigError
 from moe_testbed.launcher.run import ownership
 from moe_testbed.launcher.run.folder import RunFolder
 from moe_testbed.launcher.run.records import Manifest
+from moe_testbed.launcher.train.stages.start import find_parent
 from tests.distributed import corpus
 
 STRANGER = 54_321
@@ -204,7 +206,14 @@ def test_a_config_of_another_user_is_not_even_imported(
     tree["routing"]["router"] = {"name": "evil.py:Router"}
     run.write_config_tree(tree)
     give(run.config_file)
+    encoder = SimpleNamespace(run="run", folder=lambda run_dir, seed: run.path)
+    started: Any = SimpleNamespace(start=SimpleNamespace(encoder=encoder), seed=1)
+    store: Any = None
     with pytest.raises(ConfigError, match="belongs to user"):
         run.prepare(CONFIG)
+    with pytest.raises(ConfigError, match="belongs to user"):
+        find_parent(started, tmp_path / "new", store)
     with pytest.raises(ConfigError, match="it ran"):
         run.prepare(CONFIG, trust=True)
+    with pytest.raises(ConfigError, match="it ran"):
+        find_parent(started, tmp_path / "new", store, trust=True)

@@ -20,6 +20,7 @@ from moe_testbed.launcher.config.experiment import ExperimentConfig
 from moe_testbed.launcher.config.model_size import special_ids
 from moe_testbed.launcher.errors import ConfigError
 from moe_testbed.launcher.run.folder import RunFolder
+from moe_testbed.launcher.run.ownership import refuse_foreign_code
 from moe_testbed.launcher.run.records import LedgerRecord, Manifest, StartRecord
 from moe_testbed.launcher.run.steps import step_of
 from moe_testbed.model.config import DECODER, ENCODER
@@ -45,12 +46,15 @@ class Parent:
     checkpoint: Path
 
 
-def find_parent(config: ExperimentConfig, run_dir: Path, store: Store) -> Parent | None:
+def find_parent(config: ExperimentConfig, run_dir: Path, store: Store, trust: bool = False) -> Parent | None:
     """Returns the run that an experiment starts from; None if it starts from its seed, or has a checkpoint already.
+
+    Args:
+        trust: a router that the config of another user's run names may be imported. Weights need no trust.
 
     Raises:
         ConfigError: there is no such run, it is not finished, or it has no encoder or another tokenizer; or it is not
-            the one any more that the run in this folder has started from.
+            the one any more that the run in this folder has started from; or it is another user's and names code.
     """
     start = config.start.encoder
     if start is None:
@@ -65,6 +69,8 @@ def find_parent(config: ExperimentConfig, run_dir: Path, store: Store) -> Parent
             f"{place}, but {folder.path} is no folder of a run; give the folder of one, or the label of another run of "
             "the same suite"
         )
+    if not trust:
+        refuse_foreign_code(folder.read_config_tree(), folder.path, folder.config_file, folder.checkpoints)
     parent = folder.read_config()
     status = folder.read_status()
     checkpoint = newest_whole(folder.checkpoints) if folder.is_finished else None
