@@ -18,10 +18,11 @@ from tests.campaign.disk_full import DiskFull
 from tests.campaign.kills import Kills
 from tests.campaign.long_run import train_long
 from tests.campaign.pure import NUMBER, run_properties
+from tests.campaign.records import Records
 from tests.campaign.trials import Part, run_case, run_part
 from tests.processes.forkserver import import_ahead
 
-PARTS: dict[str, type[Part]] = {part.name: part for part in (Configs, Corpora, Damage, Kills, DiskFull)}
+PARTS: dict[str, type[Part]] = {part.name: part for part in (Configs, Corpora, Records, Damage, Kills, DiskFull)}
 PURE, LONG = "pure", "long"
 # What a report and an analysis import beside what a training does: half of what a small one costs.
 IMPORTED_AHEAD = (
