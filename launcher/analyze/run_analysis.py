@@ -14,7 +14,6 @@ from moe_testbed.data.splits import SPLITS, VALIDATION
 from moe_testbed.data.texts import ALL, labelled_documents, read_texts
 from moe_testbed.data.tokens.store import Store
 from moe_testbed.launcher.analyze.own_run import (
-    OwnRun,
     is_own_mix,
     load_model,
     open_run,
@@ -22,6 +21,7 @@ from moe_testbed.launcher.analyze.own_run import (
     store_of,
 )
 from moe_testbed.launcher.analyze.request import Request, Result, log, made_here
+from moe_testbed.launcher.checkpoint.own_run import OwnRun
 from moe_testbed.launcher.config.model_size import size_of
 from moe_testbed.launcher.errors import ConfigError
 from moe_testbed.launcher.ranks.ranks import Ranks

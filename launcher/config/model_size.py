@@ -8,10 +8,12 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import torch
+import torch.distributed as dist
 from torch import nn
 from torch.nn import functional as F
 
 from moe_testbed.data.objectives import NextToken, Objective, SpecialIds
+from moe_testbed.data.tokens.store import Store
 from moe_testbed.launcher.config.experiment import ExperimentConfig
 from moe_testbed.launcher.config.flops import StepFlops
 from moe_testbed.launcher.errors import ConfigError
@@ -122,4 +124,21 @@ def first_setting(config: ExperimentConfig) -> RouterSetting:
         domain_weights=tuple(weight / total for weight in domains.values()),
         # What is learned of the tokens is no weight's shape.
         token_counts_DV=torch.ones(len(domains), config.data.mix.vocab_size, dtype=torch.int64),
+    )
+
+
+def setting_on(config: ExperimentConfig, store: Store, group: dist.ProcessGroup | None = None) -> RouterSetting:
+    """Returns what the router of the first MoE layer is built for, with what a store knows of the tokens.
+
+    Args:
+        group: the ranks over which the batch is spread; None for one process.
+    """
+    weights = [config.data.mix.domain_weights()[domain] for domain in store.domains]
+    return replace(
+        first_setting(config),
+        domains=store.domains,
+        # They sum to 1: domains that could not be had are left out.
+        domain_weights=tuple(weight / sum(weights) for weight in weights),
+        token_counts_DV=torch.from_numpy(store.token_counts("train")),
+        data_parallel_group=group,
     )

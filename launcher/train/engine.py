@@ -7,14 +7,11 @@ import io
 import logging
 import math
 import warnings
-from dataclasses import replace
 from typing import Any
-
-import torch
 
 from moe_testbed.data.tokens.store import Store
 from moe_testbed.launcher.config.experiment import ExperimentConfig, TrainingConfig
-from moe_testbed.launcher.config.model_size import first_setting, language_model
+from moe_testbed.launcher.config.model_size import language_model, setting_on
 from moe_testbed.launcher.ranks.ranks import Ranks
 from moe_testbed.launcher.ranks.sharing import accumulation_steps, micro_batch_size
 from moe_testbed.launcher.train.stages.freezing import PART, share_of_rate
@@ -28,21 +25,8 @@ def build_model(config: ExperimentConfig, store: Store, ranks: Ranks) -> Languag
     Raises:
         ConfigError: router, model and mix do not go together.
     """
-    setting = replace(
-        first_setting(config),
-        domains=store.domains,
-        domain_weights=_domain_weights(config, store),
-        token_counts_DV=torch.from_numpy(store.token_counts("train")),
-        data_parallel_group=ranks.group,
-    )
+    setting = setting_on(config, store, ranks.group)
     return language_model(config, store.vocab_size, setting, RoutedMoE).to(ranks.device)
-
-
-def _domain_weights(config: ExperimentConfig, store: Store) -> tuple[float, ...]:
-    """Returns the share of each of the store's domains in the mix. They sum to 1: domains that could not be had are
-    left out."""
-    weights = [config.data.mix.domain_weights()[domain] for domain in store.domains]
-    return tuple(weight / sum(weights) for weight in weights)
 
 
 def deepspeed_config(config: ExperimentConfig, num_ranks: int) -> dict[str, Any]:
