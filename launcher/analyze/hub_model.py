@@ -19,7 +19,8 @@ from moe_testbed.launcher.analyze.hub_config import refuse_unroutable
 from moe_testbed.launcher.analyze.hub_quantised import cut_blocks, dequantise, method_of, refuse_experts, remedy
 from moe_testbed.launcher.analyze.request import Dtype, log
 from moe_testbed.launcher.analyze.weights import names_in, refuse_damaged_files, refuse_not_finite, refuse_unfitting
-from moe_testbed.launcher.errors import CheckpointError, ConfigError
+from moe_testbed.launcher.errors import CheckpointError
+from moe_testbed.launcher.export import library
 
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 _TOKENIZER_FILES = ("tokenizer.*", "*.tiktoken", "*.model", "vocab.*", "spiece.*")
@@ -152,16 +153,7 @@ def _model(transformers: Any, name: str, config: Any, method: str | None, dtype:
 
 def import_transformers() -> Any:
     """Imports it without its progress bars and notes. Raises ConfigError if it is not there."""
-    try:
-        import transformers
-    except ImportError:
-        raise ConfigError(
-            "checkpoints of the hub's format need transformers, which is not installed; "
-            "pip install 'moe-testbed[checkpoints]'"
-        ) from None
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    return transformers
+    return library.import_transformers("checkpoints of the hub's format")
 
 
 @contextmanager

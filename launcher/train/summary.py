@@ -6,6 +6,7 @@ from dataclasses import asdict
 
 from moe_testbed.launcher.config.experiment import ExperimentConfig
 from moe_testbed.launcher.config.model_size import ModelSize
+from moe_testbed.launcher.export.conditions import refusal
 from moe_testbed.launcher.ranks.ranks import Ranks
 from moe_testbed.launcher.run import environment
 from moe_testbed.launcher.run.records import LedgerRecord, Summary
@@ -18,12 +19,15 @@ def announcement(config: ExperimentConfig, size: ModelSize, first_step: int) -> 
         f"{config.name}, seed {config.seed}: router {config.routing.router.name}, {size.parameters:,} parameters, "
         f"{size.active_parameters:,} active, {size.flops_per_token:,} FLOPs per token, {begin}"
     )
-    if config.causal:
-        return text
-    return (
-        f"{text}\nthis routing is not causal: a token's route depends on later tokens, so that its losses cannot be "
-        "compared with those of causal ones; the report marks it"
-    )
+    if not config.causal:
+        text += (
+            "\nthis routing is not causal: a token's route depends on later tokens, so that its losses cannot be "
+            "compared with those of causal ones; the report marks it"
+        )
+    # Whoever trains one of these is likely to want to use it.
+    if config.model.architecture != "causal" and (reason := refusal(config)):
+        text += f"\n{reason}"
+    return text
 
 
 def summary(config: ExperimentConfig, size: ModelSize, ledger: LedgerRecord, ranks: Ranks, seconds: float) -> Summary:

@@ -30,6 +30,7 @@ COMMANDS = [
     "slurm cancel",
     "sync",
     "analyze",
+    "export",
     "data",
     "data build",
     "data show",
@@ -125,6 +126,7 @@ def test_the_examples_of_the_help_work(capsys: pytest.CaptureFixture[str], monke
     from moe_testbed.launcher.cluster.launch import launch
     from moe_testbed.launcher.cluster.plan import text
     from moe_testbed.launcher.cluster.slurm import cancel, status, submit
+    from moe_testbed.launcher.export import export as exporting
     from moe_testbed.launcher.report import write as report
     from moe_testbed.launcher.suites import compare
     from moe_testbed.launcher.tracking import sync
@@ -143,6 +145,7 @@ def test_the_examples_of_the_help_work(capsys: pytest.CaptureFixture[str], monke
         (status, "print_status"),
         (cancel, "cancel"),
         (sync, "sync"),
+        (exporting, "export"),
     ):
         monkeypatch.setattr(module, name, lambda *_, name=name, **__: done.append(name) or 0)
     for name in ("build", "show", "check"):
@@ -158,7 +161,10 @@ def test_the_examples_of_the_help_work(capsys: pytest.CaptureFixture[str], monke
             assert main(arguments) == 0, example
     reports = {"print_report", "print_comparison"}
     clusters = {"print_plan", "launch", "submit", "print_status", "cancel", "sync"}
-    assert set(done) == {"train", "compare", "analyze", "build", "show", "check", "check_routers"} | reports | clusters
+    assert (
+        set(done)
+        == {"train", "compare", "analyze", "export", "build", "show", "check", "check_routers"} | reports | clusters
+    )
 
 
 @pytest.mark.parametrize(

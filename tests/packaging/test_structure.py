@@ -14,7 +14,7 @@ PACKAGES = ("configs", "data", "launcher", "model", "routing")
 REGISTRIES = {"data/readers", "routing/routers", "routing/balance/balancers"}
 """Folders of variants: one file each, as many as there are."""
 
-MOST_MODULES, MOST_LINES, MOST_ROOMS = 12, 400, 15
+MOST_MODULES, MOST_LINES, MOST_ROOMS = 12, 400, 14
 
 
 def modules() -> list[Path]:
@@ -28,7 +28,7 @@ def test_no_folder_has_more_modules_than_can_be_taken_in() -> None:
 
 
 def test_launcher_has_few_rooms() -> None:
-    rooms = {path.parts[1] for path in modules() if path.parts[0] == "launcher"}
+    rooms = {path.parts[1] for path in modules() if path.parts[0] == "launcher" and len(path.parts) > 2}
     assert len(rooms) <= MOST_ROOMS, sorted(rooms)
 
 

@@ -1,0 +1,101 @@
+"""Exports a run: its model in the hub's format, with tokenizer and model card, checked before it gets its name."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from moe_testbed.data.objectives import SpecialIds
+from moe_testbed.data.tokens.tokenizer import END_OF_DOCUMENT
+from moe_testbed.launcher.checkpoint.own_run import OwnRun, open_run
+from moe_testbed.launcher.checkpoint.weights import model_state
+from moe_testbed.launcher.config.model_size import language_model, setting_on, size_of, special_ids
+from moe_testbed.launcher.errors import CheckpointError, ConfigError
+from moe_testbed.launcher.export import native
+from moe_testbed.launcher.export.card import auto_class, model_card
+from moe_testbed.launcher.export.check import refuse_other_tokens, refuse_unlike
+from moe_testbed.launcher.export.conditions import OWN, form_of, refusal
+from moe_testbed.launcher.export.folder import new_folder, record_file, record_of, refuse_occupied
+from moe_testbed.launcher.export.library import import_transformers
+from moe_testbed.launcher.export.tokenizer import make_tokenizer
+from moe_testbed.model.config import DECODER
+from moe_testbed.model.language_model import LanguageModel
+
+
+def export(
+    folder: Path, out: Path, cache_dir: Path | None, log: Any, overwrite: bool = False, trust: bool = False
+) -> str:
+    """Writes the newest whole checkpoint of a run as a folder that transformers loads.
+
+    Args:
+        cache_dir: where the token store is; None: where the training had it.
+        overwrite: an earlier export in ``out`` is replaced.
+        trust: a router that the config of another user's run names may be imported.
+
+    Returns:
+        The name of the model's class in transformers.
+
+    Raises:
+        CheckpointError: no whole checkpoint, data that have changed since the training, or an export that would load
+            wrong, of which nothing is left.
+        ConfigError: the model cannot be exported, ``out`` must stay as it is, or transformers is not installed.
+    """
+    refuse_occupied(out, overwrite)
+    transformers = import_transformers("exports")
+    run = open_run(folder, cache_dir, log, trust)
+    if reason := refusal(run.config):
+        raise ConfigError(f"{folder} cannot be exported: {reason}")
+    model, ids = load_model(run), special_ids(run.config, run.store.vocab_size)
+    form, lengths = form_of(model), run.config.objective.lengths(run.config.data.sequence_length)
+    with new_folder(out, overwrite) as filling:
+        class_name = _write_model(transformers, filling, model, form, ids, lengths)
+        tokenizer = make_tokenizer(run.store.tokenizer_path, model.config.architecture, ids, max(lengths.values()))
+        tokenizer.save_pretrained(filling)
+        size = size_of(model, run.config.data.sequence_length, run.config.objective)
+        (filling / "README.md").write_text(model_card(run, size, class_name, form == OWN), encoding="utf-8")
+        record_file(filling).write_text(json.dumps(record_of(run), indent=1, ensure_ascii=False), encoding="utf-8")
+        refuse_unlike(filling, model, ids, lengths, form == OWN)
+        refuse_other_tokens(filling, run.store)
+    return class_name
+
+
+def load_model(run: OwnRun) -> LanguageModel:
+    """Returns the model of a run on the CPU, in float32 and evaluation mode. Raises CheckpointError if the files do not
+    fit the config, or a weight is not finite."""
+    model = language_model(run.config, run.store.vocab_size, setting_on(run.config, run.store)).eval()
+    try:
+        model.load_state_dict(model_state(run.checkpoint))
+    except RuntimeError as error:
+        raise CheckpointError(f"{run.checkpoint} does not fit the config of {run.folder}: {error}") from error
+    for name, weight in model.named_parameters():
+        if not bool(weight.isfinite().all()):
+            raise CheckpointError(
+                f"{run.checkpoint} has weights that are not finite (nan or inf), such as {name}; remove it, and the "
+                "one before is exported"
+            )
+    return model
+
+
+def _write_model(
+    transformers: Any, folder: Path, model: LanguageModel, form: str, ids: SpecialIds, lengths: dict[str, int]
+) -> str:
+    """Writes config, weights and what `generate` needs; returns the name of the class."""
+    length, auto = max(lengths.values()), auto_class(model.config.architecture)
+    if form == OWN:
+        raise ConfigError("this model fits none of transformers' own classes")
+    config = transformers.CONFIG_MAPPING[form](**native.config_of(model, form, ids, length))
+    theirs = getattr(transformers, auto).from_config(config, dtype=torch.float32)
+    theirs.load_state_dict(native.state_of(model, form))
+    if DECODER in model.config.stacks:
+        theirs.generation_config = transformers.GenerationConfig(
+            max_length=lengths[DECODER],
+            do_sample=False,
+            pad_token_id=0,
+            bos_token_id=END_OF_DOCUMENT,
+            eos_token_id=END_OF_DOCUMENT,
+        )
+    theirs.save_pretrained(folder)
+    return type(theirs).__name__
