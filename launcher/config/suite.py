@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,7 @@ from moe_testbed.launcher.config.yaml_tree import (
 )
 from moe_testbed.launcher.errors import ConfigError
 
+_START = ("start", "encoder", "run")
 _INSTEAD = {"name": "the label in runs", "seed": "seeds"}
 
 
@@ -84,12 +85,17 @@ class SuiteConfig(BaseModel, extra="forbid", frozen=True):
 
 @dataclass(frozen=True)
 class SuiteRun:
-    """One training of a suite."""
+    """One training of a suite.
+
+    Attributes:
+        parents: names of the trainings, of the same suite and seed, that it starts from.
+    """
 
     label: str
     seed: int
     config: ExperimentConfig
     run_dir: Path
+    parents: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -132,14 +138,24 @@ def load_suite(path: str | Path, overrides: Iterable[str] = ()) -> Suite:
     base = merge(experiment_tree(base_file), _overrides(tree, ("overrides",)), RULES)
     above = parse_overrides(others, RULES)
     experiments = {}
+    origins = {}
     for label in config.runs:
         run = merge(merge(base, _overrides(tree, ("runs", label, "overrides")), RULES), above, RULES)
+        origins[label] = lookup(run, _START)
         for seed in config.seeds:
             identity = Node({"name": Node(label, COMMAND_LINE), "seed": Node(seed, COMMAND_LINE)}, COMMAND_LINE)
             try:
                 experiments[label, seed] = check_experiment(merge(run, identity, RULES))
             except ConfigError as error:
                 raise ConfigError(f"run '{label}' of the suite '{config.name}': {error}") from None
+    starts = {label: start for label in config.runs if (start := _start(experiments[label, config.seeds[0]]))}
+    for label, start in starts.items():
+        try:
+            _refuse_start(label, start, {name: experiments[name, config.seeds[0]] for name in config.runs})
+        except ValueError as error:
+            where = f"{node.origin}: " if (node := origins[label]) else ""
+            raise ConfigError(f"run '{label}' of the suite '{config.name}': {where}{error}") from None
+    _refuse_circle(starts)
     resolved = {"experiment": shown(base_file), "runs": _with_overrides(config.runs, others)}
     return Suite(config.model_copy(update=resolved), experiments)
 
@@ -147,11 +163,62 @@ def load_suite(path: str | Path, overrides: Iterable[str] = ()) -> Suite:
 def suite_runs(suite: Suite, runs_dir: Path) -> list[SuiteRun]:
     """Returns the trainings of a suite, seed by seed, in the order of its runs."""
     folder = runs_dir / suite.config.name
-    return [
-        SuiteRun(label, seed, suite.experiments[label, seed], folder / training_name(label, seed))
-        for seed in suite.config.seeds
-        for label in suite.config.runs
-    ]
+
+    def training(label: str, seed: int) -> SuiteRun:
+        config = suite.experiments[label, seed]
+        start = _start(config)
+        parents = (training_name(start, seed),) if start in suite.config.runs else ()
+        return SuiteRun(label, seed, config, folder / training_name(label, seed), parents)
+
+    return [training(label, seed) for seed in suite.config.seeds for label in suite.config.runs]
+
+
+def _start(config: ExperimentConfig) -> str | None:
+    """Returns what an experiment starts from, as it is written; None if it draws its weights."""
+    return config.start.encoder.run if config.start.encoder else None
+
+
+def _refuse_start(label: str, start: str, experiments: Mapping[str, ExperimentConfig]) -> None:
+    """Raises ValueError if what a run starts from is neither another run of the suite, whose encoder it can take, nor
+    a folder."""
+    place = f"start.encoder.run is '{start}'"
+    if start == label:
+        raise ValueError(
+            f"{place}, the run itself; name another run, and give start in the overrides of the runs that start from "
+            "others, not in those of all"
+        )
+    if start not in experiments:
+        if Path(start).is_dir():
+            return
+        hint = did_you_mean(start, experiments)
+        raise ValueError(
+            f"{place}, which is neither a run of the suite nor a folder.{hint} Runs: {', '.join(experiments)}"
+        )
+    own, parent = experiments[label], experiments[start]
+    if "encoder" not in parent.model.stacks:
+        raise ValueError(
+            f"{place}, a run with model.architecture {parent.model.architecture}, without an encoder; start from "
+            "another run"
+        )
+    if parent.data.mix != own.data.mix:
+        raise ValueError(
+            f"{place}, a run on the mix '{parent.data.mix.name}', which is not the mix '{own.data.mix.name}' of this "
+            "run, or has other settings; train both on one mix"
+        )
+
+
+def _refuse_circle(starts: Mapping[str, str]) -> None:
+    """Raises ConfigError if runs start from one another in a circle. ``starts`` maps a run to what it starts from."""
+    for first in starts:
+        circle = [first]
+        while (start := starts.get(circle[-1])) is not None and start not in circle:
+            circle.append(start)
+        if start == first:
+            told = ", ".join(f"{label} from {starts[label]}" for label in circle)
+            raise ConfigError(
+                f"runs start from one another in a circle: {told}; leave start.encoder out of one of them, which draws "
+                "its weights then"
+            )
 
 
 def _with_overrides(runs: dict[str, SuiteRunConfig], texts: list[str]) -> dict[str, SuiteRunConfig]:

@@ -144,12 +144,14 @@ class StartRecord:
         step: optimizer steps completed in it.
         digest: of the weights that it had.
         ledger: what it had taken; None if that is not known.
+        stamp: of the files that held the weights, by which they are known without being read; empty if there is none.
     """
 
     run: str
     step: int
     digest: str
     ledger: LedgerRecord | None = None
+    stamp: str = ""
 
     @classmethod
     def of(cls, content: Mapping[str, Any]) -> StartRecord | None:
@@ -157,7 +159,7 @@ class StartRecord:
         run, step, digest = (content.get(key) for key in ("run", "step", "digest"))
         if not (isinstance(run, str) and isinstance(step, int) and isinstance(digest, str)):
             return None
-        return cls(run, step, digest, LedgerRecord.of(content.get("ledger")))
+        return cls(run, step, digest, LedgerRecord.of(content.get("ledger")), str(content.get("stamp", "")))
 
     def content(self) -> dict[str, Any]:
         """Returns what is written into the file."""

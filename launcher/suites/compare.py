@@ -17,8 +17,10 @@ from moe_testbed.launcher.report.write import print_report
 from moe_testbed.launcher.run.folder import RunFolder
 from moe_testbed.launcher.run.suite_folder import SuiteFolder
 from moe_testbed.launcher.suites.machine import free_memory_bytes, jobs_at_once
+from moe_testbed.launcher.suites.order import left_to_train, most_at_once, work_behind
 from moe_testbed.launcher.suites.progress import ProgressView
 from moe_testbed.launcher.suites.scheduling import TRAIN_COMMAND, train_all
+from moe_testbed.launcher.suites.starts import check_starts
 from moe_testbed.launcher.suites.stores import build_stores
 from moe_testbed.launcher.tracking.mirror import SuiteMirror
 
@@ -42,7 +44,8 @@ def compare(
         Exit status: 0 if all runs are finished, 1 if one failed.
 
     Raises:
-        ConfigError: a run's folder holds another config, or the suite is being compared by another process.
+        ConfigError: a run's folder holds another config, a run has started from weights that its parent has no more, or
+            the suite is being compared by another process.
         DataError: the data cannot be built.
     """
     folder = SuiteFolder(runs_dir / suite.config.name)
@@ -55,7 +58,8 @@ def compare(
         folder.write_config(suite.config.model_dump(mode="json"))
         for label in dict.fromkeys(run.label for run in runs if not run.config.causal):
             print(f"{label} is not causal: its loss cannot be compared; the report marks it", file=sys.stderr)
-        missing = [run for run in runs if not RunFolder(run.run_dir).is_finished]
+        check_starts(runs)
+        missing = left_to_train(runs)
         if len(missing) < len(runs):
             print(f"{len(runs) - len(missing)} of {len(runs)} runs are finished and skipped", file=sys.stderr)
         build_stores(missing)
@@ -73,14 +77,16 @@ def compare(
 
 def _train_missing(runs: list[SuiteRun], jobs: int | None, command: Sequence[str]) -> dict[str, str]:
     cores = usable_cores()
-    jobs = min(jobs or jobs_at_once(cores, free_memory_bytes(), len(runs)), len(runs))
+    most = most_at_once(runs)
+    jobs = min(jobs or jobs_at_once(cores, free_memory_bytes(), most), most)
     threads = max(1, cores // jobs)
     print(f"{len(runs)} runs to train, {jobs} at a time with {threads} thread(s) each", file=sys.stderr)
     # Without the safe path, a module in the working directory could take the place of an installed one.
     environment = {"OMP_NUM_THREADS": str(threads), "PYTHONSAFEPATH": "1"}
     if jobs > 1:
-        # A long one that comes last would run alone.
-        runs = sorted(runs, key=_work_left, reverse=True)
+        # A long one that comes last would run alone, and so would a long one that waits for others.
+        work = work_behind(runs, {run.name: _work_left(run) for run in runs})
+        runs = sorted(runs, key=lambda run: work[run.name], reverse=True)
     return train_all(runs, jobs, environment, ProgressView(sys.stderr, len(runs)), command)
 
 

@@ -1,4 +1,5 @@
-"""Trains the runs of a suite in child processes, some at a time; one that fails does not stop the others."""
+"""Trains the runs of a suite in child processes, some at a time, each after the one that it starts from; one that fails
+stops no others but those that start from it."""
 
 from __future__ import annotations
 
@@ -6,7 +7,7 @@ import signal
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +18,7 @@ from moe_testbed.launcher.run.folder import RunFolder
 from moe_testbed.launcher.run.records import FAILED_STATES, Progress
 from moe_testbed.launcher.suites import processes
 from moe_testbed.launcher.suites.forks import Forks, ServerLost, forks_will_do, modules_of
+from moe_testbed.launcher.suites.order import failed_with
 from moe_testbed.launcher.suites.processes import Child
 from moe_testbed.launcher.suites.progress import ProgressView, duration
 
@@ -41,11 +43,11 @@ def train_all(
     view: ProgressView,
     command: Sequence[str] = TRAIN_COMMAND,
 ) -> dict[str, str]:
-    """Trains every run to its end, ``jobs`` at a time.
+    """Trains every run to its end, ``jobs`` at a time, in their order as far as those that they start from allow it.
 
     A run that fails is started again, which continues from its last checkpoint, unless it fails a second time for the
-    same reason, `MOST_ATTEMPTS` times in all, or for wrong input. One that a signal has stopped continues. Whatever
-    ends this function ends the children.
+    same reason, `MOST_ATTEMPTS` times in all, or for wrong input. One that a signal has stopped continues. With a run
+    that fails, those fail that start from it. Whatever ends this function ends the processes.
 
     Args:
         environment: variables that the children get besides this process's own.
@@ -57,11 +59,11 @@ def train_all(
     waiting = deque(_Attempt(run) for run in runs)
     running: list[_Attempt] = []
     failed: dict[str, str] = {}
-    done = 0
+    unfinished = {run.name for run in runs}
     with closing(_starter(runs, command, environment)) as starter, _stopped_at_the_end(running, view):
         while waiting or running:
-            while waiting and len(running) < jobs:
-                attempt = waiting.popleft()
+            while len(running) < jobs and (attempt := _first_ready(waiting, unfinished)):
+                waiting.remove(attempt)
                 running.append(attempt)
                 _start(attempt, starter, view)
             for attempt in [one for one in running if one.process is not None and one.process.poll() is not None]:
@@ -73,20 +75,45 @@ def train_all(
                     continue
                 reason = _failure(attempt)
                 if reason is None:
+                    unfinished.remove(attempt.run.name)
                     view.event(f"{attempt.run.name}: finished after {duration(time.time() - attempt.started)}")
                 elif gives_up(attempt.process.returncode, reason, attempt.earlier_reasons):
-                    failed[attempt.run.name] = reason
-                    RunFolder(attempt.run.run_dir).note_failure(_steps(attempt.run), reason)
-                    view.event(f"{attempt.run.name}: failed: {reason} (see {RunFolder(attempt.run.run_dir).log_file})")
+                    _fail(attempt.run, reason, failed, view, f" (see {RunFolder(attempt.run.run_dir).log_file})")
+                    _fail_children(attempt.run, waiting, failed, view)
                 else:
                     view.event(f"{attempt.run.name}: failed, starting it again: {reason}")
                     waiting.appendleft(_Attempt(attempt.run, [*attempt.earlier_reasons, reason]))
-                    continue
-                done += 1
+            done = len(runs) - len(waiting) - len(running)
             view.update([(one.run.name, _progress(one.run)) for one in running], done)
             if running:
                 starter.pause(_POLL_SECONDS)
     return failed
+
+
+def _first_ready(waiting: Iterable[_Attempt], unfinished: Set[str]) -> _Attempt | None:
+    """Returns the first that starts from no unfinished run; None if all do."""
+    return next((attempt for attempt in waiting if unfinished.isdisjoint(attempt.run.parents)), None)
+
+
+def _fail_children(parent: SuiteRun, waiting: deque[_Attempt], failed: dict[str, str], view: ProgressView) -> None:
+    """Gives up the runs that start from one that has failed, and those that start from these. What a finished one has
+    found stays: it has started from weights of before."""
+    for attempt in [attempt for attempt in waiting if parent.name in attempt.run.parents]:
+        waiting.remove(attempt)
+        reason = failed_with(parent.name, failed[parent.name])
+        if RunFolder(attempt.run.run_dir).is_finished:
+            failed[attempt.run.name] = reason
+            view.event(f"{attempt.run.name}: stays as it is: {reason}")
+        else:
+            _fail(attempt.run, reason, failed, view)
+        _fail_children(attempt.run, waiting, failed, view)
+
+
+def _fail(run: SuiteRun, reason: str, failed: dict[str, str], view: ProgressView, see: str = "") -> None:
+    """Notes that a run is given up, where the report finds it and where the user sees it."""
+    failed[run.name] = reason
+    RunFolder(run.run_dir).note_failure(_steps(run), reason)
+    view.event(f"{run.name}: failed: {reason}{see}")
 
 
 @contextmanager

@@ -119,3 +119,74 @@ def test_old_keys_of_a_suite_load_and_are_written_under_their_new_names(suite_fi
     assert suite.config.runs == same.config.runs
     write("resolved.yaml", dump_config(suite.config))
     assert load_suite("resolved.yaml").experiments == suite.experiments
+
+
+STAGES = """
+    name: stages
+    experiment: ../small.yaml
+    overrides: {model.architecture: encoder, objective: masked}
+    seeds: [1, 2]
+    runs:
+      mlm: {}
+      more: {overrides: {start.encoder.run: mlm}}
+      last: {overrides: {start.encoder.run: more}}
+"""
+
+
+def test_a_label_is_the_run_of_the_same_seed_and_a_folder_is_no_run_of_the_suite(
+    experiment: Path, write: Write
+) -> None:
+    suite = load_suite(write("suites/stages.yaml", STAGES))
+    assert {run.name: run.parents for run in suite_runs(suite, Path("runs"))} == {
+        "mlm-seed1": (),
+        "more-seed1": ("mlm-seed1",),
+        "last-seed1": ("more-seed1",),
+        "mlm-seed2": (),
+        "more-seed2": ("mlm-seed2",),
+        "last-seed2": ("more-seed2",),
+    }
+    Path("former").mkdir()
+    runs = suite_runs(
+        load_suite("suites/stages.yaml", ["runs.more.overrides={start.encoder.run: former}"]), Path("runs")
+    )
+    assert {run.label: run.parents for run in runs if run.seed == 1}["more"] == ()
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        (
+            "runs.more.overrides={start.encoder.run: mml}",
+            "run 'more' of the suite 'stages': command line: start.encoder.run is 'mml', which is neither a run of the "
+            "suite nor a folder. Did you mean 'mlm'? Runs: mlm, more, last",
+        ),
+        (
+            "runs.more.overrides={start.encoder.run: runs/former-seed1}",
+            "start.encoder.run is 'runs/former-seed1', which is neither a run of the suite nor a folder. Runs: mlm",
+        ),
+        (
+            "runs.more.overrides={start.encoder.run: more}",
+            "run 'more' of the suite 'stages': command line: start.encoder.run is 'more', the run itself; name another",
+        ),
+        (
+            "runs.mlm.overrides={start.encoder.run: last}",
+            "runs start from one another in a circle: mlm from last, last from more, more from mlm; leave "
+            "start.encoder out of one of them",
+        ),
+        (
+            "runs.mlm.overrides={model.architecture: causal, objective: next_token}",
+            "run 'more' of the suite 'stages': suites/stages.yaml:7: start.encoder.run is 'mlm', a run with "
+            "model.architecture causal, without an encoder",
+        ),
+        (
+            "runs.mlm.overrides={data.mix.vocab_size: 1024}",
+            "start.encoder.run is 'mlm', a run on the mix 'two', which is not the mix 'two' of this run, or has other "
+            "settings; train both on one mix",
+        ),
+    ],
+)
+def test_a_start_from_nowhere_is_one_clear_line(experiment: Path, write: Write, override: str, message: str) -> None:
+    file = write("suites/stages.yaml", STAGES)
+    with pytest.raises(ConfigError) as caught:
+        load_suite(file, [override])
+    assert message in str(caught.value) and "\n" not in str(caught.value)

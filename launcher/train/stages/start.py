@@ -15,7 +15,8 @@ from torch import Tensor
 from moe_testbed.data.objectives import SpecialIds
 from moe_testbed.data.tokens.store import Store
 from moe_testbed.launcher.checkpoint.checkpoints import newest_whole
-from moe_testbed.launcher.checkpoint.weights import digest, model_state
+from moe_testbed.launcher.checkpoint.stale import has_started, refuse_stale
+from moe_testbed.launcher.checkpoint.weights import digest, model_state, stamp
 from moe_testbed.launcher.config.experiment import ExperimentConfig
 from moe_testbed.launcher.config.model_size import special_ids
 from moe_testbed.launcher.errors import ConfigError
@@ -60,7 +61,7 @@ def find_parent(config: ExperimentConfig, run_dir: Path, store: Store, trust: bo
     if start is None:
         return None
     folder, own = RunFolder(start.folder(run_dir, config.seed)), RunFolder(run_dir)
-    if own.read_start() is not None and newest_whole(own.checkpoints) is not None:
+    if has_started(own):
         refuse_stale(own, folder)
         return None
     place = f"start.encoder.run is {start.run}"
@@ -73,11 +74,15 @@ def find_parent(config: ExperimentConfig, run_dir: Path, store: Store, trust: bo
         refuse_foreign_code(folder.read_config_tree(), folder.path, folder.config_file, folder.checkpoints)
     parent = folder.read_config()
     status = folder.read_status()
-    checkpoint = newest_whole(folder.checkpoints) if folder.is_finished else None
-    if checkpoint is None:
+    if not folder.is_finished:
         raise ConfigError(
             f"{place}, but the run in {folder.path} is not finished ({status.state}, step {status.step} of "
             f"{parent.training.steps}); train it to its end first"
+        )
+    checkpoint = newest_whole(folder.checkpoints)
+    if checkpoint is None:
+        raise ConfigError(
+            f"{place}, but the run in {folder.path} has no whole checkpoint left; remove it to train it anew"
         )
     if ENCODER not in parent.model.stacks:
         raise ConfigError(
@@ -92,24 +97,12 @@ def find_parent(config: ExperimentConfig, run_dir: Path, store: Store, trust: bo
     return Parent(folder, parent, checkpoint)
 
 
-def refuse_stale(own: RunFolder, parent: RunFolder) -> None:
-    """Raises ConfigError if a run has started from other weights than the other run's folder has now. A parent that is
-    gone, or being trained anew, says nothing."""
-    start, checkpoint = own.read_start(), newest_whole(parent.checkpoints)
-    if start is None or checkpoint is None or not parent.is_finished or digest(checkpoint) == start.digest:
-        return
-    raise ConfigError(
-        f"{own.path} has started from {start.run}, which has been trained anew since, with other weights: it is stale; "
-        "remove it to train it anew, or put the former run back"
-    )
-
-
 def begin(model: LanguageModel, config: ExperimentConfig, parent: Parent, folder: RunFolder, pieces: int) -> None:
     """Gives a new model its first weights, see `start_from`, and notes in its run's folder where they are from."""
     start_from(model, config, parent, pieces)
     ledger = LedgerRecord.of(parent.folder.read_summary().ledger)
     run, checkpoint = str(parent.folder.path), parent.checkpoint
-    folder.write_start(StartRecord(run, step_of(checkpoint), digest(checkpoint), ledger))
+    folder.write_start(StartRecord(run, step_of(checkpoint), digest(checkpoint), ledger, stamp(checkpoint)))
 
 
 @torch.no_grad()
