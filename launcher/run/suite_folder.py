@@ -14,10 +14,17 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from moe_testbed.launcher.config.names import training_name
+from moe_testbed.launcher.config.names import label_and_seed, training_name
 from moe_testbed.launcher.config.yaml_text import to_yaml
 from moe_testbed.launcher.errors import ConfigError
-from moe_testbed.launcher.run.files import load_yaml, read_json, read_yaml, write_atomically, write_privately
+from moe_testbed.launcher.run.files import (
+    load_yaml,
+    read_json,
+    read_yaml,
+    value_at,
+    write_atomically,
+    write_privately,
+)
 from moe_testbed.launcher.run.folder import RunFolder
 
 
@@ -26,12 +33,15 @@ class SubmittedJobs:
     """What SLURM was given last.
 
     Attributes:
-        array: number of the job array.
-        runs: name of the training of each of its indices.
+        arrays: number of each job array -> names of its trainings. Their indices go on from one array to the next.
     """
 
-    array: str
-    runs: Sequence[str]
+    arrays: Mapping[str, Sequence[str]]
+
+    def numbers(self) -> dict[str, str]:
+        """Returns name of each training -> number of its job, such as 12_3."""
+        jobs = [(array, run) for array, runs in self.arrays.items() for run in runs]
+        return {run: f"{array}_{index}" for index, (array, run) in enumerate(jobs)}
 
 
 class SuiteFolder:
@@ -99,6 +109,11 @@ class SuiteFolder:
         folders = map(RunFolder, sorted(self.path.iterdir())) if self.path.is_dir() else ()
         return [folder for folder in folders if folder.has_begun]
 
+    def children(self, run: RunFolder) -> list[RunFolder]:
+        """Returns the folders of the trainings that start from one of the suite."""
+        of_run = label_and_seed(run.path.name)
+        return [folder for folder in self.trainings() if of_run is not None and _parent(folder) == of_run]
+
     # What the suite is.
 
     def write_config(self, config: Mapping[str, Any]) -> None:
@@ -146,8 +161,17 @@ class SuiteFolder:
     def read_jobs(self) -> SubmittedJobs | None:
         """Returns what SLURM was given last; None if nothing."""
         content = read_json(self._jobs_file)
-        return SubmittedJobs(content["array"], content["runs"]) if content else None
+        if not content:
+            return None
+        # Once there was only one array.
+        return SubmittedJobs(content.get("arrays") or {content["array"]: content["runs"]})
 
     def job_log(self, number: str) -> Path:
         """Returns what SLURM says of a job; its number may be a placeholder of SLURM's or of the shell's."""
         return self.slurm / f"{number}.txt"
+
+
+def _parent(folder: RunFolder) -> tuple[str, int] | None:
+    """Returns label and seed of the training that this one starts from, if that is one of the same suite."""
+    start, own = value_at(folder.read_config_tree(), "start", "encoder", "run"), label_and_seed(folder.path.name)
+    return (start, own[1]) if own is not None and isinstance(start, str) else None

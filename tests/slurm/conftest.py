@@ -67,12 +67,15 @@ def make_cluster(tmp_path: Path) -> MakeCluster:
 
 @pytest.fixture
 def make_stub_suite(experiment: Path, write: Callable[[str, str], Path], monkeypatch: pytest.MonkeyPatch) -> MakeSuite:
-    """A suite, in a fresh working directory, of runs that behave as their labels say; see stub_training.py."""
+    """A suite, in a fresh working directory, of runs that behave as their labels say; see stub_training.py. Keyword
+    arguments are labels, with _ for -, of runs that start from others, and the labels of these."""
     monkeypatch.setattr(build, "build_store", lambda mix, cache_dir, log: None)
 
-    def make(*labels: str) -> Suite:
-        runs = "\n".join(f"  {label}: {{}}" for label in labels)
-        write("stubs.yaml", f"name: stubs\nexperiment: small.yaml\nruns:\n{runs}\n")
+    def make(*labels: str, **starts: str) -> Suite:
+        children = {label.replace("_", "-"): f"start.encoder.run: {parent}" for label, parent in starts.items()}
+        runs = "\n".join(f"  {label}: {{overrides: {{{children.get(label, '')}}}}}" for label in (*labels, *children))
+        encoders = "overrides: {model.architecture: encoder, objective: masked}" if children else ""
+        write("stubs.yaml", f"name: stubs\nexperiment: small.yaml\n{encoders}\nruns:\n{runs}\n")
         return load_suite("stubs.yaml")
 
     return make

@@ -115,7 +115,8 @@ def test_ranks_come_from_slurm_and_write_logs_of_their_own(
 
 def read_array() -> str:
     """Number of the job array."""
-    return str(json.loads((SUITE / "slurm/jobs.json").read_text())["array"])
+    (number,) = json.loads((SUITE / "slurm/jobs.json").read_text())["arrays"]
+    return str(number)
 
 
 def test_gpus_are_asked_for(slurm: SlurmCluster, make_stub_suite: MakeSuite, make_cluster: MakeCluster) -> None:

@@ -27,9 +27,9 @@ def cancel(suite: Suite, runs_dir: Path) -> int:
     def those(chosen: Callable[[Job], bool]) -> list[str]:
         return [job.number for job in read_jobs(folder).values() if chosen(job)]
 
-    # The waiting ones first, or they would take the places of those that end.
+    # The waiting ones first, or they would take the places of those that end; before these, what starts from them.
     waiting = those(lambda job: job.is_waiting)
-    for number in waiting:
+    for number in reversed(waiting):
         _call("scancel", number)
     running = those(lambda job: job.is_running)
     for number in running:

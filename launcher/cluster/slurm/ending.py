@@ -13,6 +13,7 @@ from moe_testbed.launcher.errors import ASKED_TO_STOP, FAILED, WRONG_INPUT, guar
 from moe_testbed.launcher.run.checkpoint_mark import newest_marked_step
 from moe_testbed.launcher.run.folder import RunFolder
 from moe_testbed.launcher.run.records import FAILED_STATES, Status
+from moe_testbed.launcher.run.suite_folder import SuiteFolder
 
 _TASK_ENDED = re.compile(
     r"^srun: error: (?P<host>\S+): tasks? (?P<rank>\d+)\S*: (?:Exited with exit code (?P<status>\d+)|(?P<words>.+))$",
@@ -26,7 +27,7 @@ def decide(run_dir: Path, status: int, told: bool, start: str, log: str) -> int:
     """Notes in the run's folder how a job has ended and says what is to be done, as an exit status.
 
     As `compare` does, a run that fails is started again unless `gives_up` says otherwise; one that was asked to stop,
-    unless that has happened twice without a newer checkpoint.
+    unless that has happened twice without a newer checkpoint. With one that is given up, those fail that start from it.
 
     Args:
         status: exit status of srun.
@@ -38,12 +39,14 @@ def decide(run_dir: Path, status: int, told: bool, start: str, log: str) -> int:
         0 if the run is finished, `ASKED_TO_STOP` if it is to be started again, else another one.
     """
     folder = RunFolder(run_dir)
-    if folder.is_finished:
-        return 0
     now = _status_of_this_start(folder)
     said = _of_this_start(log, start)
     ends = list(_TASK_ENDED.finditer(said))
-    if WRONG_INPUT in (status, *(int(end["status"]) for end in ends if end["status"])):
+    wrong = WRONG_INPUT in (status, *(int(end["status"]) for end in ends if end["status"]))
+    # Of a run that was finished before, this start may have found that it is stale.
+    if folder.is_finished and (now.state == "finished" or not wrong):
+        return 0
+    if wrong:
         status = WRONG_INPUT
     # Where a rank was killed, srun has asked the others.
     elif told or (now.state == "stopped" and not ends):
@@ -57,8 +60,11 @@ def _after_failure(folder: RunFolder, status: int, reason: str) -> int:
 
     ends = folder.read_job_ends()
     folder.write_job_ends(replace(ends, failures=(*ends.failures, reason)))
-    _write_failure(folder, reason)
-    return status if gives_up(status, reason, ends.failures) else ASKED_TO_STOP
+    if not gives_up(status, reason, ends.failures):
+        _write_failure(folder, reason)
+        return ASKED_TO_STOP
+    _give_up(folder, reason)
+    return status
 
 
 def _after_stop(folder: RunFolder, now: Status) -> int:
@@ -68,7 +74,7 @@ def _after_stop(folder: RunFolder, now: Status) -> int:
     if len(steps) < 3 or not steps[-3] >= steps[-2] >= steps[-1]:
         return ASKED_TO_STOP
     last = now.reason or "it had no time"
-    _write_failure(
+    _give_up(
         folder,
         f"stopped twice without a new checkpoint since {f'step {newest}' if newest else 'the start'} ({last}); raise "
         "slurm.time if the start takes longer, slurm.grace_seconds if a step and its checkpoint do",
@@ -110,6 +116,16 @@ def _reason(folder: RunFolder, status: int, ends: list[re.Match[str]], start: st
 def _text(log: Path) -> str:
     """Returns what a log says; nothing if there is none, as where a container did not start."""
     return log.read_text(encoding="utf-8", errors="replace") if log.exists() else ""
+
+
+def _give_up(folder: RunFolder, reason: str) -> None:
+    """Notes the failure of a run that is not started again, and of the unfinished ones that start from it."""
+    from moe_testbed.launcher.suites.order import failed_with
+
+    _write_failure(folder, reason)
+    for child in SuiteFolder(folder.path.parent).children(folder):
+        if not child.is_finished:
+            _give_up(child, failed_with(folder.path.name, reason))
 
 
 def _write_failure(folder: RunFolder, reason: str) -> None:

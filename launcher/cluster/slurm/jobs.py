@@ -26,7 +26,7 @@ _TIMEOUT_SECONDS = 60
 
 @dataclass(frozen=True)
 class Job:
-    """A job of the array.
+    """A job of an array.
 
     Attributes:
         number: the job's number as SLURM's commands take it, such as 12_3.
@@ -93,16 +93,22 @@ def read_jobs(suite: SuiteFolder) -> dict[str, Job]:
     submitted = suite.read_jobs()
     if submitted is None:
         return {}
-    # Ends of jobs are remembered for some minutes; of an array that is forgotten, squeue says that there is none.
-    command = ["squeue", "--noheader", "--array", "--states=all", "--format=%i|%T|%N|%r", f"--jobs={submitted.array}"]
+    # Ends of jobs are remembered for some minutes; of one array that is forgotten, squeue says that there is none.
+    numbers = ",".join(submitted.arrays)
+    command = ["squeue", "--noheader", "--array", "--states=all", "--format=%i|%T|%N|%r", f"--jobs={numbers}"]
     try:
         lines = call_slurm(command).splitlines()
     except ConfigError as error:
         if "Invalid job id" in str(error):
             return {}
         raise
-    jobs = {int(line.partition("|")[0].partition("_")[2]): Job(*line.split("|", 3)) for line in lines}
-    return {submitted.runs[index]: jobs[index] for index in sorted(jobs)}
+    jobs = {line.partition("|")[0]: line.split("|", 3)[1:] for line in lines}
+    found = {}
+    for run, number in submitted.numbers().items():
+        # Of jobs that are cancelled before they start, SLURM may forget the indices: it tells of their array then.
+        if told := jobs.get(number) or jobs.get(number.partition("_")[0]):
+            found[run] = Job(number, *told)
+    return found
 
 
 def _complaint(text: str) -> str:

@@ -43,13 +43,13 @@ _LETTERS = {
 }
 
 
-def sbatch_lines(suite_dir: Path, num_runs: int, cluster: ClusterConfig, slurm: SlurmConfig) -> list[str]:
-    """Returns the options of a suite's jobs as they stand behind ``#SBATCH``."""
+def sbatch_lines(suite_dir: Path, indices: range, cluster: ClusterConfig, slurm: SlurmConfig) -> list[str]:
+    """Returns the options of a suite's job array with these indices as they stand behind ``#SBATCH``."""
     # sbatch reads % as the beginning of a placeholder, and two of them as one.
     logs = SuiteFolder(Path(str(suite_dir).replace("%", "%%")))
     options: dict[str, object] = {
         "job-name": suite_dir.name,
-        "array": f"0-{num_runs - 1}%{slurm.jobs_at_once}",
+        "array": f"{indices[0]}-{indices[-1]}%{slurm.jobs_at_once}",
         "partition": slurm.partition,
         "account": slurm.account,
         "time": slurm.time,

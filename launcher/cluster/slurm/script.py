@@ -93,20 +93,27 @@ exit $status
 
 
 def job_script(
-    suite_dir: Path, runs: Sequence[str], cluster: ClusterConfig, slurm: SlurmConfig, trust: bool = False
+    suite_dir: Path,
+    runs: Sequence[str],
+    cluster: ClusterConfig,
+    slurm: SlurmConfig,
+    trust: bool = False,
+    first: int | None = None,
 ) -> str:
     """Returns the script that trains runs of a suite, as `sbatch` takes it.
 
     Args:
         suite_dir: absolute, on a disk that all nodes see; holds the runs' folders.
-        runs: names of these folders.
+        runs: names of these folders, by the index of the job.
         slurm: the cluster's part of that name.
         trust: the runs may be another user's.
+        first: so many runs are in the array of which the script's own options speak; None: all.
     """
     suite, run = SuiteFolder(suite_dir), RunFolder(Path("$RUN_DIR"))
+    indices = range(len(runs) if first is None else first)
     parts = {
         "SUITE_NAME": suite_dir.name,
-        "OPTIONS": "\n".join(f"#SBATCH {option}" for option in sbatch_lines(suite_dir, len(runs), cluster, slurm)),
+        "OPTIONS": "\n".join(f"#SBATCH {option}" for option in sbatch_lines(suite_dir, indices, cluster, slurm)),
         "RUNS": "\n".join(f"    {run}" for run in runs),
         "SUITE_DIR": shlex.quote(str(suite_dir)),
         "LOGS": shlex.quote(str(suite.slurm)),

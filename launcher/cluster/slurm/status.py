@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import astuple, dataclass
 from pathlib import Path
 
@@ -23,7 +23,10 @@ _FOLDER_STATES = {
     "running": "cut off",
 }
 _JOB_STATES = {"PENDING": "queued", "RUNNING": "running", "COMPLETING": "ending"}
-_NO_REASON = "None"  # SLURM's word
+# SLURM's words.
+_NO_REASON = "None"
+_DEPENDENCY = "Dependency"
+_NEVER_SATISFIED = "DependencyNeverSatisfied"
 
 
 @dataclass(frozen=True)
@@ -57,21 +60,26 @@ def _row(run: SuiteRun, suite: SuiteFolder, job: Job | None) -> _Row:
     folder, steps = RunFolder(run.run_dir), run.config.training.steps
     status, progress = folder.read_status(), folder.read_progress(steps)
     in_folder, told = status.state, status.reason or ""
+    waits_for = [name for name in run.parents if not RunFolder(suite.path / name).is_finished]
     if in_folder == "finished" or job is None or job.is_over:
         state = _FOLDER_STATES.get(in_folder, "not started")
-        if job is not None and in_folder in (MISSING, "running"):
+        if job is not None and in_folder == MISSING and job.reason == _NEVER_SATISFIED and waits_for:
+            told = f"the run it starts from, {waits_for[0]}, has not come to its end"
+        elif job is not None and in_folder in (MISSING, "running"):
             told = f"its job ended as {job.state}; see {suite.job_log(job.number)}"
         elif job is None and in_folder == "running":
             told = "no job of it is left"
     else:
         state = _JOB_STATES.get(job.state, job.state.lower())
-        told = ", ".join(_why_queued(job, told)) if state == "queued" else ""
+        told = ", ".join(_why_queued(job, waits_for, told)) if state == "queued" else ""
     step = f"{progress.step:,} of {steps:,}"
     return _Row(run.name, state, step, job.number if job else "", job.nodes if job else "", told)
 
 
-def _why_queued(job: Job, last_end: str) -> Iterator[str]:
-    if job.reason != _NO_REASON:
+def _why_queued(job: Job, waits_for: Sequence[str], last_end: str) -> Iterator[str]:
+    if job.reason == _DEPENDENCY and waits_for:
+        yield f"waits for {', '.join(waits_for)}"
+    elif job.reason != _NO_REASON:
         yield f"waits: {job.reason}"
     if last_end:
         yield f"after: {last_end}"

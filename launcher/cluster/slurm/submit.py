@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from moe_testbed.launcher.cluster.config import ClusterConfig, SlurmConfig
 from moe_testbed.launcher.cluster.layout import layout_of
 from moe_testbed.launcher.cluster.run_config import config_on
+from moe_testbed.launcher.cluster.slurm.arrays import job_arrays, submit_arrays, told
 from moe_testbed.launcher.cluster.slurm.jobs import call_slurm, read_jobs, require
 from moe_testbed.launcher.cluster.slurm.options import check_options, sbatch_lines, words
 from moe_testbed.launcher.cluster.slurm.script import environment_file, job_script
@@ -16,6 +18,8 @@ from moe_testbed.launcher.config.suite import Suite, SuiteRun, suite_runs
 from moe_testbed.launcher.errors import ConfigError
 from moe_testbed.launcher.run.folder import RunFolder
 from moe_testbed.launcher.run.suite_folder import SubmittedJobs, SuiteFolder
+from moe_testbed.launcher.suites.order import left_to_train, parents_first
+from moe_testbed.launcher.suites.starts import check_starts
 from moe_testbed.launcher.suites.stores import build_stores
 from moe_testbed.launcher.tracking.mirror import open_suite
 
@@ -23,7 +27,8 @@ _SHORTEST_WORK_SECONDS = 90  # SLURM may tell a job 60 s earlier than it was ask
 
 
 def submit(suite: Suite, runs_dir: Path, cluster: ClusterConfig, dry_run: bool, trust: bool = False) -> int:
-    """Submits the runs of a suite that are not finished as one job array, or prints its script.
+    """Submits the runs of a suite that are not finished, or prints the script of their jobs. They are one job array,
+    unless some start from others.
 
     Args:
         runs_dir: parent of the suite's folder, on a disk that all nodes see.
@@ -34,7 +39,8 @@ def submit(suite: Suite, runs_dir: Path, cluster: ClusterConfig, dry_run: bool, 
         Exit status 0.
 
     Raises:
-        ConfigError: the runs do not fit the cluster, jobs of the suite are in the queue, or SLURM refuses.
+        ConfigError: the runs do not fit the cluster, one has started from weights that its parent has no more, jobs of
+            the suite are in the queue, or SLURM refuses.
         DataError: the data cannot be built.
     """
     slurm = _slurm_part(cluster)
@@ -42,14 +48,21 @@ def submit(suite: Suite, runs_dir: Path, cluster: ClusterConfig, dry_run: bool, 
     for run in runs:
         _check_layout(run, cluster)
     folder = SuiteFolder(runs_dir.resolve() / suite.config.name)
-    missing = [run for run in runs if not RunFolder(run.run_dir).is_finished]
+    check_starts(runs)
+    missing = parents_first(left_to_train(runs))
     if not missing:
         print(f"all {len(runs)} runs are finished; `moe-testbed report {folder.path}` reports on them")
         return 0
     _warn_of_lost_work(missing)
-    script = job_script(folder.path, [run.name for run in missing], cluster, slurm, trust)
+    names, arrays = [run.name for run in missing], job_arrays(missing)
+    script = job_script(folder.path, names, cluster, slurm, trust, first=len(arrays[0].indices))
+
+    def options(indices: range) -> list[str]:
+        # They stand in the script, but SBATCH_PARTITION and the like would go before those.
+        return words(sbatch_lines(folder.path, indices, cluster, slurm))
+
     if dry_run:
-        print(script, end="")
+        print(script + told(arrays, folder.job_script_file, options), end="")
         return 0
     require("sbatch")
     _check_partition(slurm.partition)
@@ -57,14 +70,19 @@ def submit(suite: Suite, runs_dir: Path, cluster: ClusterConfig, dry_run: bool, 
         _refuse_queued(folder)
         _prepare(folder, suite, runs, cluster, trust)
         build_stores(missing)
-        options = words(sbatch_lines(folder.path, len(missing), cluster, slurm))
-        number = _send(folder, script, options, environment_file(cluster), [run.name for run in missing])
+        folder.write_job(script, environment_file(cluster))
+        runs_of = [names[array.indices.start : array.indices.stop] for array in arrays]
+
+        def note(numbers: Sequence[str]) -> None:
+            folder.write_jobs(SubmittedJobs(dict(zip(numbers, runs_of, strict=False))))
+
+        numbers = submit_arrays(arrays, folder.job_script_file, options, note)
     if len(missing) < len(runs):
         print(f"{len(runs) - len(missing)} of {len(runs)} runs are finished and skipped", file=sys.stderr)
-    print(
-        f"{len(missing)} runs submitted as job array {number}, at most {slurm.jobs_at_once} at a time: "
-        f"{folder.job_script_file}"
-    )
+    what = f"job array {numbers[0]}, at most {slurm.jobs_at_once} at a time"
+    if len(numbers) > 1:
+        what = f"job arrays {', '.join(numbers)}, at most {slurm.jobs_at_once} of each at a time"
+    print(f"{len(missing)} runs submitted as {what}: {folder.job_script_file}")
     return 0
 
 
@@ -78,16 +96,6 @@ def _prepare(folder: SuiteFolder, suite: Suite, runs: list[SuiteRun], cluster: C
     tracking = runs[0].config.tracking
     if tracking.mlflow and cluster.nodes_reach_mlflow:
         open_suite(folder.path, tracking.experiment)
-
-
-def _send(folder: SuiteFolder, script: str, options: list[str], environment: str, names: list[str]) -> str:
-    """Submits the script; returns the number of the job array."""
-    folder.write_job(script, environment)
-    # The options stand in the script, but SBATCH_PARTITION and the like would go before those.
-    # The answer is the number and, behind a semicolon, the name of one among several clusters.
-    number = call_slurm(["sbatch", "--parsable", *options, str(folder.job_script_file)]).strip().partition(";")[0]
-    folder.write_jobs(SubmittedJobs(number, names))
-    return number
 
 
 def _slurm_part(cluster: ClusterConfig) -> SlurmConfig:
