@@ -131,7 +131,8 @@ class Denoising(Objective):
 
     def _limits(self, sequence_length: int) -> tuple[int, int]:
         """Returns the fewest and the most tokens that are taken out."""
-        return int(self.rate * sequence_length / 2), math.ceil(1.5 * self.rate * sequence_length)
+        low = int(self.rate * sequence_length / 2)
+        return low, round(2 * self.rate * sequence_length) - low
 
     def _most_gaps(self, sequence_length: int) -> int:
         """Returns twice as many gaps as the longest text has on average; a row of draws that asks for more is cut."""
