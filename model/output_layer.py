@@ -109,7 +109,7 @@ class _TokenLoss(torch.autograd.Function):
 
 def _by_blocks(hidden_TM: Tensor, weight_VM: Tensor, targets_T: Tensor, shares_T: Tensor | None) -> tuple[Tensor, ...]:
     """Returns the cross-entropy of each token, whether its logit is the highest and, with shares, the gradients of
-    their weighted sum in the hidden states and in the weight."""
+    their weighted sum in the hidden states and in the weight; zeros in that if it needs none."""
     T, V = len(hidden_TM), len(weight_VM)
     size = tokens_per_block(V, hidden_TM.device.type)
     # Products with the transposed weight and its gradient are faster if these lie in memory row by row.
@@ -135,9 +135,12 @@ def _by_blocks(hidden_TM: Tensor, weight_VM: Tensor, targets_T: Tensor, shares_T
         factor_U1 = shares_T[block, None] / sum_U1
         gradient_UV = exponentials_UV.scatter_add_(1, target_U1, -sum_U1).to(weight_VM.dtype)
         hidden_gradient_TM[block] = (gradient_UV @ weight_VM) * factor_U1
+        if not weight_VM.requires_grad:
+            continue
         factored_MU = (hidden_UM * factor_U1).to(weight_VM.dtype).t()
         if factored_MU.dtype == torch.float32:
-            weight_gradient_MV.addmm_(factored_MU, gradient_UV)
+            # Not in place by name: torch's flop counter would pass it by.
+            torch.addmm(weight_gradient_MV, factored_MU, gradient_UV, out=weight_gradient_MV)
         else:
             weight_gradient_MV += factored_MU @ gradient_UV
     if shares_T is None:

@@ -120,7 +120,7 @@ class Block(nn.Module):
         x_BLM = x_BLM + self.attention(self.attention_norm(x_BLM), positions, seen_B11L)
         if self.cross_attention is not None:
             assert memory is not None, "a decoder with cross-attention needs what the encoder returned"
-            x_BLM = x_BLM + self.cross_attention(self.cross_attention_norm(x_BLM), memory)
+            x_BLM = x_BLM + self.cross_attention(self.cross_attention_norm(x_BLM), memory, positions)
         normed_BLM = self.feed_forward_norm(x_BLM)
         if self.moe is None:
             return x_BLM + self.dense(normed_BLM), None

@@ -92,10 +92,14 @@ class RotaryPositions(nn.Module):
         self.register_buffer("factors_L3hX", factors_L3X[:, :, None].to(torch.complex64), persistent=False)
         self.register_buffer("order_3M", torch.cat([ordered_2HP, numbers_3HP[2:]]).flatten(), persistent=False)
 
-    def forward(self, x_BL3HP: Tensor) -> Tensor:
-        """Turns queries and keys, whose features are in the order ``order_3M``, and leaves the values as they are."""
+    def forward(self, x_BL3HP: Tensor, parts: slice = slice(None)) -> Tensor:
+        """Turns queries and keys, whose features are in the order ``order_3M``, and leaves the values as they are.
+
+        Args:
+            parts: which of queries, keys and values they are.
+        """
         number_BL3HX = torch.view_as_complex(x_BL3HP.float().unflatten(-1, (-1, 2)))
-        turned_BL3HX = number_BL3HX * self.factors_L3hX[: x_BL3HP.shape[1]]
+        turned_BL3HX = number_BL3HX * self.factors_L3hX[: x_BL3HP.shape[1], parts]
         return torch.view_as_real(turned_BL3HX).flatten(-2).to(x_BL3HP.dtype)
 
 
@@ -130,8 +134,8 @@ class Attention(nn.Module):
 
 
 class CrossAttention(nn.Module):
-    """Multi-head attention of a decoder's tokens to what an encoder has made of its own. The two texts have no common
-    positions, and none are given."""
+    """Multi-head attention of a decoder's tokens to what an encoder has made of its own, with rotary positions: where
+    both texts are nearly the same, a token is looked for near its own place."""
 
     def __init__(self, hidden_size: int, num_heads: int) -> None:
         super().__init__()
@@ -140,13 +144,17 @@ class CrossAttention(nn.Module):
         self.key_value = nn.Linear(hidden_size, 2 * hidden_size, bias=False)
         self.output = nn.Linear(hidden_size, hidden_size, bias=False)
 
-    def forward(self, x_BLM: Tensor, memory: Memory) -> Tensor:
+    def forward(self, x_BLM: Tensor, memory: Memory, positions: RotaryPositions) -> Tensor:
         """Returns what each of the decoder's tokens takes from the encoder's, [B, L, M]."""
         B, L, M = x_BLM.shape
         heads = self.num_heads, M // self.num_heads
-        query_BHLP = self.query(x_BLM).view(B, L, *heads).transpose(1, 2)
-        key_value_BL2HP = self.key_value(memory.hidden_BLM).view(B, -1, 2, *heads)
-        key_BHLP, value_BHLP = key_value_BL2HP.transpose(1, 3).unbind(2)
+        query_weight = self.query.weight.index_select(0, positions.order_3M[:M])
+        key_value_weight = self.key_value.weight.index_select(0, positions.order_3M[M:] - M)
+        query_BL1HP = positions(F.linear(x_BLM, query_weight).view(B, L, 1, *heads), slice(0, 1))
+        key_value_BL2HP = F.linear(memory.hidden_BLM, key_value_weight).view(B, -1, 2, *heads)
+        key_value_BL2HP = positions(key_value_BL2HP, slice(1, 3))
+        query_BHLP, key_value_BH2LP = query_BL1HP[:, :, 0].transpose(1, 2), key_value_BL2HP.transpose(1, 3)
+        key_BHLP, value_BHLP = key_value_BH2LP.unbind(2)
         mixed_BHLP = F.scaled_dot_product_attention(query_BHLP, key_BHLP, value_BHLP, memory.seen_B11L)
         return self.output(mixed_BHLP.transpose(1, 2).reshape(B, L, M))
 

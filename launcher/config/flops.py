@@ -12,8 +12,8 @@ from moe_testbed.model.config import ENCODER
 from moe_testbed.model.language_model import LanguageModel
 from moe_testbed.model.stack import Block, Stack
 
-_TRAINED, _FROZEN, _WEIGHTS_ALONE = 3, 1, 2
-"""Passes of a product: forward, and backward to its input and to its weights."""
+_TRAINED, _FROZEN, _ONE_WAY = 3, 1, 2
+"""Passes of a product: forward, and backward to its input and to its weights, or to one of them."""
 
 
 class StepFlops:
@@ -39,15 +39,14 @@ class StepFlops:
         if frozen not in self._known:
             of_encoder = self._lengths.get(ENCODER, 0)
             self._known[frozen] = {
-                name: self._sequences
-                * stack_flops(stack, self._lengths[name], of_encoder, frozen, self._tables_are_shared)
+                name: self._sequences * stack_flops(stack, self._lengths[name], of_encoder, frozen)
                 for name, stack in self._model.stacks.items()
             }
         return self._known[frozen]
 
     def output(self, frozen: frozenset[str], targets: int) -> int:
         """Returns the FLOPs of the output layer for so many targets."""
-        passes = _WEIGHTS_ALONE if self._tables_are_shared and ENCODER in frozen else _TRAINED
+        passes = _ONE_WAY if self._tables_are_shared and ENCODER in frozen else _TRAINED
         return passes * 2 * targets * self._model.output_rows * self._model.config.hidden_size
 
     @property
@@ -55,33 +54,29 @@ class StepFlops:
         return self._model.config.embeddings == "shared"
 
 
-def stack_flops(stack: Stack, length: int, encoder_length: int, frozen: frozenset[str], shared: bool) -> int:
+def stack_flops(stack: Stack, length: int, encoder_length: int, frozen: frozenset[str]) -> int:
     """Returns the FLOPs of one sequence in a stack, forward and, unless it is frozen, backward.
 
     Every weight of a product takes two operations a token; scores and mixing take ``4 L^2 M``, half of that in a causal
     layer, which needs one half of them, and ``4 L X M`` in cross-attention, whose keys and values are computed of the
-    encoder's X tokens. Backward, each product takes twice as much, but half of that where its input needs no gradient:
-    keys and values of a frozen encoder, and the first layer on a frozen embedding.
+    encoder's X tokens. Backward, each product takes twice as much, but half of that where its input needs no gradient,
+    as keys and values of a frozen encoder.
 
     Args:
         length: L.
         encoder_length: X.
         frozen: the parts that are still.
-        shared: the decoder reads the encoder's embedding.
     """
     passes = _FROZEN if stack.name in frozen else _TRAINED
-    has_memory = any(block.cross_attention is not None for block in stack.layers)
     flops = 0
-    for number, block in enumerate(stack.layers):
+    for block in stack.layers:
         own, memory = block_weights(block)
         flops += passes * 2 * length * own
         flops += passes * (2 if block.attention.causal else 4) * length**2 * stack.config.hidden_size
         if block.cross_attention is not None:
-            of_memory = _WEIGHTS_ALONE if passes == _TRAINED and ENCODER in frozen else passes
+            of_memory = _ONE_WAY if passes == _TRAINED and ENCODER in frozen else passes
             flops += of_memory * 2 * encoder_length * memory
             flops += passes * 4 * length * encoder_length * stack.config.hidden_size
-        if number == 0 and has_memory and shared and ENCODER in frozen and passes == _TRAINED:
-            flops -= 2 * length * block.attention.query_key_value.weight.numel()
     return flops
 
 

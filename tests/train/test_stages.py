@@ -135,8 +135,8 @@ def test_what_is_frozen_does_not_move_by_one_bit_and_moves_after_that(
 def test_the_first_step_after_freezing_is_adams_first(
     make_child: MakeExperiment, run_on_ranks: Run, tmp_path: Path
 ) -> None:
-    """Adam's first step is ``rate * gradient / (|gradient| + eps)``: with its own count it is at most the rate, whatever
-    the betas, and where moments of the frozen time remained it would be far off."""
+    """Adam's first step is ``rate * gradient / (|gradient| + eps)``: with a count of its own it is at most the rate,
+    whatever the betas, and where moments of the frozen time remained it would be far off."""
     config = make_child(
         training={"weight_decay": 0.0, "betas": [0.9, 0.999]}, freeze={"encoder": {"until": 0.5, "warmup_steps": 4}}
     )
