@@ -338,3 +338,9 @@ main(["plan", "{LARGE}", "--cluster", "{SLURM}"])
 assert not {{"deepspeed", "mlflow"}} & set(sys.modules)
 """
     subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
+
+
+def test_other_architectures_are_refused_in_words() -> None:
+    config = load_experiment("configs/experiments/seq2seq.yaml")
+    with pytest.raises(ConfigError, match="is encoder_decoder, and memory and traffic are planned for causal"):
+        make_plan(config, load_cluster("configs/clusters/laptop.yaml"))

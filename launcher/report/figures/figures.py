@@ -15,6 +15,7 @@ from moe_testbed.launcher.report.figures.drawing import Job, Picture, draw
 from moe_testbed.launcher.report.figures.heatmaps import draw_causes, draw_loss_differences, draw_routing
 from moe_testbed.launcher.report.figures.lines import draw_panels, layer_panels, loss_panel, training_panels
 from moe_testbed.launcher.report.figures.scatter import Point, draw_scatter
+from moe_testbed.launcher.report.figures.stages import copied_over_steps, draw_ledger, loss_over_flops
 from moe_testbed.launcher.report.numbers.results import ranked
 from moe_testbed.launcher.report.read.records import Suite
 from moe_testbed.launcher.report.two_processes import in_two
@@ -50,6 +51,7 @@ def _jobs(suite: Suite, results: dict[str, Any]) -> Iterator[Job]:
     runs = [run for run in ranked(results) if run["loss"]["mean"] is not None]
     yield from _of_losses(suite, results, runs)
     looks = _looks(results)
+    yield from _of_stages(suite, results, looks)
     if panels := training_panels(runs):
         yield Job(
             "training",
@@ -140,6 +142,35 @@ def _of_losses(suite: Suite, results: dict[str, Any], runs: list[dict[str, Any]]
                 draw_panels,
                 ([panel], _looks(results), "optimizer steps", 3.8),
             )
+
+
+def _of_stages(suite: Suite, results: dict[str, Any], looks: dict[str, Look]) -> Iterator[Job]:
+    """What trainings in stages take, and what they come to for it."""
+    staged = results.get("stages")
+    if staged is None:
+        return
+    if panels := loss_over_flops(suite, staged):
+        yield Job(
+            "loss_over_flops",
+            "stages",
+            "Loss over FLOPs, inherited ones included",
+            "Mean over seeds; the band is the range of the seeds. One panel for each task.",
+            draw_panels,
+            (panels, looks, "10^12 FLOPs", 2.6),
+        )
+    if panels := copied_over_steps(suite, staged):
+        yield Job(
+            "copying",
+            "stages",
+            "When copying emerges",
+            "Loss in nats per token at tokens that the encoder reads, and at those that are missing in its text.",
+            draw_panels,
+            (panels, looks, "optimizer steps", 1.75),
+        )
+    ledgers = {label: ledger for label, ledger in staged["ledger"].items() if ledger is not None}
+    if ledgers:
+        title = "What each training has taken"
+        yield Job("ledger", "stages", title, "Mean over seeds.", draw_ledger, (ledgers,))
 
 
 def _place(run: dict[str, Any]) -> tuple[Any, Any]:

@@ -45,7 +45,7 @@ def reference(suite: Suite) -> Results:
     """Returns the best reference, and its leads over its control and over the best of the others."""
     best = _lowest(suite, [label for label in suite.reference if label in suite.descriptions])
     others = [label for label in suite.descriptions if role(suite, label) in ("learned", "fixed")]
-    rivals = [label for label in others if causal(suite, label)]
+    rivals = [label for label in others if causal(suite, label) and _is_one_task(suite, label, best)]
     learned = [label for label in rivals if role(suite, label) == "learned"]
     return {
         "labels": list(suite.reference),
@@ -78,7 +78,7 @@ def losses(suite: Suite, label: str, domains: Sequence[str]) -> Results:
 def recovered(suite: Suite, label: str, best: str | None, domains: Sequence[str]) -> Results:
     """Returns `recovered` overall and by domain, with a reason instead of a value where it is undefined."""
     nothing = {"value": None, "low": None, "high": None, "over": None}
-    paired = _paired(suite, suite.control, label, best)
+    paired = _paired(suite, suite.control, label, best) if _is_one_task(suite, label, best) else None
     if paired is None:
         undefined = {**nothing, "undefined": _why_unpaired(suite, label, best)}
         return {"recovered": undefined, "recovered_by_domain": {domain: dict(undefined) for domain in domains}}
@@ -96,6 +96,10 @@ def recovered(suite: Suite, label: str, best: str | None, domains: Sequence[str]
             domain: share(domain_N == d) for d, domain in enumerate(domains) if np.any(domain_N == d)
         },
     }
+
+
+def _is_one_task(suite: Suite, label: str, other: str | None) -> bool:
+    return other is None or {t.task for t in suite.of(label)} == {t.task for t in suite.of(other)}
 
 
 def _lowest(suite: Suite, labels: Sequence[str]) -> str | None:
@@ -126,6 +130,8 @@ def _why_unpaired(suite: Suite, label: str, best: str | None) -> str:
         return NO_REFERENCE
     if best is None:
         return "no run of the reference finished"
+    if not _is_one_task(suite, label, best):
+        return "its task is another one than the reference's"
     if suite.control is None or not suite.evaluations(suite.control):
         return "no run of the control finished" if suite.control else "the suite names no control"
     if not suite.evaluations(label):

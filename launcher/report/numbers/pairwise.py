@@ -27,16 +27,17 @@ def pairs(suite: Suite, labels: list[str]) -> dict[str, Any]:
     """The leads of all pairs, over the seeds that both runs of a pair finished.
 
     `leads[i][j - i - 1]` is L_i - L_j for i < j, positive where j is better, or None without a common finite loss, and
-    for checkpoints with different tokenizers, whose losses are per different tokens.
+    for checkpoints with different tokenizers, whose losses are per different tokens, and for different tasks.
     """
     over: list[str] = []
     found: list[list[Any]] = [[None] * (len(labels) - i - 1) for i in range(len(labels))]
     finished = {label: frozenset(suite.evaluations(label)) for label in labels}
     tokenizers = {label: [t.summary.tokenizer for t in suite.of(label)] for label in labels}
+    tasks = {label: {t.task for t in suite.of(label)} for label in labels}
     for seeds in {finished[one] & finished[other] for one, other in combinations(labels, 2)} - {frozenset()}:
         members = [i for i, label in enumerate(labels) if finished[label] >= seeds]
         for i, j, lead in _leads(suite, labels, members, sorted(seeds), over):
-            comparable = tokenizers[labels[i]] == tokenizers[labels[j]]
+            comparable = tokenizers[labels[i]] == tokenizers[labels[j]] and tasks[labels[i]] == tasks[labels[j]]
             if comparable and finished[labels[i]] & finished[labels[j]] == seeds:
                 found[i][j - i - 1] = lead
     result: dict[str, Any] = rounded({"over": over, "leads": found})

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from moe_testbed.launcher.report.numbers import causal, gap, routing
 from moe_testbed.launcher.report.numbers.spikes import loss_spikes
+from moe_testbed.launcher.report.numbers.stages import stages
 from moe_testbed.launcher.report.numbers.training import over_training
 from moe_testbed.launcher.report.numbers.values import Results, part_of, rounded, stat
 from moe_testbed.launcher.report.read.records import Suite, Training, read_suite
@@ -36,6 +37,9 @@ def summarise(suite: Suite) -> Results:
     for label, (parts, left_out) in zip(suite.descriptions, measured, strict=True):
         runs.append({**_run(suite, label, reference["best"], domains), **parts})
         notes += left_out
+    staged = stages(suite)
+    if staged is not None and len(set(staged["tasks"].values())) > 1:
+        notes.append("the runs have different tasks, and losses of different tasks do not compare: see the stages")
     if len(domains) == 1:
         notes.append(f"{domains[0]} is the only domain: specialization by domain has no meaning here")
     results: Results = rounded(
@@ -49,18 +53,24 @@ def summarise(suite: Suite) -> Results:
             "reference": reference,
             "notes": notes,
             "runs": runs,
+            **({} if staged is None else {"stages": staged}),
         }
     )
     return results
 
 
 def ranked(results: Results) -> list[Results]:
-    """The runs as a table lists them: the best reference, the others by rising loss, those without a loss last."""
+    """The runs as a table lists them: the best reference, the others by rising loss, those without a loss last; where
+    runs have different tasks, those of one task together."""
     best = results["reference"]["best"]
-    return sorted(
-        results["runs"],
-        key=lambda run: (run["label"] != best, math.inf if run["loss"]["mean"] is None else run["loss"]["mean"]),
-    )
+    tasks = results.get("stages", {}).get("tasks", {})
+    order = list(dict.fromkeys(tasks.values()))
+
+    def place(run: Results) -> tuple[bool, int, float]:
+        task = order.index(tasks[run["label"]]) if tasks else 0
+        return run["label"] != best, task, math.inf if run["loss"]["mean"] is None else run["loss"]["mean"]
+
+    return sorted(results["runs"], key=place)
 
 
 def read_results(suite_dir: Path) -> Results:

@@ -66,6 +66,12 @@ class Group:
 HEADINGS = {
     "overview": Heading("Do experts specialise, and are all of them used?", "Overview"),
     "curves": Heading("Loss curves", "Curves"),
+    "stages": Heading(
+        "What trainings in stages take and save",
+        "Stages",
+        "FLOPs are those of the matrix products that really ran; a layer unit is one layer run forward and backward on "
+        "one step, a frozen one counts a third. Losses compare within one task alone.",
+    ),
     "training": Heading("Over training", "Training", "When routing settles, and how it gets there."),
     "domains": Heading("Loss by domain", "Domains"),
     "routing": Heading(

@@ -52,6 +52,14 @@ class Training:
             return "dense"
         return str(self.setting("routing", "router", "name") or "unknown")
 
+    @property
+    def task(self) -> str:
+        """The architecture and the objective with its options, in words: losses of different tasks do not compare."""
+        objective = self.setting("objective")
+        options = dict(objective) if isinstance(objective, dict) else {}
+        words = [str(options.pop("name", "next_token")), *(f"{key} {options[key]}" for key in sorted(options))]
+        return f"{self.setting('model', 'architecture') or 'causal'}, {' '.join(words)}"
+
     def curve(self, kind: str, key: str) -> NDArray[np.float64]:
         """Returns the (step, value) pairs [n, 2] of one of the metrics, the last one where a step was written twice."""
         pairs = {
