@@ -1,6 +1,6 @@
 """Reruns the benchmarks behind the figures of README and docs, stamps what they say, and fills the pages with it.
 
-    python benchmarks/figures.py [quick | tests | demo | seeds | study | NAME ...]     # or make figures FIGURES="..."
+    python benchmarks/figures.py [quick | tests | demo | seeds | recipes | study | NAME ...]  # or make figures
     python benchmarks/figures.py pages                                               # only fills the pages anew
 
 Each benchmark prints lines for people, and as its last line one JSON object with what the pages say:
@@ -37,6 +37,7 @@ PAGES = tuple(
         "docs/checkpoints.md",
         "docs/clusters.md",
         "docs/metrics.md",
+        "docs/recipes.md",
         "docs/results.md",
     )
 )
@@ -151,6 +152,7 @@ BENCHMARKS = (
         },
     ),
     Benchmark("seeds", "seeds", "benchmarks/seeds.py", {"seeds": "What do three seeds say of the reference's lead?"}),
+    Benchmark("recipes", "recipes", "benchmarks/recipes.py", {}),
     Benchmark("study", "study", "benchmarks/study.py --pictures docs/images", {}),
 )
 
