@@ -9,12 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from functools import partial
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from moe_testbed.launcher.ranks.ranks import Ranks
 from moe_testbed.launcher.run.arrays import Ablation
@@ -81,6 +83,8 @@ class AblatedModel:
         self.probe_YTM = torch.zeros(Y, most, width, device=ranks.device)
         self.output_sum_YEM = torch.zeros(Y, E, width, dtype=torch.float64, device=ranks.device)
         self.uses_YE = torch.zeros(Y, E, dtype=torch.int64, device=ranks.device)
+        self.before: list[dict[nn.Module, Any]] = []
+        self.before_layer: int | None = None
         self.baseline_N = self._watch()
 
     def losses(self) -> Float:
@@ -89,7 +93,7 @@ class AblatedModel:
     def losses_without(self, layer: int, expert: int) -> Float:
         barred_YE = np.zeros((len(self.layers), self.num_experts), dtype=np.bool_)
         barred_YE[layer, expert] = True
-        return self._losses(lambda context: self._barring(context, barred_YE))
+        return self._losses(layer, lambda context: self._barring(context, barred_YE))
 
     def losses_with_mean(self, layer: int, expert: int) -> Float:
         uses = int(self.uses_YE[layer, expert])
@@ -110,12 +114,12 @@ class AblatedModel:
             return replace(output, hidden_BLM=changed_BLM)
 
         with _hooked({self.layers[layer]: stand_in}):
-            return self._losses()
+            return self._losses(layer)
 
     def losses_with_experts_of(self, domain: int, allowed_YE: npt.NDArray[np.bool_]) -> Float:
         if self.model.needs_domains:
-            return self._losses(lambda context: _as_domain(context, domain))
-        return self._losses(lambda context: self._barring(context, ~allowed_YE))
+            return self._losses(0, lambda context: _as_domain(context, domain))
+        return self._losses(0, lambda context: self._barring(context, ~allowed_YE))
 
     def outputs(self, layer: int) -> Float:
         moe, probe_1TM = self.layers[layer], self.probe_YTM[layer][None]
@@ -135,13 +139,38 @@ class AblatedModel:
         barred = torch.from_numpy(barred_YE).to(self.ranks.device)
         return replace(context, barred_YBE=barred[:, None].expand(-1, len(context.sequence_B), -1))
 
-    def _losses(self, change: Callable[[RoutingContext], RoutingContext] = lambda context: context) -> Float:
+    def _losses(
+        self, layer: int, change: Callable[[RoutingContext], RoutingContext] = lambda context: context
+    ) -> Float:
+        """Returns the losses of a model that is unchanged before an MoE layer."""
+        self._keep_what_is_before(layer)
         loss_N = torch.zeros(self.num_sequences, dtype=torch.float64, device=self.ranks.device)
-        for share in self.shares:
-            output = self.model(change(share.context), share.targets_BL)
+        for share, before in zip(self.shares, self.before, strict=True):
+            with _returning(before):
+                output = self.model(change(share.context), share.targets_BL)
             loss_N[share.numbers_B] = mean_losses(output.cross_entropy_BL, share.targets_BL)[share.counted_B]
         losses: Float = self._sum(loss_N).cpu().numpy()
         return losses
+
+    def _keep_what_is_before(self, layer: int) -> None:
+        """Keeps what the blocks below an MoE layer and the attention of its own block return for each share, so that
+        they need not run again for each of its experts."""
+        if self.before_layer == layer:
+            return
+        stacks = [stack.layers for stack in self.model.stacks.values()]
+        blocks = [block for stack in stacks for block in stack]
+        place = [block.moe for block in blocks].index(self.layers[layer])
+        below, attention = blocks[:place], blocks[place].attention
+        # Of the other blocks nobody reads the hidden states.
+        read = {attention, *below[-1:], *(stack[-1] for stack in stacks)}
+
+        def keep(outputs: dict[nn.Module, Any], module: nn.Module, inputs: Any, output: Any) -> None:
+            outputs[module] = output if module in read else (output[0].new_empty(0), output[1])
+
+        self.before_layer, self.before = layer, [{} for _ in self.shares]
+        for share, outputs in zip(self.shares, self.before, strict=True):
+            with _hooked(dict.fromkeys([*below, attention], partial(keep, outputs))):
+                self.model(share.context, share.targets_BL)
 
     def _sum(self, values: Tensor) -> Tensor:
         """Sums values up over the ranks, in place."""
@@ -240,9 +269,21 @@ def _all_to(expert: int, hidden_BLM: Tensor) -> RoutingDecision:
 
 
 @contextmanager
-def _hooked(hooks: Mapping[MoELayer, Callable[..., MoEOutput | None]]) -> Iterator[None]:
-    """Calls each hook after its layer's forward; what it returns takes the place of the layer's output."""
-    handles = [moe.register_forward_hook(hook) for moe, hook in hooks.items()]
+def _returning(outputs: Mapping[nn.Module, Any]) -> Iterator[None]:
+    """Lets modules return these outputs, whatever they are given."""
+    for module, output in outputs.items():
+        module.forward = lambda *_, output=output: output
+    try:
+        yield
+    finally:
+        for module in outputs:
+            del module.forward
+
+
+@contextmanager
+def _hooked(hooks: Mapping[Any, Callable[..., MoEOutput | None]]) -> Iterator[None]:
+    """Calls each hook after its module's forward; what it returns takes the place of the module's output."""
+    handles = [module.register_forward_hook(hook) for module, hook in hooks.items()]
     try:
         yield
     finally:
