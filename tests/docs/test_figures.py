@@ -18,7 +18,15 @@ BENCHMARKS = ROOT / "benchmarks"
 # What measures no figure: the runner, what several share, tools for work on speed, the writer of docs/metrics.md, and
 # what needs a GPU.
 STAMP = {"commit": "c", "hardware": "h"}
-OTHERS = {"figures.py", "suite_tables.py", "earlier_commit.py", "metric_tables.py", "suite_time.py", "gpu_check.py"}
+OTHERS = {
+    "figures.py",
+    "suite_tables.py",
+    "earlier_commit.py",
+    "metric_tables.py",
+    "suite_time.py",
+    "gpu_check.py",
+    "looking.py",
+}
 
 
 def load(path: Path) -> ModuleType:
