@@ -92,6 +92,11 @@ class RotaryPositions(nn.Module):
         self.register_buffer("factors_L3hX", factors_L3X[:, :, None].to(torch.complex64), persistent=False)
         self.register_buffer("order_3M", torch.cat([ordered_2HP, numbers_3HP[2:]]).flatten(), persistent=False)
 
+    @property
+    def length(self) -> int:
+        """How many positions there are."""
+        return len(self.factors_L3hX)
+
     def forward(self, x_BL3HP: Tensor, parts: slice = slice(None)) -> Tensor:
         """Turns queries and keys, whose features are in the order ``order_3M``, and leaves the values as they are.
 

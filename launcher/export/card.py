@@ -41,7 +41,7 @@ def model_card(run: OwnRun, size: ModelSize, class_name: str, is_own: bool) -> s
         f"{size.flops_per_token:,} FLOPs of forward and backward per token of text.",
         f"```python\nfrom transformers import {auto_class(architecture)}, AutoTokenizer\n\n"
         f'model = {auto_class(architecture)}.from_pretrained("FOLDER"{trust})\n'
-        'tokenizer = AutoTokenizer.from_pretrained("FOLDER")\n```',
+        f'tokenizer = AutoTokenizer.from_pretrained("FOLDER"{trust})\n```',
         f"The class is `{class_name}`"
         + (", in `modeling_moe_testbed.py` beside the weights." if is_own else " of transformers."),
         "## Training",

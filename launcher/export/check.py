@@ -5,6 +5,7 @@ Shape legend: B sequences, L positions, V token ids.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,9 @@ from moe_testbed.data.tokens.tokenizer import load_tokenizer
 from moe_testbed.launcher.errors import CheckpointError
 from moe_testbed.launcher.export.card import auto_class
 from moe_testbed.model.config import DECODER, ENCODER
+from moe_testbed.model.decoding.greedy import unlabelled
 from moe_testbed.model.language_model import LanguageModel
-from moe_testbed.routing.records import UNLABELLED, RoutingContext
+from moe_testbed.routing.records import RoutingContext
 
 TOLERANCE = 1e-5
 """Of the largest logit, or of 1: that much float32 may differ by another order of the same sums."""
@@ -45,6 +47,10 @@ def refuse_unlike(folder: Path, model: LanguageModel, ids: SpecialIds, lengths: 
     load = getattr(transformers, auto_class(model.config.architecture)).from_pretrained
     # Nothing is downloaded: the code beside the weights was written here, a moment ago.
     loaded, info = load(folder, trust_remote_code=is_own, dtype=torch.float32, output_loading_info=True)
+    if is_own:
+        # transformers has copied the code under the folder's name, which is not the last one.
+        copied = type(loaded).__module__.split(".")[1]
+        shutil.rmtree(Path(transformers.utils.HF_MODULES_CACHE) / "transformers_modules" / copied, ignore_errors=True)
     wrong = [f"{len(info[key])} {key.replace('_', ' ')}, such as {min(info[key])}" for key in info if info[key]]
     if wrong:
         raise CheckpointError(f"the export would load wrong: transformers finds {'; '.join(wrong)}; nothing is written")
@@ -75,15 +81,7 @@ def random_texts(model: LanguageModel, ids: SpecialIds, lengths: dict[str, int])
         if name == DECODER and context is not None:
             tokens_BL[:, 0] = ids.start
         texts_B = torch.linspace(length, 1, _SEQUENCES).long()
-        context = RoutingContext(
-            token_ids_BL=tokens_BL,
-            domain_BL=torch.full_like(tokens_BL, UNLABELLED),
-            document_BL=None,
-            position_BL=torch.arange(length).expand(_SEQUENCES, length),
-            sequence_B=torch.arange(_SEQUENCES),
-            valid_BL=torch.arange(length) < texts_B[:, None],
-            encoder=context,
-        )
+        context = unlabelled(tokens_BL, torch.arange(length) < texts_B[:, None], context)
     assert context is not None, "a model has a stack"
     return context
 
@@ -100,11 +98,12 @@ def _named(context: RoutingContext, prefix: str) -> dict[str, Tensor]:
     return named if context.valid_BL is None else named | {f"{prefix}attention_mask": context.valid_BL.long()}
 
 
-def refuse_other_tokens(folder: Path, store: Store) -> None:
+def refuse_other_tokens(folder: Path, store: Store, is_own: bool) -> None:
     """Raises CheckpointError if the tokenizer in a folder gives texts of the mix other ids than the mix's own."""
     import transformers
 
-    theirs: Any = transformers.AutoTokenizer.from_pretrained(folder)
+    # It reads the model's config too, and would ask whether it may.
+    theirs: Any = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=is_own)
     ours = load_tokenizer(store.tokenizer_path)
     for text in (*_HARD_TEXTS, *_texts(store)):
         if theirs(text, add_special_tokens=False).input_ids != ours.encode(text):

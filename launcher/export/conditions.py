@@ -27,6 +27,8 @@ def refusal(config: ExperimentConfig) -> str | None:
     for stack in config.model.stacks:
         if config.model.of_stack(stack).num_moe_layers and (reason := _routing_refusal(config.routing.of_stack(stack))):
             return reason
+    if config.model.moe.num_zero_computation_experts:
+        return "zero-computation experts cannot be exported: model.moe.num_zero_experts and its like must be 0"
     if config.model.moe.dispatch == "capacity":
         return (
             "model.moe.dispatch is capacity, with which a token's output depends on the other texts of its batch; "
@@ -71,10 +73,4 @@ def _is_mixtral(model: LanguageModel) -> bool:
         type(router) is TopKSoftmax or (isinstance(router, TopK) and router.normalise) for router in model.routers()
     )
     biased = stack.balancing is not None and stack.balancing.selection_bias_YE() is not None
-    return (
-        normalised
-        and not biased
-        and len(model.routers()) == model.config.num_layers
-        and not moe.num_shared_experts
-        and not moe.num_zero_computation_experts
-    )
+    return normalised and not biased and len(model.routers()) == model.config.num_layers and not moe.num_shared_experts

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from moe_testbed.launcher.checkpoint.own_run import OwnRun, open_run
 from moe_testbed.launcher.checkpoint.weights import model_state
 from moe_testbed.launcher.config.model_size import language_model, setting_on, size_of, special_ids
 from moe_testbed.launcher.errors import CheckpointError, ConfigError
-from moe_testbed.launcher.export import native
+from moe_testbed.launcher.export import native, own
 from moe_testbed.launcher.export.card import auto_class, model_card
 from moe_testbed.launcher.export.check import refuse_other_tokens, refuse_unlike
 from moe_testbed.launcher.export.conditions import OWN, form_of, refusal
@@ -57,8 +58,8 @@ def export(
         size = size_of(model, run.config.data.sequence_length, run.config.objective)
         (filling / "README.md").write_text(model_card(run, size, class_name, form == OWN), encoding="utf-8")
         record_file(filling).write_text(json.dumps(record_of(run), indent=1, ensure_ascii=False), encoding="utf-8")
+        refuse_other_tokens(filling, run.store, form == OWN)
         refuse_unlike(filling, model, ids, lengths, form == OWN)
-        refuse_other_tokens(filling, run.store)
     return class_name
 
 
@@ -85,10 +86,11 @@ def _write_model(
     """Writes config, weights and what `generate` needs; returns the name of the class."""
     length, auto = max(lengths.values()), auto_class(model.config.architecture)
     if form == OWN:
-        raise ConfigError("this model fits none of transformers' own classes")
-    config = transformers.CONFIG_MAPPING[form](**native.config_of(model, form, ids, length))
-    theirs = getattr(transformers, auto).from_config(config, dtype=torch.float32)
-    theirs.load_state_dict(native.state_of(model, form))
+        theirs = _own_model(folder, model, ids, length)
+    else:
+        config = transformers.CONFIG_MAPPING[form](**native.config_of(model, form, ids, length))
+        theirs = getattr(transformers, auto).from_config(config, dtype=torch.float32)
+        theirs.load_state_dict(native.state_of(model, form))
     if DECODER in model.config.stacks:
         theirs.generation_config = transformers.GenerationConfig(
             max_length=lengths[DECODER],
@@ -96,6 +98,28 @@ def _write_model(
             pad_token_id=0,
             bos_token_id=END_OF_DOCUMENT,
             eos_token_id=END_OF_DOCUMENT,
+            **({"use_cache": False} if form == OWN else {}),
+            **({"decoder_start_token_id": ids.start} if len(lengths) > 1 else {}),
         )
     theirs.save_pretrained(folder)
     return type(theirs).__name__
+
+
+def _own_model(folder: Path, model: LanguageModel, ids: SpecialIds, length: int) -> Any:
+    """Returns the model as one of our own classes, and writes their file into the folder."""
+    # It imports transformers, which not everybody has.
+    from moe_testbed.launcher.export import modeling_moe_testbed as classes
+
+    architecture = model.config.architecture
+    name = {"encoder": "MaskedLM", "causal": "CausalLM", "encoder_decoder": "ConditionalGeneration"}[architecture]
+    model_class = getattr(classes, f"MoeTestbedFor{name}")
+    module = classes.__name__.rpartition(".")[2]
+    config = classes.MoeTestbedConfig(**own.config_of(model, ids, length))
+    config.auto_map = {
+        "AutoConfig": f"{module}.{classes.MoeTestbedConfig.__name__}",
+        auto_class(architecture): f"{module}.{model_class.__name__}",
+    }
+    theirs = model_class(config)
+    theirs.load_state_dict(own.state_of(model))
+    shutil.copyfile(Path(str(classes.__file__)), folder / f"{module}.py")
+    return theirs

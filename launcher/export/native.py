@@ -93,7 +93,7 @@ def state_of(model: LanguageModel, form: str) -> dict[str, Tensor]:
         if form == MIXTRAL:
             for weight, name in (("gate_up", "gate_up_proj"), ("down", "down_proj")):
                 # They multiply from the other side.
-                state[f"{theirs}mlp.experts.{name}"] = ours[f"{block}moe.experts.{weight}"].transpose(1, 2)
+                state[f"{theirs}mlp.experts.{name}"] = ours[f"{block}moe.{weight}"].transpose(1, 2)
     return state | (_biases(model, state) if form == EUROBERT else {})
 
 

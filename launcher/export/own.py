@@ -22,17 +22,17 @@ from moe_testbed.routing.routers.sigmoid import Sigmoid
 from moe_testbed.routing.routers.top_k import TopK
 
 _EXPERT = re.compile(r"(.*\.moe\.)deepspeed_moe\.experts\.deepspeed_experts\.(\d+)\.(gate_up|down)")
-_STACKED = re.compile(r"(.*\.moe\.)experts\.(gate_up|down)")
+_STACKED = re.compile(r"(.*\.moe\.)(gate_up|down)")
 
 
 def joined_experts(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Returns a model's state with the weights of each layer's experts as one tensor, `moe.experts.gate_up` and
-    `moe.experts.down`."""
+    """Returns a model's state with the weights of each layer's experts as one tensor, `moe.gate_up` and
+    `moe.down`."""
     joined: dict[str, Tensor] = {}
     experts: dict[str, dict[int, Tensor]] = {}
     for name, tensor in state.items():
         if found := _EXPERT.fullmatch(name):
-            experts.setdefault(f"{found[1]}experts.{found[3]}", {})[int(found[2])] = tensor
+            experts.setdefault(f"{found[1]}{found[3]}", {})[int(found[2])] = tensor
         else:
             joined[name] = tensor
     return joined | {
@@ -84,9 +84,6 @@ def _stack_config(stack: Stack) -> dict[str, Any]:
         "expert_size": moe.expert_size,
         "top_k": moe.choices,
         "shared_size": moe.num_shared_experts * moe.expert_size,
-        "num_zero": moe.num_zero_experts,
-        "num_copy": moe.num_copy_experts,
-        "num_constant": moe.num_constant_experts,
         "routers": "first" if len(stack.routers()) < config.num_moe_layers else "all",
         **_router_config(stack.routers()[0]),
     }

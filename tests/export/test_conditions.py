@@ -41,6 +41,8 @@ def test_what_else_is_refused() -> None:
         ({"input": "domain_embedding"}, "routing.input is domain_embedding, which reads domain labels"),
     ):
         assert said in str(refusal(config_of({**top_k, "routing": {**top_k["routing"], **routing}})))
+    free = {**cases.MOE, "num_copy_experts": 1}
+    assert "zero-computation experts" in str(refusal(config_of(cases.with_routing({}, {"name": "top_k"}, moe=free))))
     capacity = {**cases.MOE, "dispatch": "capacity"}
     assert "dispatch is capacity" in str(refusal(config_of(cases.with_routing({}, {"name": "top_k"}, moe=capacity))))
 
