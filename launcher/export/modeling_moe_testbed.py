@@ -2,8 +2,8 @@
 
 This file lies beside the weights and needs torch and transformers alone. Weights are named as in moe-testbed.
 
-Shape legend: B texts, L positions, R positions of what an encoder has read, T = B * L tokens, M model width, H heads, P
-width of a head, V token ids, E experts, K choices of a token, F feed-forward width.
+Shape legend: B sequences, L positions, X those of what an encoder has read, T = B * L tokens, M model width, H heads, P
+projected width, V token ids, E experts, K choices of a token, F feed-forward width.
 """
 
 from __future__ import annotations
@@ -115,8 +115,8 @@ class CrossAttention(nn.Module):
         self.key_value = nn.Linear(config.hidden_size, 2 * config.hidden_size, bias=False)
         self.output = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
 
-    def forward(self, x_BLM: Tensor, memory_BRM: Tensor, seen_B11R: Tensor) -> Tensor:
-        key, value = (_heads(part, self.num_heads) for part in self.key_value(memory_BRM).chunk(2, dim=-1))
+    def forward(self, x_BLM: Tensor, memory_BXM: Tensor, seen_B11R: Tensor) -> Tensor:
+        key, value = (_heads(part, self.num_heads) for part in self.key_value(memory_BXM).chunk(2, dim=-1))
         query = rotated(_heads(self.query(x_BLM), self.num_heads), self.theta)
         mixed = F.scaled_dot_product_attention(query, rotated(key, self.theta), value, attn_mask=seen_B11R)
         return self.output(mixed.transpose(1, 2).flatten(2))
@@ -376,8 +376,8 @@ class MoeTestbedForConditionalGeneration(MoeTestbedPreTrainedModel, GenerationMi
         given."""
         if encoder_outputs is None:
             encoder_outputs = self.encoder(input_ids, attention_mask)
-        memory_BRM = encoder_outputs[0]
-        seen_B11R = seen(memory_BRM[..., 0], attention_mask)
+        memory_BXM = encoder_outputs[0]
+        seen_B11R = seen(memory_BXM[..., 0], attention_mask)
         if decoder_input_ids is None:
             assert labels is not None, "there are decoder_input_ids or labels"
             start = torch.full_like(labels[:, :1], self.config.decoder_start_token_id)
@@ -386,11 +386,11 @@ class MoeTestbedForConditionalGeneration(MoeTestbedPreTrainedModel, GenerationMi
             decoder_input_ids,
             decoder_attention_mask,
             table=self.decoder_embedding if self.config.separate_embeddings else self.get_input_embeddings(),
-            memory=(memory_BRM, seen_B11R),
+            memory=(memory_BXM, seen_B11R),
         ).last_hidden_state
         logits_BLV = self._logits(hidden_BLM)
         loss = None if labels is None else F.cross_entropy(logits_BLV.flatten(0, 1).float(), labels.flatten())
-        return Seq2SeqLMOutput(loss=loss, logits=logits_BLV, encoder_last_hidden_state=memory_BRM)
+        return Seq2SeqLMOutput(loss=loss, logits=logits_BLV, encoder_last_hidden_state=memory_BXM)
 
     def prepare_inputs_for_generation(
         self, input_ids: Tensor, attention_mask: Tensor | None = None, encoder_outputs: Any = None, **unused: Any

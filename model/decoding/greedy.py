@@ -1,6 +1,6 @@
 """Greedy decoding: at each place the token with the highest logit.
 
-Shape legend: B texts, L positions.
+Shape legend: B sequences, L positions.
 """
 
 from __future__ import annotations
