@@ -115,10 +115,10 @@ class CrossAttention(nn.Module):
         self.key_value = nn.Linear(config.hidden_size, 2 * config.hidden_size, bias=False)
         self.output = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
 
-    def forward(self, x_BLM: Tensor, memory_BXM: Tensor, seen_B11R: Tensor) -> Tensor:
+    def forward(self, x_BLM: Tensor, memory_BXM: Tensor, seen_B11X: Tensor) -> Tensor:
         key, value = (_heads(part, self.num_heads) for part in self.key_value(memory_BXM).chunk(2, dim=-1))
         query = rotated(_heads(self.query(x_BLM), self.num_heads), self.theta)
-        mixed = F.scaled_dot_product_attention(query, rotated(key, self.theta), value, attn_mask=seen_B11R)
+        mixed = F.scaled_dot_product_attention(query, rotated(key, self.theta), value, attn_mask=seen_B11X)
         return self.output(mixed.transpose(1, 2).flatten(2))
 
 
@@ -377,7 +377,7 @@ class MoeTestbedForConditionalGeneration(MoeTestbedPreTrainedModel, GenerationMi
         if encoder_outputs is None:
             encoder_outputs = self.encoder(input_ids, attention_mask)
         memory_BXM = encoder_outputs[0]
-        seen_B11R = seen(memory_BXM[..., 0], attention_mask)
+        seen_B11X = seen(memory_BXM[..., 0], attention_mask)
         if decoder_input_ids is None:
             assert labels is not None, "there are decoder_input_ids or labels"
             start = torch.full_like(labels[:, :1], self.config.decoder_start_token_id)
@@ -386,7 +386,7 @@ class MoeTestbedForConditionalGeneration(MoeTestbedPreTrainedModel, GenerationMi
             decoder_input_ids,
             decoder_attention_mask,
             table=self.decoder_embedding if self.config.separate_embeddings else self.get_input_embeddings(),
-            memory=(memory_BXM, seen_B11R),
+            memory=(memory_BXM, seen_B11X),
         ).last_hidden_state
         logits_BLV = self._logits(hidden_BLM)
         loss = None if labels is None else F.cross_entropy(logits_BLV.flatten(0, 1).float(), labels.flatten())
