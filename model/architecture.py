@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from moe_testbed.model.config import DECODER, ENCODER, ModelConfig
 from moe_testbed.model.initialisation import initialise, refuse_expert_names, refuse_scalars
 from moe_testbed.model.moe import MoELayer
-from moe_testbed.model.stack import Stack, StackSetting
+from moe_testbed.model.stack import Stack, StackSetting, seen
+from moe_testbed.model.transformer import Memory
 from moe_testbed.routing.config import RoutingConfig
-from moe_testbed.routing.records import RouterSetting
+from moe_testbed.routing.records import RouterSetting, RoutingContext
 from moe_testbed.routing.router import Router
 
 
@@ -128,6 +129,35 @@ class Architecture(nn.Module):
     def output_rows(self) -> int:
         """How many token ids can be a target."""
         return self.embedding.num_embeddings if self._output_ids is None else self._output_ids.stop
+
+    def encode(self, context: RoutingContext) -> Tensor:
+        """Returns the output of the first stack, [B, L, M]: of the encoder if there is one.
+
+        Args:
+            context: of the text that this stack reads.
+        """
+        name, stack = next(iter(self._stacks.items()))
+        with torch.no_grad() if name in self.frozen else contextlib.nullcontext():
+            hidden_BLM: Tensor = stack(self._embed(name, context.token_ids_BL), context)[0]
+        return hidden_BLM
+
+    def memory(self, context: RoutingContext) -> Memory:
+        """Returns what a decoder sees of the encoder.
+
+        Args:
+            context: of the text that the encoder reads.
+        """
+        return Memory(self.encode(context), seen(context))
+
+    def next_logits(self, context: RoutingContext, memory: Memory | None = None) -> Tensor:
+        """Returns the logits behind the last place of what the decoder reads, [B, V].
+
+        Args:
+            context: of that text, without padding.
+            memory: what an encoder has made of another text, see `memory`; None for a causal model.
+        """
+        hidden_BLM = self._stacks[DECODER](self._embed(DECODER, context.token_ids_BL), context, memory)[0]
+        return hidden_BLM[:, -1] @ self._output_weight().t()
 
     def freeze(self, stacks: Iterable[str]) -> None:
         """Holds stacks still from here on, and no others: they run without gradient and as in evaluation, so that

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from moe_testbed.model.architecture import Architecture
-from moe_testbed.model.config import DECODER, ENCODER
+from moe_testbed.model.config import ENCODER
 from moe_testbed.model.output_layer import target_loss, token_loss
 from moe_testbed.model.stack import LayerRouting, seen
 from moe_testbed.model.transformer import Memory
@@ -111,38 +111,9 @@ class LanguageModel(Architecture):
             for (name, of_stack), barred_YBE in zip(contexts.items(), barred, strict=True)
         }
 
-    def encode(self, context: RoutingContext) -> Tensor:
-        """Returns the output of the first stack, [B, L, M]: of the encoder if there is one.
-
-        Args:
-            context: of the text that this stack reads.
-        """
-        name, stack = next(iter(self._stacks.items()))
-        with torch.no_grad() if name in self.frozen else contextlib.nullcontext():
-            hidden_BLM: Tensor = stack(self._embed(name, context.token_ids_BL), context)[0]
-        return hidden_BLM
-
     def logits(self, context: RoutingContext) -> Tensor:
         """Returns the logits of the ids that can be a target at every place, [B, L, V]."""
         return self._run_stacks(context)[0] @ self._output_weight().t()
-
-    def memory(self, context: RoutingContext) -> Memory:
-        """Returns what a decoder sees of the encoder.
-
-        Args:
-            context: of the text that the encoder reads.
-        """
-        return Memory(self.encode(context), seen(context))
-
-    def next_logits(self, context: RoutingContext, memory: Memory | None = None) -> Tensor:
-        """Returns the logits behind the last place of what the decoder reads, [B, V].
-
-        Args:
-            context: of that text, without padding.
-            memory: what an encoder has made of another text, see `memory`; None for a causal model.
-        """
-        hidden_BLM = self._stacks[DECODER](self._embed(DECODER, context.token_ids_BL), context, memory)[0]
-        return hidden_BLM[:, -1] @ self._output_weight().t()
 
     @torch.no_grad()
     def begin_step(self, contexts: Iterable[RoutingContext]) -> None:
