@@ -101,7 +101,8 @@ def set_learning_rate(engine: Any, config: ExperimentConfig, step: int) -> float
     """Sets the rate of the update that follows ``step`` completed ones, and returns that of what is not frozen."""
     rate = learning_rate(config.training, step)
     for group in engine.optimizer.param_groups:
-        group["lr"] = rate * share_of_rate(config, group[PART], step)
+        # Groups of checkpoints from before parts could be frozen are of no part.
+        group["lr"] = rate * share_of_rate(config, group.get(PART, ""), step)
     return rate
 
 

@@ -39,12 +39,12 @@ def test_a_stopped_run_continues_to_the_end_it_would_have_had(
     found, expected = read_metrics(old / "stopped"), read_metrics(old / "finished")
     assert [(line["kind"], line["step"]) for line in found] == [(line["kind"], line["step"]) for line in expected]
     for line, other in zip(found, expected, strict=True):
-        assert line.keys() == other.keys()
+        assert line.keys() >= other.keys()  # Later versions tell more.
         losses = {key: value for key, value in other.items() if key.startswith(("loss", "cross_entropy"))}
         assert {key: line[key] for key in losses} == pytest.approx(losses, rel=LOSS_TOLERANCE)
     evaluations = read_evaluations(old / "stopped")
     for name, arrays in read_evaluations(old / "finished").items():
-        assert evaluations[name].keys() == arrays.keys()
+        assert evaluations[name].keys() >= arrays.keys()
         np.testing.assert_allclose(evaluations[name]["sequence_loss_N"], arrays["sequence_loss_N"], rtol=LOSS_TOLERANCE)
     weights, others = read_weights(old / "stopped"), read_weights(old / "finished")
     assert weights.keys() == others.keys()

@@ -61,7 +61,7 @@ def make_plan(config: ExperimentConfig, cluster: ClusterConfig, weights: list[We
     if config.model.architecture != "causal":
         raise ConfigError(
             f"model.architecture is {config.model.architecture}, and memory and traffic are planned for causal models "
-            "alone; train a few steps of it on one GPU, and read peak_memory_bytes in its summary.json"
+            "alone; train a few steps of it on one GPU, and read peak_memory_bytes in its summary"
         )
     layout, training = layout_of(config, cluster), config.training
     weights = rank_weights(config) if weights is None else weights
