@@ -214,6 +214,11 @@ class ModelConfig(BaseModel, extra="forbid", frozen=True):
         return (layer + 1) % self.moe.every == 0
 
     @property
+    def stack_of_layer(self) -> tuple[str, ...]:
+        """Name of the stack of each MoE layer, in the order in which the layers of all stacks are numbered."""
+        return tuple(name for name in self.stacks for _ in range(self.of_stack(name).num_moe_layers))
+
+    @property
     def num_moe_layers(self) -> int:
         """How many layers of all stacks are MoE layers (Y)."""
         if self.architecture != "causal":

@@ -11,7 +11,7 @@ import math
 import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields, replace
 from enum import Enum
 from functools import lru_cache
 from pathlib import Path
@@ -193,6 +193,18 @@ class ArrayFile:
             name: np.asarray(getattr(self, name), dtype=known.stored_as or (known.dtype if known.axes else None))
             for name, known in there.items()
         }
+
+    def only_layers(self: Record, layers: Sequence[int]) -> Record:
+        """Returns the record with these MoE layers alone. Raises ValueError if it lacks one of them."""
+        found: dict[str, Any] = {}
+        for name, known in self.fields().items():
+            values = getattr(self, name)
+            if "layer" in known.axes and values is not None:
+                axis = known.axes.index("layer")
+                if values.shape[axis] <= max(layers):
+                    raise ValueError(f"{name} has {values.shape[axis]} MoE layers, and none of number {max(layers)}")
+                found[name] = values.take(layers, axis=axis)
+        return replace(self, **found)  # type: ignore[type-var]
 
     def to_bytes(self) -> bytes:
         """Returns the content of the file."""

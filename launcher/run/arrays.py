@@ -41,6 +41,7 @@ class Evaluation(ArrayFile):
         kinds: kinds of targets, of an objective that tells them apart, and kind_tokens_X, kind_loss_sum_X,
             kind_correct_X: the number of each, its loss and those that had the highest logit.
         violation_sum_SY: sum over tokens of the max violation of the sequence and of the document that they are in.
+        routed_tokens_YD: tokens that each layer has routed, where they are not those that were to be predicted.
     """
 
     step: int = array(values=Values.WHOLE)
@@ -70,6 +71,14 @@ class Evaluation(ArrayFile):
     kind_tokens_X: Integers | None = array("kind", values=Values.COUNTS, optional=True)
     kind_loss_sum_X: Floats | None = array("kind", optional=True)
     kind_correct_X: Integers | None = array("kind", values=Values.COUNTS, optional=True)
+    routed_tokens_YD: Integers | None = array("layer", "domain", values=Values.COUNTS, optional=True)
+
+    @property
+    def layer_tokens_YD(self) -> Integers:
+        """The tokens that each layer has routed."""
+        if self.routed_tokens_YD is not None:
+            return self.routed_tokens_YD
+        return np.broadcast_to(self.tokens_D, (len(self.counts_top_k_YDE), len(self.tokens_D)))
 
     @property
     def loss_D(self) -> Floats:

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from moe_testbed.launcher.run.files import value_at
+from moe_testbed.model.config import ModelConfig
 
 FAILED_STATES = ("failed", "diverged")
 """The states of a run that has come to a bad end."""
@@ -96,6 +97,47 @@ class MetricsLine:
         """Returns the JSON object that is written."""
         seconds = {} if self.seconds is None else {"seconds": self.seconds}
         return {"kind": self.kind, "step": self.step, **seconds, **self.values}
+
+
+@dataclass(frozen=True)
+class MoELayers:
+    """The MoE layers of a run, as its evaluations and probes number them.
+
+    Attributes:
+        stacks: name of the stack of each layer; empty for a causal model, whose layers are all of one stack.
+    """
+
+    stacks: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, config: Mapping[str, Any]) -> MoELayers:
+        """Returns the layers of a run by its config; those of a causal model where the config does not tell."""
+        try:
+            return cls.of_model(ModelConfig.model_validate(config.get("model")))
+        except ValueError:
+            return cls()
+
+    @classmethod
+    def of_model(cls, model: ModelConfig) -> MoELayers:
+        """Returns the layers of a model."""
+        return cls() if model.architecture == "causal" else cls(model.stack_of_layer)
+
+    @property
+    def names(self) -> list[str]:
+        """Name of each layer, counted from 0 in its stack, such as `encoder 1`; empty for a causal model."""
+        return [f"{stack} {self.stacks[:layer].count(stack)}" for layer, stack in enumerate(self.stacks)]
+
+    @property
+    def by_stack(self) -> dict[str, list[int]]:
+        """Name of each stack that has MoE layers -> their numbers; empty for a causal model."""
+        return {
+            stack: [layer for layer, of_layer in enumerate(self.stacks) if of_layer == stack]
+            for stack in dict.fromkeys(self.stacks)
+        }
+
+
+ONE_STACK = MoELayers()
+"""The MoE layers of a causal model."""
 
 
 @dataclass(frozen=True)

@@ -18,10 +18,11 @@ from moe_testbed.launcher.errors import visible
 from moe_testbed.launcher.run.array_file import DAMAGED
 from moe_testbed.launcher.run.files import csv_text, value_at
 from moe_testbed.launcher.run.folder import RunFolder
-from moe_testbed.launcher.run.records import Manifest
+from moe_testbed.launcher.run.records import Manifest, MoELayers
 from moe_testbed.launcher.run.suite_folder import SuiteFolder
 from moe_testbed.launcher.tracking.names import flatten
 from moe_testbed.launcher.tracking.values import MAX_TAG_LENGTH, shortened
+from moe_testbed.model.config import STACKS
 from moe_testbed.routing.metrics import REPORTED
 
 DESCRIPTION = "mlflow.note.content"
@@ -74,13 +75,16 @@ def run_content(run_dir: Path, suite_dir: Path | None = None, more_tags: Mapping
     }
     results: dict[str, float] = {}
     alone = (folder.config_file, folder.manifest_file, folder.summary_file, folder.status_file, folder.ablation_file)
-    files = _files(run_dir, alone, (folder.evaluations, folder.probes)) | _matrices(folder)
+    files = _files(run_dir, alone, (folder.evaluations, folder.probes))
+    files |= _matrices(folder, MoELayers.of(config).names)
     if suite_dir is not None:
         suite = SuiteFolder(suite_dir)
         report = suite.read_results()
         run: Mapping[str, Any] = next((run for run in report.get("runs") or () if value_at(run, "label") == label), {})
         tags |= {"suite": suite_dir.name, "role": str(run.get("role", "")), DESCRIPTION: _run_description(run, report)}
-        results = _numbers(run, _RUN_RESULTS)
+        results |= _numbers(run, _RUN_RESULTS)
+        for stack in STACKS["encoder_decoder"]:
+            results |= _numbers(value_at(run, "stacks", stack), _RUN_RESULTS, f"{stack}/")
         files |= _figures_of(label, suite)
     return Content(
         _told(tags), flatten(with_new_names(config)), results, _dataset(config, folder.read_manifest()), files
@@ -155,12 +159,16 @@ def _suite_description(report: Mapping[str, Any], page: str) -> str:
     return ""
 
 
-def _numbers(report: Mapping[str, Any], paths: Mapping[str, tuple[str, ...]]) -> dict[str, float]:
-    """Returns the number at each path, a mean over seeds or the value of an interval, under the key result/NAME."""
+def _numbers(report: Any, paths: Mapping[str, tuple[str, ...]], of: str = "") -> dict[str, float]:
+    """Returns the number at each path, a mean over seeds or the value of an interval, under the key result/NAME.
+
+    Args:
+        of: what comes before the name: the stack, where the numbers are of one.
+    """
     values = {}
     for name, path in paths.items():
         number = value_at(report, *path)
-        values[f"result/{name}"] = number.get("value", number.get("mean")) if isinstance(number, Mapping) else None
+        values[f"result/{of}{name}"] = number.get("value", number.get("mean")) if isinstance(number, Mapping) else None
     return {key: float(value) for key, value in values.items() if isinstance(value, int | float)}
 
 
@@ -182,22 +190,27 @@ def _files(folder: Path, alone: Sequence[Path], folders: Sequence[Path]) -> dict
     return {str(path.relative_to(folder)): path for path in paths if path.is_file()}
 
 
-def _matrices(folder: RunFolder) -> dict[str, Path | str]:
-    """Returns each table domain x expert of the last evaluation as CSV: a line per MoE layer and domain."""
+def _matrices(folder: RunFolder, layers: Sequence[str]) -> dict[str, Path | str]:
+    """Returns each table domain x expert of the last evaluation as CSV: a line per MoE layer and domain.
+
+    Args:
+        layers: the names of the layers, where they have names.
+    """
     try:
         domains, tables = folder.read_expert_tables()
     except DAMAGED:  # a broken one is sent as it is
         return {}
-    return {f"matrices/{name.removesuffix('_YDE')}.csv": _csv(table, domains) for name, table in tables.items()}
+    return {f"matrices/{name.removesuffix('_YDE')}.csv": _csv(table, domains, layers) for name, table in tables.items()}
 
 
-def _csv(table_YDE: np.ndarray[Any, Any], domains: list[str]) -> str:
+def _csv(table_YDE: np.ndarray[Any, Any], domains: Sequence[str], layers: Sequence[str]) -> str:
+    names = layers if len(layers) == len(table_YDE) else range(len(table_YDE))
     columns = ("moe_layer", "domain", *(f"expert_{expert}" for expert in range(table_YDE.shape[2])))
     return csv_text(
         columns,
         (
             (layer, visible(domain), *row_E)
-            for layer, table_DE in enumerate(table_YDE.tolist())
+            for layer, table_DE in zip(names, table_YDE.tolist(), strict=True)
             for domain, row_E in zip(domains, table_DE, strict=True)
         ),
     )

@@ -17,6 +17,7 @@ from torch import Tensor
 from moe_testbed.launcher.config.experiment import ExperimentConfig
 from moe_testbed.launcher.ranks.ranks import Ranks
 from moe_testbed.launcher.run.arrays import Evaluation
+from moe_testbed.launcher.run.records import ONE_STACK, MoELayers
 from moe_testbed.launcher.train.evaluation_set import EvaluationSet, Share, mean_losses
 from moe_testbed.model.language_model import ModelOutput
 from moe_testbed.model.output_layer import NO_TARGET
@@ -49,6 +50,7 @@ class Evaluator:
         self.vocabulary_ids_V = tracked_ids(sequences.token_counts_V)
         self.shuffled_N = sequences.domain_N[np.random.default_rng(0).permutation(len(sequences))]
         self.kinds = config.objective.kinds
+        self.predicts_what_it_routes = config.model.architecture == "causal"
 
     @torch.no_grad()
     def run(self, engine: Any, step: int) -> Evaluation:
@@ -66,6 +68,8 @@ class Evaluator:
         if self.kinds:
             for name, dtype in _OF_KINDS.items():
                 sums[name] = torch.zeros(len(self.kinds), dtype=dtype, device=device)
+        if not self.predicts_what_it_routes:
+            sums["routed_tokens_YD"] = torch.zeros(Y, D, dtype=torch.int64, device=device)
         tables = RoutingTables(
             Y, D, self.num_experts, self.top_k, len(sequences.cluster_domain_C), self.vocabulary_ids_V, device
         )
@@ -73,7 +77,7 @@ class Evaluator:
         for share in sequences.shares(self.ranks, self.micro_batch_size, step):
             output = engine(share.context, share.targets_BL)
             self._add_losses(sums, output, share)
-            self._add_routing(tables, output.layers, share)
+            self._add_routing(tables, sums.get("routed_tokens_YD"), output.layers, share)
             self._add_violations(sums, output.layers)
         engine.train()
         for table in sums.values():
@@ -117,7 +121,9 @@ class Evaluator:
             sums["kind_loss_sum_X"] += torch.bincount(kind_T, loss_T, minlength=number)
             sums["kind_correct_X"] += torch.bincount(kind_T[correct_T], minlength=number)
 
-    def _add_routing(self, tables: RoutingTables, layers: list[LayerRouting], share: Share) -> None:
+    def _add_routing(
+        self, tables: RoutingTables, routed_YD: Tensor | None, layers: list[LayerRouting], share: Share
+    ) -> None:
         labels_B = [
             self._of_rows(values_N, share)
             for values_N in (self.sequences.domain_N, self.sequences.cluster_N, self.shuffled_N)
@@ -131,6 +137,8 @@ class Evaluator:
             domain_T, cluster_T, shuffled_T = (
                 values_B[:, None].expand_as(token_ids_BL)[counted_BL] for values_B in labels_B
             )
+            if routed_YD is not None:
+                routed_YD[y] += torch.bincount(domain_T, minlength=routed_YD.shape[1])
             tables.add(
                 y,
                 decision.expert_ids_TK[counted_T],
@@ -157,9 +165,13 @@ class Evaluator:
                 sums["routed_tokens_SY"][s, y] += sizes_G.sum().long()
 
 
-def evaluation_values(evaluation: Evaluation) -> dict[str, float]:
+def evaluation_values(evaluation: Evaluation, layers: MoELayers = ONE_STACK) -> dict[str, float]:
     """Returns what the metrics file says of an evaluation: nats per token of every domain and their mean, and how the
-    experts were used."""
+    experts were used, also of each stack by itself.
+
+    Args:
+        layers: the MoE layers of the model.
+    """
     losses = evaluation.loss_sum_D / np.maximum(evaluation.tokens_D, 1)
     values = {"cross_entropy": float(losses.mean())}
     values |= {f"cross_entropy/{domain}": float(loss) for domain, loss in zip(evaluation.domains, losses, strict=True)}
@@ -167,15 +179,24 @@ def evaluation_values(evaluation: Evaluation) -> dict[str, float]:
         values["accuracy"] = float((evaluation.correct_D / np.maximum(evaluation.tokens_D, 1)).mean())
     for kind, tokens, loss_sum, correct in evaluation.of_kinds():
         values |= {f"{kind}/cross_entropy": loss_sum / tokens, f"{kind}/accuracy": correct / tokens}
-    counts_YDE = evaluation.counts_top_k_YDE
-    if len(counts_YDE) and evaluation.violation_sum_SY is not None:
-        # Means over the layers; the report has each layer and every other metric.
-        for metric in _TRACKED:
-            assert metric.function is not None
-            values[metric.name] = float(np.mean([metric.function(counts_DE) for counts_DE in counts_YDE]))
-        # Within a sequence or document: mean over tokens of the violation of the set that they belong to.
-        violation_SY = evaluation.violation_sum_SY / max(evaluation.tokens, 1)
-        values |= {
-            f"max_violation/{scope.value}": float(v_Y.mean()) for scope, v_Y in zip(_SCOPES, violation_SY, strict=True)
-        }
+    values |= _means_over_layers(evaluation)
+    for stack, numbers in layers.by_stack.items():
+        of_stack = _means_over_layers(evaluation.only_layers(numbers))
+        values |= {f"{stack}/{name}": value for name, value in of_stack.items()}
     return values
+
+
+def _means_over_layers(evaluation: Evaluation) -> dict[str, float]:
+    """How the experts were used; the report has each layer and every other metric."""
+    counts_YDE = evaluation.counts_top_k_YDE
+    if not len(counts_YDE) or evaluation.violation_sum_SY is None:
+        return {}
+    values = {}
+    for metric in _TRACKED:
+        assert metric.function is not None
+        values[metric.name] = float(np.mean([metric.function(counts_DE) for counts_DE in counts_YDE]))
+    # Within a sequence or document: mean over tokens of the violation of the set that they belong to.
+    violation_SY = evaluation.violation_sum_SY / max(evaluation.tokens, 1)
+    return values | {
+        f"max_violation/{scope.value}": float(v_Y.mean()) for scope, v_Y in zip(_SCOPES, violation_SY, strict=True)
+    }

@@ -15,7 +15,7 @@ from moe_testbed.launcher.ranks.ranks import Ranks
 from moe_testbed.launcher.ranks.session import Session
 from moe_testbed.launcher.ranks.sharing import shared_among
 from moe_testbed.launcher.run.folder import RunFolder
-from moe_testbed.launcher.run.records import MetricsLine
+from moe_testbed.launcher.run.records import MetricsLine, MoELayers
 from moe_testbed.launcher.run.system_metrics import SystemMetrics
 from moe_testbed.launcher.train.ablated_model import ablate_model
 from moe_testbed.launcher.train.divergence.watch import DivergenceWatch
@@ -57,6 +57,7 @@ def run_loop(
         InputMaker.for_evaluation(config, store),
     )
     evaluator, probe = Evaluator(config, held_out, ranks), Probe(config, held_out, ranks)
+    layers = MoELayers.of_model(config.model)
     model = build_model(config, store, ranks)
     size = size_of(model, config.data.sequence_length, config.objective)
     if parent:
@@ -93,7 +94,7 @@ def run_loop(
                 if evaluates:
                     evaluated = evaluator.run(engine, done)
                     folder.write_evaluation(evaluated)
-                    seconds, line = time.perf_counter() - started, evaluation_values(evaluated)
+                    seconds, line = time.perf_counter() - started, evaluation_values(evaluated, layers)
                     folder.append_metrics(MetricsLine("evaluation", done, seconds, line))
                     watch.after_evaluation(done, line["cross_entropy"])
             if saves:

@@ -24,7 +24,9 @@ from moe_testbed.launcher.tracking.content import run_content
 from moe_testbed.routing import metrics
 
 MakeSuite = Callable[..., Path]
-COMPUTED_BY_THE_REPORT = {*metrics.COUNTS, "routed_YDE", "ablation_damage_YED", "mean_damage_YED"}
+COMPUTED_BY_THE_REPORT = {
+    *metrics.COUNTS, "layer_tokens_YD", "routed_YDE", "ablation_damage_YED", "mean_damage_YED",
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")

@@ -72,6 +72,7 @@ ADDED = {
         "kind_tokens_X": "int64",
         "kind_loss_sum_X": "float64",
         "kind_correct_X": "int64",
+        "routed_tokens_YD": "int64",
     },
 }
 """Those that were added since. A name or type once written stays, since runs that have it are read."""

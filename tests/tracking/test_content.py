@@ -64,6 +64,17 @@ def test_results_are_the_numbers_of_the_report_that_are_there(suite: Path) -> No
     assert suite_content(suite).results == {"result/lead_over_control": 0.5}
 
 
+def test_results_of_a_stack_have_its_name(suite: Path) -> None:
+    report = json.loads((suite / "results.json").read_text())
+    numbers = {"routing": {"top_k": {"domain_information": {"mean": 0.5}, "max_violation": {"mean": None}}}}
+    report["runs"][0]["stacks"] = {"encoder": numbers, "decoder": 3, "another": numbers}
+    (suite / "results.json").write_text(json.dumps(report))
+    results = run_content(suite / "top_k-seed1", suite).results
+    assert {key: value for key, value in results.items() if key.count("/") > 1} == {
+        "result/encoder/domain_information": 0.5
+    }
+
+
 def test_files_of_a_run_are_its_own_and_its_pictures(suite: Path) -> None:
     short, long = (set(run_content(suite / f"{label}-seed1", suite).files) for label in ("top_k", "top_k_hash"))
     figures = {path for path in short | long if path.startswith("figures/")}
@@ -93,6 +104,17 @@ def test_matrices_have_every_count(tmp_path: Path) -> None:
         for domain, name in enumerate(('"a,b"', "c"))
     ]
     assert lines[1:] == expected
+
+
+def test_matrices_of_several_stacks_name_them(tmp_path: Path) -> None:
+    moe = {"num_experts": 5, "top_k": 2, "expert_hidden_size": 8}
+    model = {"architecture": "encoder_decoder", "num_layers": 1, "hidden_size": 8, "num_heads": 1, "moe": moe}
+    run = make_run(tmp_path / "run", model=model)
+    for num_layers, names in ((2, ["encoder 0", "decoder 0"]), (3, ["0", "1", "2"])):
+        counts_YDE = np.ones((num_layers, 1, 5), dtype=np.int64)
+        np.savez(run / "evaluations" / "step_00000040.npz", domains=np.array(["a"]), counts_top_k_YDE=counts_YDE)
+        lines = str(run_content(run).files["matrices/counts_top_k.csv"]).splitlines()
+        assert [line.split(",")[0] for line in lines[1:]] == names
 
 
 def test_the_dataset_is_known_by_its_manifest(suite: Path) -> None:

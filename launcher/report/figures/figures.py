@@ -6,18 +6,23 @@ marker too. The reference is black and the control grey everywhere. The same num
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from moe_testbed.launcher.report.figures.canvas import Look
 from moe_testbed.launcher.report.figures.drawing import Job, Picture, draw
 from moe_testbed.launcher.report.figures.heatmaps import draw_causes, draw_loss_differences, draw_routing
-from moe_testbed.launcher.report.figures.lines import draw_panels, layer_panels, loss_panel, training_panels
+from moe_testbed.launcher.report.figures.lines import (
+    draw_panels,
+    layer_panels,
+    loss_panel,
+    training_panels,
+)
 from moe_testbed.launcher.report.figures.scatter import Point, draw_scatter
 from moe_testbed.launcher.report.figures.stages import copied_over_steps, draw_ledger, loss_over_flops
 from moe_testbed.launcher.report.numbers.results import ranked
-from moe_testbed.launcher.report.read.records import Suite
+from moe_testbed.launcher.report.read.records import Suite, Training
 from moe_testbed.launcher.report.two_processes import in_two
 from moe_testbed.launcher.run.arrays import Evaluation
 from moe_testbed.launcher.run.files import write_bytes_atomically
@@ -52,17 +57,19 @@ def _jobs(suite: Suite, results: dict[str, Any]) -> Iterator[Job]:
     yield from _of_losses(suite, results, runs)
     looks = _looks(results)
     yield from _of_stages(suite, results, looks)
-    if panels := training_panels(runs):
-        yield Job(
-            "training",
-            "training",
-            "Routing over training",
-            "Mean over layers and seeds; the band is the range of the seeds. Information and load are those of each "
-            "step's training batch. Saturation is the share of a token's final experts that it already has, "
-            "fluctuation the share of tokens whose first choice changed since the point before, on a fixed probe.",
-            draw_panels,
-            (panels, looks, "optimizer steps", 1.5),
-        )
+    stacks = _by_stack(runs)
+    for stack, of_stack in {"": runs, **stacks}.items():
+        if panels := training_panels(of_stack):
+            yield Job(
+                _named("training", stack),
+                "training",
+                _titled("Routing over training", stack),
+                "Mean over layers and seeds; the band is the range of the seeds. Information and load are those of "
+                "each step's training batch. Saturation is the share of a token's final experts that it already has, "
+                "fluctuation the share of tokens whose first choice changed since the point before, on a fixed probe.",
+                draw_panels,
+                (panels, looks, "optimizer steps", 1.5),
+            )
     best = results["reference"]["best"]
     if best is not None and len(runs) > 1:
         losses = {
@@ -78,19 +85,21 @@ def _jobs(suite: Suite, results: dict[str, Any]) -> Iterator[Job]:
             heat_map=True,
         )
     for run in runs:
-        seed, evaluation = next(iter(suite.evaluations(run["label"]).items()))
-        if len(evaluation.counts_top_k_YDE):
-            yield _routing(run["label"], seed, evaluation)
+        training = next(training for training in suite.of(run["label"]) if training.evaluation is not None)
+        assert training.evaluation is not None, "this was asked for"
+        if len(training.evaluation.counts_top_k_YDE):
+            yield _routing(training, training.evaluation)
     for part, section, title, caption in _PROFILES:
-        if panels := layer_panels(runs, part):
-            yield Job(
-                section if section == "layers" else f"{section}_layers",
-                section,
-                title,
-                f"{caption} Layers are counted among the MoE layers.",
-                draw_panels,
-                (panels, looks, "MoE layer"),
-            )
+        for stack, of_stack in {"": [run for run in runs if "stacks" not in run], **stacks}.items():
+            if panels := layer_panels(of_stack, part):
+                yield Job(
+                    _named(section if section == "layers" else f"{section}_layers", stack),
+                    section,
+                    _titled(title, stack),
+                    f"{caption} Layers are counted among the MoE layers{f' of the {stack}' if stack else ''}.",
+                    draw_panels,
+                    (panels, looks, "MoE layer"),
+                )
     for run in runs:
         causes = run["causes"]
         if causes is not None and (causes["forced_matrix"] or causes["ablation_matrix"]):
@@ -111,6 +120,23 @@ _PROFILES = (
     ("causes", "causal", "Causes, layer by layer", "Mean over seeds."),
     ("redundancy", "redundancy", "Redundancy, layer by layer", "Means over the pairs of experts and over seeds."),
 )
+
+
+def _by_stack(runs: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """Name of each stack -> what the runs that have it say of it; of a causal model nothing."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for run in runs:
+        for stack, of_stack in run.get("stacks", {}).items():
+            found.setdefault(stack, []).append({**of_stack, "label": run["label"]})
+    return found
+
+
+def _named(name: str, stack: str) -> str:
+    return f"{name}_{stack}" if stack else name
+
+
+def _titled(title: str, stack: str) -> str:
+    return f"{title}: {stack}" if stack else title
 
 
 _OF_TRAINING = " Smoothed over a fiftieth of the run; a wedge marks a loss spike of a seed."
@@ -179,19 +205,22 @@ def _place(run: dict[str, Any]) -> tuple[Any, Any]:
     return top_k["domain_information"]["mean"], top_k["normalised_effective_experts"]["mean"]
 
 
-def _routing(label: str, seed: int, evaluation: Evaluation) -> Job:
-    counts_YDE, domains = evaluation.counts_top_k_YDE, evaluation.domains
+def _routing(training: Training, evaluation: Evaluation) -> Job:
+    counts_YDE, domains, layers = evaluation.counts_top_k_YDE, evaluation.domains, training.layers
     num_layers = len(counts_YDE)
-    every, shown = list(range(num_layers)), [0, num_layers // 2, num_layers - 1]
-    caption, whole = f"Seed {seed}, top-k choices.", None
+    every, shown, which = list(range(num_layers)), [0, num_layers // 2, num_layers - 1], "First, middle and last"
+    if len(layers.by_stack) > 1:
+        ends = {end for numbers in layers.by_stack.values() for end in (numbers[0], numbers[-1])}
+        shown, which = sorted(ends), "First and last layer of each stack"
+    caption, whole = f"Seed {training.seed}, top-k choices.", None
     if num_layers <= SHOWN_LAYERS:
         shown = every
     else:
-        caption += f" First, middle and last of {num_layers} MoE layers; all of them are in figures/."
-        whole = counts_YDE, domains, every, 4
-    name = f"routing_{label}"
-    arguments = counts_YDE, domains, shown
-    return Job(name, "routing", label, caption, draw_routing, arguments, heat_map=True, whole=whole)
+        caption += f" {which} of {num_layers} MoE layers; all of them are in figures/."
+        whole = counts_YDE, domains, every, 4, layers.names
+    name = f"routing_{training.label}"
+    arguments = counts_YDE, domains, shown, 1, layers.names
+    return Job(name, "routing", training.label, caption, draw_routing, arguments, heat_map=True, whole=whole)
 
 
 def _looks(results: dict[str, Any]) -> dict[str, Look]:

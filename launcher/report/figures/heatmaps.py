@@ -41,9 +41,14 @@ class Map:
 
 
 def draw_routing(
-    counts_YDE: NDArray[np.int64], domains: Sequence[str], layers: Sequence[int], columns: int = 1
+    counts_YDE: NDArray[np.int64],
+    domains: Sequence[str],
+    layers: Sequence[int],
+    columns: int = 1,
+    names: Sequence[str] = (),
 ) -> Sheet:
-    """Draws domains x experts, one map per layer, experts sorted by owner; colours end at the share D/E.
+    """Draws domains x experts, one map per layer, experts sorted by owner; colours end at the share D/E. `names` has
+    the name of every layer; without it they are numbered.
 
     D/E is each expert's share of its domain where experts are divided evenly among domains and used by them alone. Of
     more domains than experts none has an expert alone, and colours end at four times the even share.
@@ -58,7 +63,7 @@ def draw_routing(
                 conditional(counts_YDE[layer])[:, order_E],
                 domains,
                 [(int(first), domains[owner] if (owner := sorted_E[first]) >= 0 else "unused") for first in firsts],
-                f"MoE layer {layer}",
+                names[layer] if names else f"MoE layer {layer}",
                 f"{len(order_E)} experts, by the domain that they serve most",
                 "share of the domain's assignments",
                 0.0,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ from moe_testbed.launcher.report.figures.canvas import Look, legend_below, legen
 from moe_testbed.launcher.report.numbers.training import CURVES
 from moe_testbed.launcher.report.read.records import Suite
 from moe_testbed.launcher.run.files import value_at
-from moe_testbed.routing.metrics import REPORTED
+from moe_testbed.routing.metrics import REPORTED, Metric
 
 Floats = NDArray[np.float64]
 
@@ -104,18 +104,21 @@ def loss_panel(suite: Suite, runs: Sequence[dict[str, Any]], kind: str) -> Panel
 
 def training_panels(runs: Sequence[dict[str, Any]]) -> list[Panel]:
     """What changes over training, in the runs that recorded it."""
+    return _course_panels({run["label"]: run["over_training"] for run in runs}, CURVES)
+
+
+def _course_panels(courses: Mapping[str, dict[str, Any] | None], metrics: Sequence[Metric]) -> list[Panel]:
     panels = []
-    for metric in CURVES:
+    for metric in metrics:
         lines = []
-        for run in runs:
-            course = run["over_training"]
+        for label, course in courses.items():
             if course is None:
                 continue
             y, low, high = (_floats(course["curves"][metric.name][name]) for name in ("mean", "low", "high"))
             several = course["seeds"] > 1
             if np.isfinite(y).any():
                 x = _floats(course["steps"])
-                lines.append(Line(run["label"], x, y, low if several else None, high if several else None))
+                lines.append(Line(label, x, y, low if several else None, high if several else None))
         if lines:
             panels.append(Panel(metric.axis, tuple(lines)))
     return panels

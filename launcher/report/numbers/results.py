@@ -4,8 +4,9 @@ Every number is a mean over the seeds that finished, with their sample standard 
 seed). Those that a verdict rests on have the bounds `low` and `high` of a bootstrap interval, `over` seeds where
 there are several, else over documents, or over the evaluation sequences where the documents are not known. Routing
 metrics come in the forms `top_1` and `top_k`, both before dropping, and `top_k_kept`, after dropping, where anything
-was dropped; each per MoE layer and averaged over layers. What a run did not record is null. A run that failed, was cut
-off or was never started stays in the results with its reason. The same folder gives the same bytes.
+was dropped; each per MoE layer and averaged over layers. A run that is not causal also has `moe_layers`, the names of
+its layers, and under `stacks` the same of the layers of each stack alone. What a run did not record is null. A run that
+failed, was cut off or was never started stays in the results with its reason. The same folder gives the same bytes.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from moe_testbed.launcher.report.numbers.training import over_training
 from moe_testbed.launcher.report.numbers.values import Results, part_of, rounded, stat
 from moe_testbed.launcher.report.read.records import Suite, Training, read_suite
 from moe_testbed.launcher.report.two_processes import in_two
+from moe_testbed.launcher.run.records import ONE_STACK
 
 FORMAT = 2
 SUMMARY = ("parameters", "active_parameters", "flops_per_token", "tokens", "tokens_per_second", "peak_memory_bytes")
@@ -84,10 +86,24 @@ def measure(runs: Sequence[tuple[Sequence[Training], Sequence[str]]]) -> list[tu
 
 
 def _measure(trainings: Sequence[Training], domains: Sequence[str]) -> tuple[Results, list[str]]:
+    found, notes = _of_layers(trainings, domains)
+    found |= {name: stat([_figure(getattr(training.summary, name)) for training in trainings]) for name in SUMMARY}
+    notes += _empty_layers(trainings)
+    layers = trainings[0].layers if trainings else ONE_STACK
+    if layers.stacks:
+        found["moe_layers"] = layers.names
+        found["stacks"] = {
+            stack: _of_layers([training.of_layers(numbers) for training in trainings], domains)[0]
+            for stack, numbers in layers.by_stack.items()
+        }
+    return found, notes
+
+
+def _of_layers(trainings: Sequence[Training], domains: Sequence[str]) -> tuple[Results, list[str]]:
+    """All that is said of layers and averaged over them."""
     evaluations = [training.evaluation for training in trainings if training.evaluation is not None]
     analyses = [training.ablation for training in trainings if training.ablation is not None]
     course, notes = over_training(trainings)
-    notes += _empty_layers(trainings)
 
     def lenient(part: str, numbers: Callable[[], Results | None]) -> Results | None:
         """Arrays that fit can still make no sense: that costs the part, not the report."""
@@ -112,7 +128,6 @@ def _measure(trainings: Sequence[Training], domains: Sequence[str]) -> tuple[Res
         ),
         "causes": lenient("causes", lambda: causal.causes(analyses, domains)),
         "over_training": course,
-        **{name: stat([_figure(getattr(training.summary, name)) for training in trainings]) for name in SUMMARY},
     }, notes
 
 
@@ -162,7 +177,8 @@ def _empty_layers(trainings: Sequence[Training]) -> list[str]:
     notes = []
     for training in trainings:
         counts_YDE = () if training.evaluation is None else training.evaluation.counts_top_k_YDE
-        empty = [str(y) for y, counts_DE in enumerate(counts_YDE) if not counts_DE.any()]
+        names = training.layers.names or [str(y) for y in range(len(counts_YDE))]
+        empty = [name for name, counts_DE in zip(names, counts_YDE, strict=True) if not counts_DE.any()]
         if empty:
             layers = f"layer{'s' if len(empty) > 1 else ''} {', '.join(empty)}"
             said = f"no assignments in MoE {layers}, left out of the means over layers"

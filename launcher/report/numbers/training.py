@@ -9,7 +9,7 @@ Shape legend: Y MoE layers, T tokens of the probe, W places for choices.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,9 +18,9 @@ import numpy as np
 from moe_testbed.launcher.report.numbers.values import Results, layered, of_layers, over_layers, stat
 from moe_testbed.launcher.report.read.records import Training
 from moe_testbed.launcher.run.array_file import DAMAGED
-from moe_testbed.launcher.run.arrays import RoutingProbe, read_probe
+from moe_testbed.launcher.run.arrays import RoutingProbe
 from moe_testbed.routing import metrics
-from moe_testbed.routing.metrics import COUNTS, REPORTED
+from moe_testbed.routing.metrics import COUNTS, REPORTED, Metric
 
 COUNTED = tuple(metric for metric in REPORTED if metric.axis and metric.of == COUNTS)
 OF_PROBE = tuple(metric for metric in REPORTED if metric.axis and metric.part == "over_training")
@@ -40,31 +40,41 @@ def over_training(trainings: Sequence[Training]) -> tuple[Results | None, list[s
     """Returns the curves of a run, with the range of its seeds, on the steps that they share; and what was left out."""
     courses, notes = [], []
     for training in trainings:
-        course, problem = _course(training.probe_files)
+        course, problem = _course(training)
         if problem is not None:
             notes.append(f"{training.label}, seed {training.seed}: {problem}")
         if course is not None:
             courses.append(course)
     if not courses:
         return None, notes
-    steps = sorted(set.intersection(*(set(course.curves) for course in courses)))
-    curves = {}
-    for metric in CURVES:
-        values = [[course.curves[step][metric.name] for course in courses] for step in steps]
-        curves[metric.name] = {
-            "mean": [stat(seeds)["mean"] for seeds in values],
-            "low": [min(seeds) for seeds in values],
-            "high": [max(seeds) for seeds in values],
-        }
     layers = {len(course.settled_Y) for course in courses}
     settled = layered(course.settled_Y for course in courses) if len(layers) == 1 else None
-    return {"steps": steps, "seeds": len(courses), "curves": curves, "settled_step": settled}, notes
+    return {**shared_curves([course.curves for course in courses], CURVES), "settled_step": settled}, notes
 
 
-def _course(paths: list[Path]) -> tuple[Course | None, str | None]:
+def shared_curves(seeds: Sequence[Mapping[int, Mapping[str, float]]], shown: Sequence[Metric]) -> Results:
+    """Returns the curves of some metrics, with the range of the seeds, on the steps that these share.
+
+    Args:
+        seeds: step -> name of each metric -> value, of each seed.
+    """
+    steps = sorted(set.intersection(*map(set, seeds)))
+    curves = {}
+    for metric in shown:
+        values = [[curves_of_seed[step][metric.name] for curves_of_seed in seeds] for step in steps]
+        curves[metric.name] = {
+            "mean": [stat(of_step)["mean"] for of_step in values],
+            "low": [min(of_step) for of_step in values],
+            "high": [max(of_step) for of_step in values],
+        }
+    return {"steps": steps, "seeds": len(seeds), "curves": curves}
+
+
+def _course(training: Training) -> tuple[Course | None, str | None]:
     """One training's curves; None where there is nothing to draw. A file that cannot be used is left out and told."""
     left_out: list[str] = []
-    final = next((found for path in reversed(paths) if (found := _read(path, left_out)) is not None), None)
+    paths = training.probe_files
+    final = next((found for path in reversed(paths) if (found := _read(training, path, left_out)) is not None), None)
     left_out.clear()  # the files are read once more, in order
     if final is None:
         return None, f"none of its {len(paths)} statistics files can be used" if paths else None
@@ -74,7 +84,7 @@ def _course(paths: list[Path]) -> tuple[Course | None, str | None]:
     saturations: list[list[float]] = []
     before: RoutingProbe | None = None
     for path in paths:
-        now = _read(path, left_out)
+        now = _read(training, path, left_out)
         if now is None:
             continue
         if now.expert_ids_YTW.shape[:2] != final.expert_ids_YTW.shape[:2]:
@@ -102,9 +112,9 @@ def _counted(probe: RoutingProbe) -> dict[str, float]:
     return {name: math.nan if layers is None else over_layers(layers) for name, layers in found.items()}
 
 
-def _read(path: Path, left_out: list[str]) -> RoutingProbe | None:
+def _read(training: Training, path: Path, left_out: list[str]) -> RoutingProbe | None:
     try:
-        return read_probe(path)
+        return training.read_probe(path)
     except DAMAGED as error:
         left_out.append(f"{path.name} cannot be read ({' '.join(str(error).split())})")
         return None

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -16,10 +17,10 @@ from moe_testbed.launcher.config.names import NAME_PATTERN
 from moe_testbed.launcher.errors import visible
 from moe_testbed.launcher.report.read.arrays import read_ablation, read_evaluation
 from moe_testbed.launcher.run.array_file import DAMAGED
-from moe_testbed.launcher.run.arrays import Ablation, Evaluation
+from moe_testbed.launcher.run.arrays import Ablation, Evaluation, RoutingProbe, read_probe
 from moe_testbed.launcher.run.files import value_at, visible_tree
 from moe_testbed.launcher.run.folder import RunFolder
-from moe_testbed.launcher.run.records import MISSING, Manifest, MetricsLine, Summary
+from moe_testbed.launcher.run.records import MISSING, ONE_STACK, Manifest, MetricsLine, MoELayers, Summary
 from moe_testbed.launcher.run.steps import step_of
 from moe_testbed.launcher.run.suite_folder import SuiteFolder
 
@@ -28,7 +29,8 @@ from moe_testbed.launcher.run.suite_folder import SuiteFolder
 class Training:
     """One run of the suite under one seed. `evaluation` is there only if the training is usable.
 
-    `notes` say in a line each what the folder has and the report leaves out.
+    `notes` say in a line each what the folder has and the report leaves out. `only_layers` are the MoE layers that
+    `evaluation`, `ablation` and `read_probe` are of; None: all.
     """
 
     label: str
@@ -44,6 +46,7 @@ class Training:
     evaluation: Evaluation | None
     ablation: Ablation | None = None
     notes: tuple[str, ...] = ()
+    only_layers: tuple[int, ...] | None = None
 
     @property
     def router(self) -> str:
@@ -83,6 +86,27 @@ class Training:
     def probe_files(self) -> list[Path]:
         """The files of the routing probes in the order of their steps, up to the step of the status."""
         return [path for path in self.folder.probe_files() if step_of(path) <= self.step]
+
+    def read_probe(self, path: Path) -> RoutingProbe:
+        """Returns one of the probes of the routing. Raises one of `DAMAGED`."""
+        probe = read_probe(path)
+        return probe if self.only_layers is None else probe.only_layers(self.only_layers)
+
+    @cached_property
+    def layers(self) -> MoELayers:
+        """Says which stack each MoE layer is of: of one and the same where the config does not fit the counts."""
+        found = MoELayers.of(self.config)
+        fits = self.evaluation is not None and len(found.stacks) == len(self.evaluation.counts_top_k_YDE)
+        return found if fits else ONE_STACK
+
+    def of_layers(self, layers: Sequence[int]) -> Training:
+        """Returns the training with what it says of these MoE layers alone; what is done to all layers at once, as
+        forcing tokens to a domain's experts, is left out."""
+        ablation = None
+        with contextlib.suppress(ValueError):  # an ablation of other layers
+            ablation = self.ablation and replace(self.ablation.only_layers(layers), forced_loss_DN=None)
+        evaluation = self.evaluation and self.evaluation.only_layers(layers)
+        return replace(self, evaluation=evaluation, ablation=ablation, only_layers=tuple(layers))
 
     @property
     def split(self) -> str:

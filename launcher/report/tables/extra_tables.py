@@ -10,6 +10,7 @@ from moe_testbed.launcher.report.numbers.results import ranked
 from moe_testbed.launcher.report.numbers.spikes import DEVIATIONS, WINDOW
 from moe_testbed.launcher.report.tables.table import Cell, stat_cell
 from moe_testbed.launcher.report.words import NOTHING, interval, number
+from moe_testbed.launcher.run.files import value_at
 from moe_testbed.routing.metrics import REPORTED, Metric
 
 Results = dict[str, Any]
@@ -34,12 +35,31 @@ def extra_tables(results: Results) -> list[ExtraTable]:
 
 def _table(runs: Sequence[Results], part: str, section: str, title: str, caption: str) -> Iterator[ExtraTable]:
     """A table of one part of the runs; metrics that no run has are left out."""
-    having = [run for run in runs if run[part] is not None]
+    having = [run for run in runs if run.get(part) is not None]
     measures = [metric for metric in REPORTED if metric.part == part]
     shown = [m for m in measures if any(_mean(run[part].get(m.name)) is not None for run in having)]
-    if shown:
-        rows = [(Cell(run["label"]), *(_cell(run[part].get(m.name), m) for m in shown)) for run in having]
-        yield ExtraTable(section, title, caption, ("Run", *(metric.column_title for metric in shown)), rows)
+    if not shown:
+        return
+    rows = [(Cell(run["label"]), *(_cell(run[part].get(m.name), m) for m in shown)) for run in having]
+    columns = tuple(metric.column_title for metric in shown)
+    yield ExtraTable(section, title, caption, ("Run", *columns), rows)
+    of_stacks = [
+        (Cell(run["label"]), Cell(stack), *(_cell(of_stack[part].get(m.name), m) for m in shown))
+        for run in having
+        for stack, of_stack in _stacks(run)
+        if of_stack.get(part) is not None
+    ]
+    if of_stacks:
+        yield ExtraTable(section, f"{title}, by stack", _BY_STACK, ("Run", "Stack", *columns), of_stacks)
+
+
+_BY_STACK = "Mean over the layers of each stack, of the runs that have more than one."
+
+
+def _stacks(run: Results) -> list[tuple[str, Results]]:
+    """The stacks of a run that has more than one, and what is said of each."""
+    stacks = list(run.get("stacks", {}).items())
+    return stacks if len(stacks) > 1 else []
 
 
 def _mean(stat: Results | None) -> float | None:
@@ -58,20 +78,23 @@ def _cell(stat: Results | None, metric: Metric) -> Cell:
 
 def _training(runs: Sequence[Results]) -> Iterator[ExtraTable]:
     having = [run for run in runs if run["over_training"] is not None and run["over_training"]["settled_step"]]
-    num_layers = max((len(run["over_training"]["settled_step"]["layers"]) for run in having), default=0)
-    if not num_layers:
-        return
-    rows = []
+    steps = {}
     for run in having:
         layers = run["over_training"]["settled_step"]["layers"]
-        missing = [Cell(NOTHING)] * (num_layers - len(layers))
-        rows.append((Cell(run["label"]), *(_step(layer["mean"]) for layer in layers), *missing))
+        names = run.get("moe_layers", ())
+        if len(names) != len(layers):
+            names = [f"MoE layer {layer}" for layer in range(len(layers))]
+        steps[run["label"]] = {name: _step(layer["mean"]) for name, layer in zip(names, layers, strict=True)}
+    columns = list(dict.fromkeys(name for of_run in steps.values() for name in of_run))
+    if not columns:
+        return
+    rows = [(Cell(label), *(of_run.get(name, Cell(NOTHING)) for name in columns)) for label, of_run in steps.items()]
     yield ExtraTable(
         "training",
         "When each layer settles",
         "The first step from which on nine tenths of the probe's choices are those of the end, mean over the seeds; "
         "“not before the end” where a seed has no such step before its last one.",
-        ("Run", *(f"MoE layer {layer}" for layer in range(num_layers))),
+        ("Run", *columns),
         rows,
     )
 
@@ -112,6 +135,19 @@ def _where(training: Results) -> str:
 
 def _step(step: float | None) -> Cell:
     return Cell("not before the end") if step is None else Cell(number(step, 0), value=step)
+
+
+def _by_stack(runs: Sequence[Results]) -> Iterator[ExtraTable]:
+    """The columns of the result table that are means over layers."""
+    shown = [metric for metric in REPORTED if metric.column is not None and metric.of]
+    rows = [
+        (Cell(run["label"]), Cell(stack), *(_cell(value_at(of_stack, *m.path), m) for m in shown))
+        for run in runs
+        for stack, of_stack in _stacks(run)
+    ]
+    if rows:
+        columns = ("Run", "Stack", *(metric.column_title for metric in shown))
+        yield ExtraTable("layers", "Use and specialization by stack", f"Top-k choices. {_BY_STACK}", columns, rows)
 
 
 def _agreement(runs: Sequence[Results]) -> Iterator[ExtraTable]:
@@ -184,6 +220,7 @@ def _vocabulary(runs: Sequence[Results]) -> Iterator[ExtraTable]:
 _TABLES: tuple[Callable[[Sequence[Results]], Iterator[ExtraTable]], ...] = (
     _spikes,
     _training,
+    _by_stack,
     _agreement,
     _router,
     _causal,
