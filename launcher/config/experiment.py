@@ -183,7 +183,8 @@ class ProbeConfig(BaseModel, extra="forbid", frozen=True):
     points: int = Field(
         32,
         ge=0,
-        description="how often the probe is routed, evenly spaced, the last time after the last step; 0: never",
+        description="how often the probe is routed, evenly spaced, the last time after the last step; in a run that "
+        "starts from another one also before the first; 0: never",
     )
     sequences_per_domain: int = Field(1, gt=0, description="evaluation sequences of each domain in it, the first ones")
 

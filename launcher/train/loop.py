@@ -70,6 +70,8 @@ def run_loop(
     session.say(announcement(config, size, first_step))
 
     with session.steps():
+        if parent and probe.points:
+            folder.write_probe(probe.run(engine, 0))
         for step in (bar := _progress_bar(first_step, steps, ranks)):
             values = train_step(engine, model, inputs, step, config, probe)
             done, seconds = step + 1, time.perf_counter() - started

@@ -51,7 +51,15 @@ from moe_testbed.routing.metrics.causal import (
     specificity,
     specificity_by_expert,
 )
-from moe_testbed.routing.metrics.change import fluctuation, saturation, settled_step
+from moe_testbed.routing.metrics.change import (
+    choices_kept,
+    choices_kept_chance,
+    first_choice_kept,
+    first_choice_kept_chance,
+    fluctuation,
+    saturation,
+    settled_step,
+)
 from moe_testbed.routing.metrics.counts import (
     conditional,
     domain_information,
@@ -113,6 +121,8 @@ __all__ = [
     "Pair",
     "Recovered",
     "ablation_damage",
+    "choices_kept",
+    "choices_kept_chance",
     "cka_chance",
     "cka_matrix",
     "coactivation",
@@ -131,6 +141,8 @@ __all__ = [
     "entropy",
     "entropy_of_mean",
     "experts_per_token",
+    "first_choice_kept",
+    "first_choice_kept_chance",
     "fluctuation",
     "forced_matrix",
     "gini",

@@ -52,6 +52,55 @@ def fluctuation(ids_TW: ArrayLike, before_TW: ArrayLike) -> float:
     return float(np.mean(now[:, 0] != before[:, 0])) if len(now) else float("nan")
 
 
+def first_choice_kept(ids_TW: ArrayLike, before_TW: ArrayLike) -> float:
+    """Share of tokens whose first choice is the same as before; 0 (none) to 1 (all). It is 1 less `fluctuation`.
+
+    `first_choice_kept_chance` is its chance. nan without tokens. Raises ValueError for different numbers of tokens.
+    """
+    return 1.0 - fluctuation(ids_TW, before_TW)
+
+
+def first_choice_kept_chance(ids_TW: ArrayLike, before_TW: ArrayLike) -> float:
+    """What `first_choice_kept` would be if the two routings knew nothing of one another and had the loads that they
+    have: its mean over all pairs of a token now and a token before, sum_e q_e q'_e for the shares of first choices.
+
+    nan without tokens. Blind to what tokens have in common, such as their domain. Raises ValueError for different
+    numbers of tokens.
+    """
+    now, before = _same_tokens(ids_TW, before_TW)
+    if not len(now):
+        return float("nan")
+    width = int(max(now.max(), before.max())) + 2  # the first place is that of no choice
+    shares = [np.bincount(ids_TW[:, 0] + 1, minlength=width) / len(ids_TW) for ids_TW in (now, before)]
+    return float(shares[0] @ shares[1])
+
+
+def choices_kept(ids_TW: ArrayLike, before_TW: ArrayLike) -> float:
+    """Mean over tokens of |S ∩ S_before| / |S|: how many of its experts a token had before; 0 to 1. It is `saturation`
+    with the routing before in the place of that on the way.
+
+    `choices_kept_chance` is its chance. Raises ValueError for different numbers of tokens.
+    """
+    return saturation(before_TW, ids_TW)
+
+
+def choices_kept_chance(ids_TW: ArrayLike, before_TW: ArrayLike) -> float:
+    """What `choices_kept` would be if the two routings knew nothing of one another and had the loads that they have:
+    its mean over all pairs of a token now and a token before.
+
+    nan if no token has a choice now. Blind to what tokens have in common, such as their domain. Raises ValueError for
+    different numbers of tokens.
+    """
+    now, before = _same_tokens(ids_TW, before_TW)
+    num_experts = int(max(now.max(initial=-1), before.max(initial=-1))) + 1
+    now_TE, before_TE = _chosen(now, num_experts), _chosen(before, num_experts)
+    now_TE = now_TE[now_TE.any(axis=1)]
+    if not len(now_TE):
+        return float("nan")
+    weight_E = (now_TE / now_TE.sum(axis=1, keepdims=True)).mean(axis=0)
+    return float(weight_E @ before_TE.mean(axis=0))
+
+
 def settled_step(steps: Sequence[int], saturation_values: ArrayLike, level: float = SETTLED_LEVEL) -> int | None:
     """The first of the steps from which on the saturation stays at or above the level; None if there is none.
 
@@ -70,6 +119,13 @@ def settled_step(steps: Sequence[int], saturation_values: ArrayLike, level: floa
             break
         settled = step
     return None if settled is None or settled == steps[-1] else int(settled)
+
+
+def _chosen(ids_TW: NDArray[np.int64], num_experts: int) -> NDArray[np.bool_]:
+    """The experts [T, E] that each token has chosen."""
+    chosen = np.zeros((len(ids_TW), num_experts + 1), dtype=bool)
+    np.put_along_axis(chosen, ids_TW + 1, True, axis=1)
+    return chosen[:, 1:]
 
 
 def _same_tokens(ids_TW: ArrayLike, others_TW: ArrayLike) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -113,5 +169,51 @@ METRICS = (
         formula="first step from which on saturation stays at or above 0.9",
         range="a step before the last, or none",
         blind_to="what happens between the points recorded; the last alone, where the end is compared with itself",
+    ),
+    Metric(
+        name="first_choice_kept",
+        title="First choice kept",
+        function=first_choice_kept,
+        part="routing_kept",
+        question="How many tokens have the first choice in the encoder that they had when it came?",
+        formula="share of decisions (token, layer) whose first choice is that of before the first step",
+        range="0 to 1; chance beside it",
+        blind_to="the other choices; minds changed and changed back",
+        note="Of runs that start from an encoder with experts, on the tokens of a fixed probe, in the layers of the "
+        "encoder. While that is frozen it is 1. results.json has each domain's as first_choice_kept_by_domain.",
+        axis="first choice kept",
+    ),
+    Metric(
+        name="first_choice_kept_chance",
+        title="Chance of first choices",
+        function=first_choice_kept_chance,
+        part="routing_kept",
+        question="How many would by chance, at these loads?",
+        formula="Σ_e q_e q′_e, q and q′ the shares of first choices now and before",
+        range="1/E for an even load, to 1",
+        blind_to="domains: a router that sends each domain to its own experts keeps more than this by that alone; see "
+        "the levels of each domain",
+    ),
+    Metric(
+        name="choices_kept",
+        title="Choices kept",
+        function=choices_kept,
+        part="routing_kept",
+        question="How many of its experts in the encoder had a token when it came?",
+        formula="mean over decisions (token, layer) of |S ∩ S_before| / |S|",
+        range="0 to 1; chance beside it",
+        blind_to="the order of choices; minds changed and changed back",
+        note="It is saturation with the routing before the first step in the place of that at a point.",
+        axis="choices kept",
+    ),
+    Metric(
+        name="choices_kept_chance",
+        title="Chance of choices",
+        function=choices_kept_chance,
+        part="routing_kept",
+        question="How many would be kept by chance, at these loads?",
+        formula="mean of |S ∩ S′_before| / |S| over all pairs of a token now and a token before",
+        range="k/E for an even load, to 1",
+        blind_to="domains, as the chance of first choices",
     ),
 )

@@ -9,6 +9,13 @@ import pytest
 
 from moe_testbed.routing import metrics
 
+KEPT = (
+    metrics.first_choice_kept,
+    metrics.first_choice_kept_chance,
+    metrics.choices_kept,
+    metrics.choices_kept_chance,
+)
+
 
 def choices(tokens: int, width: int, experts: int, seed: int, holes: bool = True) -> np.ndarray:
     """Distinct experts of each token, fewer than `width` for some."""
@@ -32,6 +39,28 @@ def test_against_loops(holes: bool) -> None:
     assert metrics.fluctuation(now, final) == pytest.approx(np.mean(changed))
 
 
+@pytest.mark.parametrize("holes", [False, True])
+def test_what_is_kept_against_loops(holes: bool) -> None:
+    """Chance is what is kept when each token now meets each token before."""
+    before, now = choices(30, 3, 8, 0, holes), choices(30, 4, 8, 1, holes)
+    now[:10, :3] = before[:10]
+    firsts, shares, firsts_by_chance, shares_by_chance = [], [], [], []
+    for t, b in enumerate(now.tolist()):
+        kept = {e for e in b if e >= 0}
+        for u, a in enumerate(before.tolist()):
+            first, share = a[0] == b[0], len(kept & set(a)) / len(kept) if kept else None
+            firsts_by_chance.append(first)
+            firsts += [first] if t == u else []
+            if share is not None:
+                shares_by_chance.append(share)
+                shares += [share] if t == u else []
+    assert metrics.first_choice_kept(now, before) == pytest.approx(np.mean(firsts))
+    assert metrics.first_choice_kept_chance(now, before) == pytest.approx(np.mean(firsts_by_chance))
+    assert metrics.choices_kept(now, before) == pytest.approx(np.mean(shares))
+    assert metrics.choices_kept_chance(now, before) == pytest.approx(np.mean(shares_by_chance))
+    assert metrics.first_choice_kept(now, before) > metrics.first_choice_kept_chance(now, before)
+
+
 def test_known_values() -> None:
     final = np.array([[0, 1], [2, 3]])
     assert metrics.saturation(final, final) == 1
@@ -47,6 +76,8 @@ def test_relabelling_experts_and_reordering_tokens_change_nothing() -> None:
     names, order = rng.permutation(6), rng.permutation(40)
     for metric in (metrics.saturation, metrics.fluctuation):
         assert metric(names[now][order], names[final][order]) == metric(now, final)
+    for metric in KEPT:  # sums over experts, in another order
+        assert metric(names[now][order], names[final][order]) == pytest.approx(metric(now, final), rel=1e-12)
 
 
 def test_chance_is_as_stated() -> None:
@@ -61,7 +92,11 @@ def test_tokens_without_choices() -> None:
     assert metrics.saturation(nothing, [[0, 1]] * 3) == 0
     assert metrics.fluctuation(nothing, nothing) == 0
     assert metrics.fluctuation(nothing, [[0], [-1], [2]]) == pytest.approx(2 / 3)
-    for metric in (metrics.saturation, metrics.fluctuation):
+    assert metrics.first_choice_kept(nothing, nothing) == metrics.first_choice_kept_chance(nothing, nothing) == 1
+    assert math.isnan(metrics.choices_kept(nothing, nothing)) and math.isnan(
+        metrics.choices_kept_chance(nothing, nothing)
+    )
+    for metric in (metrics.saturation, metrics.fluctuation, *KEPT):
         assert math.isnan(metric(np.zeros((0, 2), dtype=int), np.zeros((0, 2), dtype=int)))
 
 
@@ -90,6 +125,9 @@ def test_settled_at_another_level_and_without_steps() -> None:
 def test_bad_input_is_refused() -> None:
     for metric in (metrics.saturation, metrics.fluctuation):
         with pytest.raises(ValueError, match=r"for the same tokens, got \(2, 1\), \(3, 1\)"):
+            metric([[0], [1]], [[0], [1], [2]])
+    for metric in KEPT:
+        with pytest.raises(ValueError, match="both choices must be tokens x experts for the same tokens"):
             metric([[0], [1]], [[0], [1], [2]])
     for steps, values in (([1, 2], [0.5]), ([2, 1], [0.5, 0.6])):
         with pytest.raises(ValueError, match="one value for each of rising steps"):

@@ -5,12 +5,14 @@ from __future__ import annotations
 import csv
 import html
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from moe_testbed.launcher.report.numbers.results import read_results
 from moe_testbed.launcher.report.page.layout import grouped
@@ -27,17 +29,26 @@ MakeSuite = Callable[..., Path]
 COMPUTED_BY_THE_REPORT = {
     *metrics.COUNTS, "layer_tokens_YD", "routed_YDE", "ablation_damage_YED", "mean_damage_YED",
 }  # fmt: skip
+MODEL = {
+    "architecture": "encoder", "num_layers": 2, "hidden_size": 128, "num_heads": 4,
+    "moe": {"num_experts": 32, "top_k": 2, "expert_hidden_size": 64},
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def suite(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from tests.report.conftest import DEMO, write_suite
+    from tests.report.conftest import DEMO, edit, write_suite
 
     runs = {label: DEMO[label] for label in ("reference", "permuted_reference", "top_k_global")}
     folder = write_suite(tmp_path_factory.mktemp("records") / "suite", runs)
-    for path in folder.glob("*/config.yaml"):  # the width that the level of chance of CKA needs, and the run's own name
-        text = path.read_text().replace("num_layers: 4", "num_layers: 4\n  hidden_size: 128")
-        path.write_text(text.replace("name: tiny", f"name: {path.parent.name.removesuffix('-seed1')}"))
+    start = {"encoder": {"run": "mlm"}}
+    for path in folder.glob("*/config.yaml"):
+        # The width that the level of chance of CKA needs, an encoder to start from, and the run's own name.
+        own = {"name": path.parent.name.removesuffix("-seed1"), "model": MODEL, "start": start}
+        path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | own))
+        probes = path.parent / "statistics"
+        shutil.copy(min(probes.iterdir()), probes / "step_00000000.npz")
+        edit(probes / "step_00000000.npz", step=0)
     write_report(folder)
     return folder
 

@@ -141,6 +141,51 @@ def test_the_table_of_all_numbers_names_layers_and_stacks(suite: Path, results: 
     assert not any(row["quantity"] == "keep_only_group" and "of" in row["moe_layer"] for row in rows)
 
 
+def test_what_remains_of_the_encoders_routing_against_loops(suite: Path, results: dict[str, Any]) -> None:
+    """Token by token, in the layers of the encoder alone."""
+    kept = run_of(results, "child")["routing_kept"]
+    by_domain: dict[str, list[float]] = {domain: [] for domain in DOMAINS}
+    shares, sets, pairs = [], [], []
+    for seed in (1, 2):
+        files = sorted((suite / f"child-seed{seed}" / "statistics").iterdir())
+        first, last = dict(np.load(files[0])), dict(np.load(files[-1]))
+        before_YTW, now_YTW = (one["expert_ids_YTW"][:2].tolist() for one in (first, last))
+        for before_TW, now_TW in zip(before_YTW, now_YTW, strict=True):
+            for before, now, domain in zip(before_TW, now_TW, last["domain_T"], strict=True):
+                shares.append(before[0] == now[0])
+                sets.append(len({*before} & {*now}) / len({*now}))
+                by_domain[DOMAINS[domain]].append(before[0] == now[0])
+            pairs.append(np.mean([a[0] == b[0] for a in before_TW for b in now_TW]))
+    assert kept["first_choice_kept"]["mean"] == pytest.approx(np.mean(shares)) == 0.5
+    assert kept["choices_kept"]["mean"] == pytest.approx(np.mean(sets)) == 0.75
+    assert kept["first_choice_kept_chance"]["mean"] == pytest.approx(np.mean(pairs))
+    assert kept["first_choice_kept_by_domain"].keys() == by_domain.keys()
+    for domain, values in by_domain.items():
+        assert kept["first_choice_kept_by_domain"][domain]["mean"] == pytest.approx(np.mean(values))
+    assert len(kept["first_choice_kept"]["layers"]) == 2
+    course = kept["over_training"]
+    assert course["steps"][0] == 0 and course["curves"]["first_choice_kept"]["mean"][0] == 1
+    assert course["curves"]["first_choice_kept"]["mean"][-1] == pytest.approx(kept["first_choice_kept"]["mean"])
+    assert "routing_kept" not in run_of(results, "mlm")
+    rows = [row for row in rows_of(suite) if row["quantity"] == "first_choice_kept"]
+    assert {row["moe_layer"] for row in rows} == {"mean", "encoder 0", "encoder 1"}
+    assert {row["domain"] for row in rows} == {"", *DOMAINS}
+
+
+@pytest.mark.parametrize("missing", ["step 0", "the encoder's layers", "all files"])
+def test_without_the_routing_before_nothing_is_said_of_what_remains(
+    missing: str, suite: Path, tmp_path: Path, copy_suite: Callable[[Path], Path]
+) -> None:
+    folder = copy_suite(suite)
+    for seed in (1, 2):
+        run = folder / f"child-seed{seed}"
+        if missing == "the encoder's layers":
+            change(run, {"architecture": "encoder_decoder"}, {"start": {"encoder": {"run": "mlm", "take": "tables"}}})
+        for file in sorted((run / "statistics").iterdir())[: {"step 0": 1, "all files": None}.get(missing, 0)]:
+            file.unlink()
+    assert "routing_kept" not in run_of(read_results(folder), "child")
+
+
 def test_a_config_that_does_not_fit_the_counts_names_no_stacks(suite: Path, copy_suite: Callable[[Path], Path]) -> None:
     folder = copy_suite(suite)
     for seed, model in ((1, {"num_layers": 3}), (2, {"num_layers": "many"})):
@@ -166,9 +211,13 @@ def test_tables_and_figures_name_layers_and_stacks(suite: Path, results: dict[st
     of_agreement = tables["Experts matched to domains, by stack"]
     precision = run_of(results, "child")["stacks"]["decoder"]["agreement"]["precision"]["mean"]
     assert of_agreement.rows[1][of_agreement.columns.index("Precision")].value == precision
+    kept = tables["What remains of the encoder's routing"]
+    assert [cell.text for cell in kept.rows[0]][:2] == ["child", "0.50"]
+    of_domains = tables["What remains of the encoder's routing, by domain"]
+    assert of_domains.columns == ("Run", "Share", *DOMAINS) and len(of_domains.rows) == 4
     assert {
         "layers", "layers_encoder", "layers_decoder", "training", "training_encoder", "training_decoder",
-        "router_layers_encoder", "causal_layers_decoder", "routing_child",
+        "routing_kept", "router_layers_encoder", "causal_layers_decoder", "routing_child",
     } <= {path.stem for path in (suite / "figures").iterdir()}  # fmt: skip
 
 

@@ -15,6 +15,7 @@ from moe_testbed.launcher.report.figures.drawing import Job, Picture, draw
 from moe_testbed.launcher.report.figures.heatmaps import draw_causes, draw_loss_differences, draw_routing
 from moe_testbed.launcher.report.figures.lines import (
     draw_panels,
+    kept_panels,
     layer_panels,
     loss_panel,
     training_panels,
@@ -190,6 +191,17 @@ def _of_stages(suite: Suite, results: dict[str, Any], looks: dict[str, Look]) ->
             "stages",
             "When copying emerges",
             "Loss in nats per token at tokens that the encoder reads, and at those that are missing in its text.",
+            draw_panels,
+            (panels, looks, "optimizer steps", 1.75),
+        )
+    if panels := kept_panels(results["runs"]):
+        yield Job(
+            "routing_kept",
+            "stages",
+            "What remains of the encoder's routing",
+            "Of a run that starts from an encoder, the share of first choices, and of all choices, in the encoder that "
+            "are those of before its first step, on a fixed probe. Mean over the encoder's layers and over seeds; the "
+            "band is the range of the seeds.",
             draw_panels,
             (panels, looks, "optimizer steps", 1.75),
         )

@@ -13,6 +13,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from moe_testbed.launcher.report.figures.canvas import Look, legend_below, legend_height, stacked
+from moe_testbed.launcher.report.numbers.kept import KEPT_CURVES
 from moe_testbed.launcher.report.numbers.training import CURVES
 from moe_testbed.launcher.report.read.records import Suite
 from moe_testbed.launcher.run.files import value_at
@@ -105,6 +106,11 @@ def loss_panel(suite: Suite, runs: Sequence[dict[str, Any]], kind: str) -> Panel
 def training_panels(runs: Sequence[dict[str, Any]]) -> list[Panel]:
     """What changes over training, in the runs that recorded it."""
     return _course_panels({run["label"]: run["over_training"] for run in runs}, CURVES)
+
+
+def kept_panels(runs: Sequence[dict[str, Any]]) -> list[Panel]:
+    """What remains of an encoder's routing by step, in the runs that start from one."""
+    return _course_panels({run["label"]: value_at(run, "routing_kept", "over_training") for run in runs}, KEPT_CURVES)
 
 
 def _course_panels(courses: Mapping[str, dict[str, Any] | None], metrics: Sequence[Metric]) -> list[Panel]:

@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from moe_testbed.launcher.report.numbers import causal, gap, routing
+from moe_testbed.launcher.report.numbers.kept import routing_kept
 from moe_testbed.launcher.report.numbers.spikes import loss_spikes
 from moe_testbed.launcher.report.numbers.stages import stages
 from moe_testbed.launcher.report.numbers.training import over_training
@@ -96,7 +97,8 @@ def _measure(trainings: Sequence[Training], domains: Sequence[str]) -> tuple[Res
             stack: _of_layers([training.of_layers(numbers) for training in trainings], domains)[0]
             for stack, numbers in layers.by_stack.items()
         }
-    return found, notes
+    kept = routing_kept(trainings, domains)
+    return found if kept is None else {**found, "routing_kept": kept}, notes
 
 
 def _of_layers(trainings: Sequence[Training], domains: Sequence[str]) -> tuple[Results, list[str]]:

@@ -150,6 +150,39 @@ def _by_stack(runs: Sequence[Results]) -> Iterator[ExtraTable]:
         yield ExtraTable("layers", "Use and specialization by stack", f"Top-k choices. {_BY_STACK}", columns, rows)
 
 
+def _kept(runs: Sequence[Results]) -> Iterator[ExtraTable]:
+    """What remains of the encoder's routing, and of that of each domain."""
+    yield from _table(
+        runs,
+        "routing_kept",
+        "stages",
+        "What remains of the encoder's routing",
+        "Of runs that start from an encoder with experts: shares of the decisions (probe token, layer of the encoder) "
+        "at the end that are those of before the first step, beside what they would be by chance at the same loads.",
+    )
+    having = [run for run in runs if run.get("routing_kept") is not None]
+    domains = list(dict.fromkeys(d for run in having for d in run["routing_kept"]["first_choice_kept_by_domain"]))
+    by_domain = [metric for metric in REPORTED if metric.part == "routing_kept"]
+    rows = [
+        (
+            Cell(run["label"]),
+            Cell(metric.title),
+            *(_cell(run["routing_kept"][f"{metric.name}_by_domain"].get(domain), metric) for domain in domains),
+        )
+        for run in having
+        for metric in by_domain
+    ]
+    if rows:
+        yield ExtraTable(
+            "stages",
+            "What remains of the encoder's routing, by domain",
+            "The same of the probe tokens of each domain. Chance is that within the domain: a router that sends each "
+            "domain to its own experts keeps as much even if it forgets the tokens.",
+            ("Run", "Share", *domains),
+            rows,
+        )
+
+
 def _agreement(runs: Sequence[Results]) -> Iterator[ExtraTable]:
     return _table(
         runs,
@@ -219,6 +252,7 @@ def _vocabulary(runs: Sequence[Results]) -> Iterator[ExtraTable]:
 
 _TABLES: tuple[Callable[[Sequence[Results]], Iterator[ExtraTable]], ...] = (
     _spikes,
+    _kept,
     _training,
     _by_stack,
     _agreement,
