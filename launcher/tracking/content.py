@@ -18,7 +18,7 @@ from moe_testbed.launcher.errors import visible
 from moe_testbed.launcher.run.array_file import DAMAGED
 from moe_testbed.launcher.run.files import csv_text, value_at
 from moe_testbed.launcher.run.folder import RunFolder
-from moe_testbed.launcher.run.records import Manifest, MoELayers
+from moe_testbed.launcher.run.records import LedgerRecord, Manifest, MoELayers
 from moe_testbed.launcher.run.suite_folder import SuiteFolder
 from moe_testbed.launcher.tracking.names import flatten
 from moe_testbed.launcher.tracking.values import MAX_TAG_LENGTH, shortened
@@ -73,7 +73,7 @@ def run_content(run_dir: Path, suite_dir: Path | None = None, more_tags: Mapping
         "commit": summary.commit or "",
         **(more_tags or {}),
     }
-    results: dict[str, float] = {}
+    results = _ledger(LedgerRecord.of(summary.ledger))
     alone = (folder.config_file, folder.manifest_file, folder.summary_file, folder.status_file, folder.ablation_file)
     files = _files(run_dir, alone, (folder.evaluations, folder.probes))
     files |= _matrices(folder, MoELayers.of(config).names)
@@ -141,7 +141,8 @@ def _run_description(run: Mapping[str, Any], report: Mapping[str, Any]) -> str:
     with contextlib.suppress(KeyError, TypeError, IndexError, ValueError):  # a report of an earlier version
         said = verdict(dict(run), dict(report))
         means = "Metrics `result/…` are the report's: means over the seeds of this run."
-        return f"**{said.subject}** {_plain(said.text)}\n\n{means} `evaluation/…` are this training's own."
+        own = "`evaluation/…` and `ledger/…` are this training's own."
+        return f"**{said.subject}** {_plain(said.text)}\n\n{means} {own}"
     return ""
 
 
@@ -170,6 +171,23 @@ def _numbers(report: Any, paths: Mapping[str, tuple[str, ...]], of: str = "") ->
         number = value_at(report, *path)
         values[f"result/{of}{name}"] = number.get("value", number.get("mean")) if isinstance(number, Mapping) else None
     return {key: float(value) for key, value in values.items() if isinstance(value, int | float)}
+
+
+def _ledger(record: LedgerRecord | None) -> dict[str, float]:
+    """Returns what this training has taken, itself and with what it has inherited, under keys ledger/NAME."""
+    if record is None:
+        return {}
+    values: dict[str, float] = {
+        "flops": record.flops,
+        "inherited_flops": record.inherited_flops,
+        "flops_with_inherited": record.total_flops,
+        "layer_units": record.layer_units,
+        "inherited_layer_units": record.inherited_layer_units,
+        "layer_units_with_inherited": record.total_layer_units,
+    }
+    parts = [part for part in (*STACKS["encoder_decoder"], "output") if part in record.flops_by_part]
+    values |= {f"flops_of_{part}": record.flops_by_part[part] for part in parts}
+    return {f"ledger/{name}": float(value) for name, value in values.items()}
 
 
 def _figures_of(label: str, suite: SuiteFolder) -> dict[str, Path | str]:

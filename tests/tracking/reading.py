@@ -25,8 +25,8 @@ def written(run_dir: Path) -> History:
 
 
 def stored(client: Any, run_id: str) -> History:
-    """(key, step, value) of everything that the store has over time; the report's results left out."""
-    keys = [key for key in client.get_run(run_id).data.metrics if not key.startswith("result/")]
+    """(key, step, value) of everything that the store has over time; the report's results and the ledger left out."""
+    keys = [key for key in client.get_run(run_id).data.metrics if not key.startswith(("result/", "ledger/"))]
     return Counter((key, point.step, point.value) for key in keys for point in client.get_metric_history(run_id, key))
 
 

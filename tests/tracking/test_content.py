@@ -64,6 +64,24 @@ def test_results_are_the_numbers_of_the_report_that_are_there(suite: Path) -> No
     assert suite_content(suite).results == {"result/lead_over_control": 0.5}
 
 
+def test_what_a_training_has_taken_is_told_with_and_without_what_it_inherits(suite: Path) -> None:
+    ledger = {
+        "flops": 700, "flops_by_part": {"encoder": 200, "decoder": 400, "output": 100, "other": 9},
+        "layer_units": 6.5, "inherited_flops": 300, "inherited_layer_units": 2.0,
+    }  # fmt: skip
+    run = suite / "top_k-seed1"
+    (run / "summary.json").write_text(json.dumps({"ledger": ledger}))
+    expected = {
+        "ledger/flops": 700, "ledger/flops_of_encoder": 200, "ledger/flops_of_decoder": 400,
+        "ledger/flops_of_output": 100, "ledger/inherited_flops": 300, "ledger/flops_with_inherited": 1000,
+        "ledger/layer_units": 6.5, "ledger/inherited_layer_units": 2.0, "ledger/layer_units_with_inherited": 8.5,
+    }  # fmt: skip
+    assert run_content(run).results == expected
+    assert run_content(run, suite).results.items() > expected.items()
+    (run / "summary.json").write_text(json.dumps({"ledger": ledger | {"flops": "many"}}))
+    assert run_content(run).results == {}
+
+
 def test_results_of_a_stack_have_its_name(suite: Path) -> None:
     report = json.loads((suite / "results.json").read_text())
     numbers = {"routing": {"top_k": {"domain_information": {"mean": 0.5}, "max_violation": {"mean": None}}}}

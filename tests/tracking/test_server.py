@@ -72,6 +72,27 @@ def test_a_suite_is_a_parent_with_children_that_can_be_searched(
     }
 
 
+def test_runs_are_sorted_by_what_they_and_what_they_start_from_have_taken(
+    tmp_path: Path, served: Any, server: TrackingServer
+) -> None:
+    suite = make_suite(tmp_path / "costs")
+    for label, own, inherited in (("top_k-seed1", 300, 0), ("top_k-seed2", 100, 250), ("top_k_hash-seed1", 200, 50)):
+        ledger = {"flops": own, "flops_by_part": {"encoder": own}, "layer_units": own / 10}
+        ledger |= {"inherited_flops": inherited, "inherited_layer_units": inherited / 10}
+        (suite / label / "summary.json").write_text(json.dumps({"ledger": ledger}))
+    assert SuiteMirror(suite, "costs").finish()
+    parent = run_id_of(suite, server.uri)
+
+    def sorted_by(key: str) -> list[str]:
+        found = runs_of(served, "costs", f"tags.mlflow.parentRunId = '{parent}'", order_by=[f"metrics.`{key}`"])
+        return [run.info.run_name for run in found]
+
+    assert sorted_by("ledger/flops") == ["top_k-seed2", "top_k_hash-seed1", "top_k-seed1"]
+    assert sorted_by("ledger/flops_with_inherited") == ["top_k_hash-seed1", "top_k-seed1", "top_k-seed2"]
+    one = next(run for run in runs_of(served, "costs") if run.info.run_name == "top_k-seed2")
+    assert one.data.metrics["ledger/layer_units_with_inherited"] == 35.0
+
+
 def test_a_suite_is_told_again_only_of_what_changed(
     tmp_path: Path, served: Any, server: TrackingServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
