@@ -88,14 +88,20 @@ def check_placement(config: ExperimentConfig, node_of_rank: Sequence[str]) -> No
 
 
 def _what_reads_micro_batches(config: ExperimentConfig) -> str | None:
-    routing = config.routing
-    if config.model.dense_baseline:
-        return None
+    for name in config.model.stacks:
+        if config.model.of_stack(name).num_moe_layers and (reader := _reader(config, name)):
+            return reader
+    return None
+
+
+def _reader(config: ExperimentConfig, name: str) -> str | None:
+    routing = config.routing.of_stack(name)
+    key = "routing" if routing is config.routing else f"routing.{name}"
     if config.model.moe.dispatch == "capacity":
         return "the capacity of model.moe.dispatch"
     if getattr(routing.router, "pool", None) is Scope.MICRO_BATCH:
-        return "routing.router.pool"
+        return f"{key}.router.pool"
     labels = [
         label for label, options in routing.balance.items() if getattr(options, "scope", None) is Scope.MICRO_BATCH
     ]
-    return f"routing.balance.{labels[0]}.scope" if labels else None
+    return f"{key}.balance.{labels[0]}.scope" if labels else None

@@ -78,6 +78,14 @@ def test_a_share_below_a_micro_batch_is_refused_where_it_would_change_the_routin
     assert micro_batch_size(load(experiment, 8, 4, *overrides, "model.dense_baseline=true"), 4) == 2
 
 
+def test_what_reads_a_micro_batch_may_be_the_encoder_alone(experiment: Path) -> None:
+    pool = "routing.encoder={router: {name: expert_choice, pool: micro_batch}}"
+    both = ["model.architecture=encoder_decoder", "objective={name: denoising, rate: 0.3}", pool]
+    with pytest.raises(ConfigError, match=r"and routing\.encoder\.router\.pool depends on"):
+        micro_batch_size(load(experiment, 8, 4, *both), 4)
+    assert micro_batch_size(load(experiment, 8, 4, *both, "model.encoder.dense_baseline=true"), 4) == 2
+
+
 def test_experts_that_ranks_cannot_share(experiment: Path) -> None:
     config = load(experiment, 12, 1, "parallel.expert_parallel_size=4")
     check_layout(config, 4)
