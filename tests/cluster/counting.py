@@ -3,6 +3,7 @@ tests/processes, so that it imports nothing from ``tests``."""
 
 from __future__ import annotations
 
+import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import fields, is_dataclass
@@ -18,7 +19,8 @@ from moe_testbed.launcher.config.experiment import ExperimentConfig
 from moe_testbed.launcher.ranks.ranks import Ranks
 from moe_testbed.launcher.ranks.sharing import accumulation_steps, micro_batch_size
 from moe_testbed.launcher.train.engine import build_engine, build_model
-from moe_testbed.launcher.train.inputs import LANGUAGE_MODELLING, build_sampler
+from moe_testbed.launcher.train.inputs import InputMaker, build_sampler
+from moe_testbed.model.language_model import LanguageModel
 
 # Where torch.distributed's functions take the tensor whose bytes the plan speaks of.
 MEASURED = {
@@ -44,6 +46,7 @@ def count(options: dict[str, Any]) -> dict[str, Any]:
     listener, ranks = _Listener(), Ranks(dist.get_rank(), dist.get_world_size(), torch.device("cpu"), dist.group.WORLD)
     store = build_store(config.data.mix, Path(config.data.cache_dir), print)
     model, sampler = build_model(config, store, ranks), build_sampler(config, store)
+    make_input = InputMaker.for_training(config, store)
     counted: dict[str, Any] = {"names": {name: tuple(p.shape) for name, p in model.named_parameters()}}
     engine = build_engine(model, config, ranks)
     size, accumulation = micro_batch_size(config, ranks.size), accumulation_steps(config, ranks.size)
@@ -53,7 +56,7 @@ def count(options: dict[str, Any]) -> dict[str, Any]:
         for micro in range(accumulation):
             start = (micro * ranks.size + ranks.rank) * size
             rows = sampler.batch(step, start, start + size)
-            batches.append(LANGUAGE_MODELLING(rows, slice(None), step, ranks.device).arguments)
+            batches.append(make_input(rows, slice(None), step, ranks.device).arguments)
         if model.reads_counts_ahead and accumulation > 1:
             model.begin_step(context for context, _ in batches)
         for micro, (context, targets_BL) in enumerate(batches):
@@ -92,8 +95,11 @@ def _gradients(engine: Any, stage: int) -> list[Tensor]:
     return kept
 
 
-def _held(forward: Callable[[], Any], model: torch.nn.Module) -> tuple[int, Any]:
-    """Bytes of all storages that a forward pass leaves behind for the backward pass or its caller; its result."""
+def _held(forward: Callable[[], Any], model: LanguageModel) -> tuple[int, Any]:
+    """Bytes of all storages that a forward pass leaves behind for the backward pass or its caller; its result.
+
+    Where blocks are recomputed, what an encoder returned lies in their arguments, which no hook sees.
+    """
     own = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers())}
     held: dict[int, Tensor] = {}
 
@@ -101,8 +107,18 @@ def _held(forward: Callable[[], Any], model: torch.nn.Module) -> tuple[int, Any]
         held[tensor.untyped_storage().data_ptr()] = tensor
         return tensor
 
+    returned: list[weakref.ref[Tensor]] = []
+    hooks = [
+        stack.register_forward_hook(lambda _, __, result: returned.append(weakref.ref(result[0])))
+        for stack in model.stacks.values()
+    ]
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         output = forward()
+    for hook in hooks:
+        hook.remove()
+    for reference in returned:
+        if (tensor := reference()) is not None:
+            keep(tensor)
     for tensor in _tensors(output):
         keep(tensor)
     return sum(t.untyped_storage().nbytes() for at, t in held.items() if at not in own), output

@@ -17,7 +17,7 @@ from moe_testbed.data.build import build_store
 from moe_testbed.launcher.config.experiment import ExperimentConfig
 from moe_testbed.launcher.ranks.ranks import Ranks
 from moe_testbed.launcher.train.engine import build_model
-from moe_testbed.launcher.train.inputs import LANGUAGE_MODELLING, build_sampler
+from moe_testbed.launcher.train.inputs import InputMaker, build_sampler
 from moe_testbed.model.deepspeed_moe import create_expert_parallel_groups
 
 
@@ -56,10 +56,13 @@ def _most_allocated(config: ExperimentConfig) -> int:
     model = build_model(config, store, Ranks(dist.get_rank(), 1, torch.device("cpu"), None))
     if config.training.precision == "bfloat16":
         model = model.bfloat16()
+    # As in the last steps.
+    model.freeze(config.freeze.frozen_at(config.training.steps - 1, config.training.steps))
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
     batch = build_sampler(config, store).batch(0, 0, config.training.micro_batch_size)
-    context, targets_BL = LANGUAGE_MODELLING(batch, slice(None), 0, torch.device("cpu")).arguments
+    make_input = InputMaker.for_training(config, store)
+    context, targets_BL = make_input(batch, slice(None), 0, torch.device("cpu")).arguments
     known = [*model.parameters(), *model.buffers(), *(p.grad for p in model.parameters() if p.grad is not None)]
     with Allocations(known) as allocations:
         model(context, targets_BL).loss.backward()

@@ -42,6 +42,25 @@ CASES: list[tuple[int, int, dict[str, Any], dict[str, Any], dict[str, Any]]] = [
     (2, 1, {}, {"zero_stage": 1}, {"name": "sinkhorn", "pool": "data_parallel"}),
     (2, 1, BASELINE, {"zero_stage": 2}, {}),
 ]
+ENCODER = {"model": {"architecture": "encoder"}, "objective": {"name": "masked"}}
+BOTH = {"model": {"architecture": "encoder_decoder"}, "objective": {"name": "denoising", "rate": 0.3}}
+THAWED = {**BOTH, "freeze": {"encoder": {"until": 0.5}}}
+APART = {"embeddings": "separate", "encoder": {"num_layers": 3}, "decoder": {"dense_baseline": True}}
+POOLED = {"router": {"name": "sinkhorn", "pool": "data_parallel"}}
+ARCHITECTURES: list[tuple[int, int, dict[str, Any], dict[str, Any], dict[str, Any], dict[str, Any]]] = [
+    # as above, and what makes it another architecture
+    (2, 1, BASELINE, {"zero_stage": 1}, {}, ENCODER),
+    (2, 2, {}, {"zero_stage": 1}, {}, ENCODER),
+    (2, 1, {}, {"zero_stage": 2, "precision": "bfloat16", "activation_checkpointing": True}, {}, ENCODER),
+    (2, 1, BASELINE, {"zero_stage": 2}, {}, BOTH),
+    (2, 2, {}, {"zero_stage": 1}, {}, BOTH),
+    (2, 2, {}, {"zero_stage": 2, "precision": "bfloat16", "activation_checkpointing": True}, {}, BOTH),
+    (2, 2, DENSE_BETWEEN, {"zero_stage": 1}, {}, THAWED),
+    (2, 1, BASELINE, {"zero_stage": 2, "precision": "bfloat16"}, {}, THAWED),
+    (2, 2, APART, {"zero_stage": 1}, {}, BOTH),
+    (2, 2, CAPACITY, {"zero_stage": 0, "gradient_clipping": 0.0}, {}, BOTH),
+    (2, 1, {}, {"zero_stage": 1}, {}, {**BOTH, "routing": {"encoder": POOLED}}),
+]
 FOUR_RANKS = [
     (4, ep, {}, {"zero_stage": stage, "gradient_clipping": 0.0}, {}) for ep in (1, 2, 4) for stage in (0, 1, 2)
 ]
@@ -60,16 +79,55 @@ def test_the_plan_is_what_a_training_holds_and_sends(
     make_experiment: MakeExperiment,
     run_on_ranks: Run,
 ) -> None:
-    base = make_experiment()
+    options = experiment(make_experiment, ranks, expert_parallel_size, model, training, router, {})
+    assert_planned(options, ranks, run_on_ranks(counting.count, ranks, options))
+
+
+@pytest.mark.parametrize(
+    ("ranks", "expert_parallel_size", "model", "training", "router", "parts"),
+    ARCHITECTURES,
+    ids=lambda value: value["model"]["architecture"] if isinstance(value, dict) and "objective" in value else None,
+)
+def test_the_plan_of_an_encoder_is_what_a_training_holds_and_sends(
+    ranks: int,
+    expert_parallel_size: int,
+    model: dict[str, Any],
+    training: dict[str, Any],
+    router: dict[str, Any],
+    parts: dict[str, Any],
+    make_experiment: MakeExperiment,
+    run_on_ranks: Run,
+) -> None:
+    options = experiment(make_experiment, ranks, expert_parallel_size, model, training, router, parts)
+    assert_planned(options, ranks, run_on_ranks(counting.count, ranks, options))
+
+
+def experiment(
+    make_experiment: MakeExperiment,
+    ranks: int,
+    expert_parallel_size: int,
+    model: dict[str, Any],
+    training: dict[str, Any],
+    router: dict[str, Any],
+    parts: dict[str, Any],
+) -> dict[str, Any]:
+    """A config of a small model with two micro-batches a step on each rank."""
     balance = {"load_balancing_loss": {"coefficient": 0.1}}
-    options = make_experiment(
-        data=base["data"] | {"sequence_length": 64},
-        model={"num_layers": 2, "hidden_size": 64, "num_heads": 2, "moe": MOE} | model,
-        training={"micro_batch_size": 2, "global_batch_size": 4 * ranks} | training,
-        parallel={"expert_parallel_size": expert_parallel_size},
-        routing={"router": router or {"name": "top_k"}, "balance": {} if router else balance},
+    routing = {"router": router or {"name": "top_k"}, "balance": {} if router else balance}
+    return make_experiment(
+        **{
+            **parts,
+            "data": make_experiment()["data"] | {"sequence_length": 64},
+            "model": {"num_layers": 2, "hidden_size": 64, "num_heads": 2, "moe": MOE} | model | parts.get("model", {}),
+            "training": {"micro_batch_size": 2, "global_batch_size": 4 * ranks} | training,
+            "parallel": {"expert_parallel_size": expert_parallel_size},
+            "routing": routing | parts.get("routing", {}),
+        }
     )
-    counted = run_on_ranks(counting.count, ranks, options)
+
+
+def assert_planned(options: dict[str, Any], ranks: int, counted: list[dict[str, Any]]) -> None:
+    """The plan of these options is what was counted on each rank."""
     config = ExperimentConfig.model_validate(options)
     plan = make_plan(config, cluster_of(ranks))
 

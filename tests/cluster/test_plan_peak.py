@@ -31,6 +31,31 @@ CASES += [
     ({"num_layers": 4, "moe": WIDE, "dense_baseline": True}, {"precision": "bfloat16"}, ROUGH_TOLERANCE),
 ]
 
+ENCODER = {"model": {"architecture": "encoder"}, "objective": {"name": "masked"}}
+BOTH = {"model": {"architecture": "encoder_decoder"}, "objective": {"name": "denoising", "rate": 0.3}}
+PREFIX = {**BOTH, "objective": {"name": "prefix"}}
+STILL = {**BOTH, "freeze": {"encoder": {"until": 1.0}}}
+SPANS = {**BOTH, "objective": {"name": "denoising", "rate": 0.5, "mark": "sentinel", "target": "spans"}}
+ARCHITECTURES = [
+    ({"num_layers": 4, "moe": ROUTED}, {"precision": precision, "activation_checkpointing": checkpointing}, parts)
+    for parts in (ENCODER, BOTH)
+    for precision in ("float32", "bfloat16")
+    for checkpointing in (False, True)
+]
+ARCHITECTURES += [
+    ({"num_layers": 4, "moe": WIDE}, {}, ENCODER),
+    ({"num_layers": 4, "moe": WIDE}, {"precision": "bfloat16"}, PREFIX),
+    ({"num_layers": 4, "moe": WIDE, "decoder": {"num_layers": 1}}, {}, BOTH),
+    ({"num_layers": 4, "moe": ROUTED}, {"activation_checkpointing": True}, SPANS),
+    ({"num_layers": 4, "moe": WIDE}, {}, STILL),
+]
+ARCHITECTURE_CASES = [(*case, TOLERANCE) for case in ARCHITECTURES]
+ARCHITECTURE_CASES += [
+    ({"num_layers": 4, "moe": WIDE, "dense_baseline": True}, {"precision": precision}, parts, ROUGH_TOLERANCE)
+    for parts in (ENCODER, BOTH, STILL)
+    for precision in ("float32", "bfloat16")
+]
+
 
 @pytest.mark.slow
 def test_the_plan_is_what_a_pass_allocates_at_most(
@@ -52,3 +77,31 @@ def test_the_plan_is_what_a_pass_allocates_at_most(
         planned = planned_activations(config, MICRO_BATCH_SIZE, ELEMENT_SIZES[config.training.precision], "cpu")
         peak = planned.peak(config.training.activation_checkpointing)
         assert peak == pytest.approx(most, rel=tolerance), (options["model"], options["training"])
+
+
+@pytest.mark.slow
+def test_the_plan_of_an_encoder_is_what_a_pass_allocates_at_most(
+    make_experiment: Callable[..., dict[str, Any]], run_on_ranks: Callable[..., list[Any]]
+) -> None:
+    routing = {"router": {"name": "top_k"}, "balance": {"load_balancing_loss": {"coefficient": 0.1}}}
+    many_options = [
+        make_experiment(
+            **{
+                **parts,
+                "data": make_experiment()["data"] | {"sequence_length": 128},
+                "model": {"hidden_size": 64, "num_heads": 2} | model | parts["model"],
+                "training": {"micro_batch_size": MICRO_BATCH_SIZE} | training,
+                "routing": routing,
+            }
+        )
+        for model, training, parts, _ in ARCHITECTURE_CASES
+    ]
+    (allocated,) = run_on_ranks(peak_memory.most_allocated, 1, many_options)
+    wrong = []
+    for options, most, (*_, tolerance) in zip(many_options, allocated, ARCHITECTURE_CASES, strict=True):
+        config = ExperimentConfig.model_validate(options)
+        planned = planned_activations(config, MICRO_BATCH_SIZE, ELEMENT_SIZES[config.training.precision], "cpu")
+        peak = planned.peak(config.training.activation_checkpointing)
+        if peak != pytest.approx(most, rel=tolerance):
+            wrong.append((peak / most, options["model"], options["objective"], options["training"]))
+    assert wrong == []

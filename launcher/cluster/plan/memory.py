@@ -61,20 +61,30 @@ class Group:
 
 
 def optimizer_groups(weights: list[Weight], layout: Layout) -> list[Group]:
-    """The parameter groups that DeepSpeed makes of ours: matrices and vectors apart, experts apart and in parts."""
-    trainable = [weight for weight in weights if weight.trainable]
-    matrices = [w.size for w in trainable if not w.expert and len(w.shape) > 1]
-    vectors = [w.size for w in trainable if not w.expert and len(w.shape) <= 1]
-    groups = [Group(tuple(sizes), False, layout.world_size) for sizes in (matrices, vectors) if sizes]
-    part: list[int] = []
-    for size in (w.size for w in trainable if w.expert):
-        if part and sum(part) + size > _EXPERT_GROUP_SIZE:
-            groups.append(Group(tuple(part), True, layout.expert_data_parallel_size))
-            part = []
-        part.append(size)
-    if part:
-        groups.append(Group(tuple(part), True, layout.expert_data_parallel_size))
-    return groups
+    """The parameter groups that DeepSpeed makes of ours: matrices and vectors apart, experts apart and in pieces, and
+    each of them apart for every part that is frozen for a while."""
+    parts = sorted({weight.part for weight in weights})
+    trainable = [[weight for weight in weights if weight.trainable and weight.part == part] for part in parts]
+    shared = [
+        [weight.size for weight in of_part if not weight.expert and (len(weight.shape) > 1) is are_matrices]
+        for of_part in trainable
+        for are_matrices in (True, False)
+    ]
+    experts = [
+        piece for of_part in trainable for piece in _pieces([weight.size for weight in of_part if weight.expert])
+    ]
+    groups = [Group(tuple(sizes), False, layout.world_size) for sizes in shared if sizes]
+    return groups + [Group(tuple(sizes), True, layout.expert_data_parallel_size) for sizes in experts]
+
+
+def _pieces(sizes: list[int]) -> list[list[int]]:
+    """Returns the sizes of experts in as few groups of limited size as there can be in this order."""
+    pieces: list[list[int]] = []
+    for size in sizes:
+        if not pieces or sum(pieces[-1]) + size > _EXPERT_GROUP_SIZE:
+            pieces.append([])
+        pieces[-1].append(size)
+    return pieces
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,6 @@ from moe_testbed.launcher.cluster.plan.memory import ELEMENT_SIZES, Memory, plan
 from moe_testbed.launcher.cluster.plan.traffic import Traffic, planned_traffic
 from moe_testbed.launcher.cluster.plan.weights import Weight, rank_weights
 from moe_testbed.launcher.config.experiment import ExperimentConfig
-from moe_testbed.launcher.errors import ConfigError
 from moe_testbed.launcher.ranks.sharing import micro_batch_size
 
 
@@ -56,13 +55,8 @@ def make_plan(config: ExperimentConfig, cluster: ClusterConfig, weights: list[We
 
     Raises:
         ConfigError: the ranks cannot share the batch or the experts, a group leaves its node without leave to do so, or
-            router, model and mix do not go together; or the model is no causal one.
+            router, model and mix do not go together.
     """
-    if config.model.architecture != "causal":
-        raise ConfigError(
-            f"model.architecture is {config.model.architecture}, and memory and traffic are planned for causal models "
-            "alone; train a few steps of it on one GPU, and read peak_memory_bytes in its summary"
-        )
     layout, training = layout_of(config, cluster), config.training
     weights = rank_weights(config) if weights is None else weights
     micro = micro_batch_size(config, layout.world_size)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from moe_testbed.launcher.cluster.config import ClusterConfig
 from moe_testbed.launcher.cluster.layout import Layout
+from moe_testbed.launcher.cluster.plan.compute import planned_compute
 from moe_testbed.launcher.cluster.plan.plan import Plan, make_plan
 from moe_testbed.launcher.cluster.plan.remedies import remedies
 from moe_testbed.launcher.config.experiment import ExperimentConfig
@@ -31,11 +32,11 @@ def print_plan(config: ExperimentConfig, cluster: ClusterConfig) -> int:
 
 
 def plan_text(plan: Plan) -> str:
-    """Returns layout, experts, memory, traffic and verdict, for a terminal."""
+    """Returns layout, experts, arithmetic, memory, traffic and verdict, for a terminal."""
     parts = [_layout(plan)]
     if plan.config.model.num_moe_layers:
         parts.append(_experts(plan))
-    return "\n\n".join([*parts, _memory(plan), _traffic(plan), _verdict(plan)])
+    return "\n\n".join([*parts, _compute(plan), _memory(plan), _traffic(plan), _verdict(plan)])
 
 
 def _layout(plan: Plan) -> str:
@@ -87,6 +88,23 @@ def _experts(plan: Plan) -> str:
     if len(rows) > 2 * _SHOWN:
         rows = [*rows[:_SHOWN], ("...", "..."), rows[-1]]
     return "\n".join(_table(("Experts", "on ranks"), rows))
+
+
+def _compute(plan: Plan) -> str:
+    compute = planned_compute(plan.config)
+    rows = []
+    for phase in compute.phases:
+        frozen = " and ".join(name for name in plan.config.model.stacks if name in phase.frozen)
+        label = f"{phase.steps:,} with the {frozen} frozen" if frozen else f"{phase.steps:,}"
+        rows.append((label, *map(_tera, phase.flops.values()), _tera(phase.total)))
+    heads = ("Steps, and 10^12 FLOPs of one", *compute.phases[0].flops, "sum")
+    return "\n".join(
+        [
+            *_table(heads, rows),
+            f"All steps take {_tera(compute.total)}; {compute.size.parameters:,} parameters, of which a token uses "
+            f"{compute.size.active_parameters:,}.",
+        ]
+    )
 
 
 def _some(names: list[str]) -> str:
@@ -169,6 +187,10 @@ def _count(number: int, word: str, plural: str = "s") -> str:
 
 def _gb(value: float) -> str:
     return f"{value / 1e9:.2f}"
+
+
+def _tera(flops: int) -> str:
+    return f"{flops / 1e12:,.4g}" if flops < 1e15 else f"{flops / 1e12:,.0f}"
 
 
 def _mb(value: float) -> str:

@@ -13,8 +13,8 @@ from typing import Literal
 
 from moe_testbed.launcher.cluster.config import InterconnectConfig
 from moe_testbed.launcher.cluster.layout import Layout
-from moe_testbed.launcher.cluster.plan.activations import sent_rows
 from moe_testbed.launcher.cluster.plan.memory import ELEMENT_SIZES, optimizer_groups
+from moe_testbed.launcher.cluster.plan.stacks import PlannedStack, planned_stacks
 from moe_testbed.launcher.cluster.plan.weights import Weight
 from moe_testbed.launcher.config.experiment import ExperimentConfig
 from moe_testbed.launcher.ranks.sharing import accumulation_steps, micro_batch_size
@@ -53,19 +53,27 @@ class Traffic:
 
 
 def planned_traffic(config: ExperimentConfig, weights: list[Weight], layout: Layout) -> list[Traffic]:
-    """All that ranks send in one optimizer step; nothing where a group has one rank.
+    """All that ranks send in one optimizer step in which nothing is frozen any more; nothing where a group has one
+    rank.
 
     Args:
         weights: of one rank.
     """
     stage, element = config.training.zero_stage, ELEMENT_SIZES[config.training.precision]
     accumulation = accumulation_steps(config, layout.world_size)
-    tokens = micro_batch_size(config, layout.world_size) * config.data.sequence_length
     everyone = [range(layout.world_size)]
-    found = [
-        _traffic("tokens to experts", "all-to-all", _exchanged(config, tokens, accumulation), layout),
-        _traffic("scores of a pool", "all-gather", _pooled(config, tokens, accumulation, layout), layout, everyone),
-    ]
+    stacks = planned_stacks(config, micro_batch_size(config, layout.world_size))
+    ahead = accumulation > 1 and any(_reads_ahead(stack) for stack in stacks)
+    found = []
+    for stack in stacks:
+        forward = _forward_passes(config, stack, ahead)
+        exchanged = accumulation * _exchanged(stack, element, forward)
+        pooled = accumulation * forward * _pooled(stack, layout)
+        whose = f" of the {stack.name}" if len(stacks) > 1 else ""
+        found += [
+            _traffic(f"tokens to experts{whose}", "all-to-all", exchanged, layout),
+            _traffic(f"scores of a pool{whose}", "all-gather", pooled, layout, everyone),
+        ]
     groups = optimizer_groups(weights, layout)
     for name, expert, sharing in (
         ("shared weights", False, everyone),
@@ -81,37 +89,46 @@ def planned_traffic(config: ExperimentConfig, weights: list[Weight], layout: Lay
     return [traffic for traffic in found if traffic.handed and traffic.ranks > 1]
 
 
-def _forward_passes(config: ExperimentConfig, accumulation: int) -> int:
+def _reads_ahead(stack: PlannedStack) -> bool:
+    """Whether a balancer of the stack has to know how the whole step will be loaded."""
+    if stack.is_still or not stack.model.num_moe_layers:
+        return False
+    scoped = [config for config in stack.routing.balance.values() if isinstance(config, ScopedBalancerConfig)]
+    return any(balancer.counts is Counts.AHEAD for balancer in scoped)
+
+
+def _forward_passes(config: ExperimentConfig, stack: PlannedStack, ahead: bool) -> int:
     """The forward passes of each micro-batch: one, one more to recompute it, and one more to count it ahead."""
-    scoped = [c for c in config.routing.balance.values() if isinstance(c, ScopedBalancerConfig)]
-    ahead = accumulation > 1 and any(balancer.counts is Counts.AHEAD for balancer in scoped)
-    return 1 + config.training.activation_checkpointing + ahead
+    return 1 + (config.training.activation_checkpointing and not stack.is_still) + ahead
 
 
-def _exchanged(config: ExperimentConfig, tokens: int, accumulation: int) -> int:
-    """Bytes that a rank hands to the all-to-alls of a step, if all experts are used alike."""
-    moe, element = config.model.moe, ELEMENT_SIZES[config.training.precision]
-    forward = _forward_passes(config, accumulation)
+def _exchanged(stack: PlannedStack, element: int, forward: int) -> int:
+    """Bytes that a rank hands to a stack's all-to-alls for a micro-batch, if all experts are used alike.
+
+    Args:
+        element: bytes of a number in the model's precision.
+        forward: forward passes of the micro-batch.
+    """
+    model, moe, backward = stack.model, stack.model.moe, not stack.is_still
     if moe.dispatch == "capacity":
-        slots = moe.num_ffn_experts * moe.expert_capacity(tokens)
-        of_layer = slots * config.model.hidden_size * element * 2 * (forward + 1)
+        slots = moe.num_ffn_experts * moe.expert_capacity(stack.tokens)
+        of_layer = slots * model.hidden_size * element * 2 * (forward + backward)
     else:
-        rows = sent_rows(config, tokens)
         # There and back; and the weight of each row, which has a gradient if it comes from scores.
-        hidden = 2 * config.model.hidden_size * element * (forward + 1)
-        weight = _FLOAT * (forward + (Capability.SCORES in config.routing.router.provides))
-        of_layer = rows * (hidden + weight) + moe.num_ffn_experts * _COUNT * forward
-    return of_layer * config.model.num_moe_layers * accumulation
+        hidden = 2 * model.hidden_size * element * (forward + backward)
+        weight = _FLOAT * (forward + (backward and Capability.SCORES in stack.routing.router.provides))
+        of_layer = stack.sent_rows * (hidden + weight) + moe.num_ffn_experts * _COUNT * forward
+    return of_layer * model.num_moe_layers
 
 
-def _pooled(config: ExperimentConfig, tokens: int, accumulation: int, layout: Layout) -> int:
-    """Bytes of the scores that a router gathers from all ranks, if it chooses over all their tokens."""
-    if getattr(config.routing.router, "pool", None) is not Scope.DATA_PARALLEL:
+def _pooled(stack: PlannedStack, layout: Layout) -> int:
+    """Bytes of the scores that a stack's routers gather from all ranks in a forward pass, if they choose over all their
+    tokens."""
+    if getattr(stack.routing.router, "pool", None) is not Scope.DATA_PARALLEL:
         return 0
-    layers = config.model.num_moe_layers
-    deciding = layers if config.routing.depth == "layer_wise" else min(layers, 1)
-    of_layer = layout.world_size * tokens * (config.model.moe.num_routed_experts + 1) * _FLOAT
-    return of_layer * deciding * accumulation * _forward_passes(config, accumulation)
+    layers = stack.model.num_moe_layers
+    deciding = layers if stack.routing.depth == "layer_wise" else min(layers, 1)
+    return layout.world_size * stack.tokens * (stack.model.moe.num_routed_experts + 1) * _FLOAT * deciding
 
 
 def _traffic(

@@ -16,12 +16,14 @@ class Weight:
     Attributes:
         name: as the model calls it.
         expert: held by some ranks only.
+        part: the stack with which it is frozen; empty where none is ever frozen.
     """
 
     name: str
     shape: tuple[int, ...]
     trainable: bool = True
     expert: bool = False
+    part: str = ""
 
     @property
     def size(self) -> int:
@@ -35,7 +37,14 @@ def rank_weights(config: ExperimentConfig) -> list[Weight]:
     Raises:
         ConfigError: router, model and mix do not go together.
     """
+    model, is_frozen = model_on_meta(config), bool(config.freeze.parts())
     return [
-        Weight(name, tuple(parameter.shape), parameter.requires_grad, expert=not getattr(parameter, "allreduce", True))
-        for name, parameter in model_on_meta(config).named_parameters()
+        Weight(
+            name,
+            tuple(parameter.shape),
+            parameter.requires_grad,
+            expert=not getattr(parameter, "allreduce", True),
+            part=model.part_of(name) if is_frozen else "",
+        )
+        for name, parameter in model.named_parameters()
     ]
