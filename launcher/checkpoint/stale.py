@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+
 from moe_testbed.launcher.checkpoint.checkpoints import newest_whole
 from moe_testbed.launcher.checkpoint.weights import digest, stamp
 from moe_testbed.launcher.errors import ConfigError
@@ -24,10 +27,25 @@ def refuse_stale(run: RunFolder, parent: RunFolder) -> None:
     """
     if not has_started(run) or not parent.is_finished:
         return
-    start, checkpoint = run.read_start(), newest_whole(parent.checkpoints)
-    if start is None or checkpoint is None or stamp(checkpoint) == start.stamp or digest(checkpoint) == start.digest:
+    checkpoint = newest_whole(parent.checkpoints)
+    if checkpoint is not None:
+        refuse_changed(run, parent.path, stamp(checkpoint), lambda: digest(checkpoint), "trained anew")
+
+
+def refuse_changed(run: RunFolder, parent: Path, stamp: str, digest: Callable[[], str], what_was_done: str) -> None:
+    """Refuses a run that has started from other weights than those of this stamp and digest.
+
+    Args:
+        parent: the folder that holds them.
+        digest: reads them; it is called only where the stamp is another one.
+
+    Raises:
+        ConfigError: it has; one line.
+    """
+    start = run.read_start()
+    if start is None or stamp == start.stamp or digest() == start.digest:
         return
     raise ConfigError(
-        f"{run.path} has started from {parent.path}, which has been trained anew since, with other weights: it is "
-        f"stale; remove {run.path.name} to train it anew, or put the former {parent.path.name} back"
+        f"{run.path} has started from {parent}, which has been {what_was_done} since, with other weights: it is stale; "
+        f"remove {run.path.name} to train it anew, or put the former {parent.name} back"
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
@@ -27,8 +28,13 @@ def weight_files(checkpoint: Path) -> list[Path]:
 
 def digest(checkpoint: Path) -> str:
     """Returns a digest of weights and buffers: a training that was repeated has the same one, unless it differs."""
+    return digest_of(model_state(checkpoint))
+
+
+def digest_of(state: Mapping[str, Tensor]) -> str:
+    """Returns the same of weights and buffers that were read."""
     found = hashlib.sha256()
-    for name, tensor in sorted(model_state(checkpoint).items()):
+    for name, tensor in sorted(state.items()):
         found.update(name.encode())
         found.update(tensor.contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     return found.hexdigest()
@@ -37,6 +43,11 @@ def digest(checkpoint: Path) -> str:
 def stamp(checkpoint: Path) -> str:
     """Returns a digest of names, sizes and times of the files that hold them: while it is the same, so are they. Of
     files that were copied, or written anew, it tells nothing."""
-    files = [(path.name, path.stat()) for path in weight_files(checkpoint)]
+    return stamp_of(weight_files(checkpoint))
+
+
+def stamp_of(paths: Iterable[Path]) -> str:
+    """Returns the same of any files."""
+    files = [(path.name, path.stat()) for path in paths]
     words = " ".join(f"{name} {about.st_size} {about.st_mtime_ns}" for name, about in files)
     return hashlib.sha256(words.encode()).hexdigest()

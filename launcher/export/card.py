@@ -90,8 +90,11 @@ def _ledger(ledger: LedgerRecord | None) -> str:
     if ledger is None:
         return ""
     rows = [f"| {part} | {flops:.4g} |" for part, flops in ledger.flops_by_part.items()]
-    rows.append(f"| inherited from the training that this one started from | {ledger.inherited_flops:.4g} |")
-    rows.append(f"| all | {ledger.total_flops:.4g} |")
+    inherited, total = (
+        "not known" if flops is None else f"{flops:.4g}" for flops in (ledger.inherited_flops, ledger.total_flops)
+    )
+    rows.append(f"| inherited from the training that this one started from | {inherited} |")
+    rows.append(f"| all | {total} |")
     return "\n".join(["| compute | FLOPs |", "| --- | --- |", *rows])
 
 

@@ -21,8 +21,9 @@ from moe_testbed.launcher.export.check import refuse_other_tokens, refuse_unlike
 from moe_testbed.launcher.export.conditions import OWN, form_of, refusal
 from moe_testbed.launcher.export.folder import new_folder, record_file, record_of, refuse_occupied
 from moe_testbed.launcher.export.library import import_transformers
+from moe_testbed.launcher.export.source import write_rest
 from moe_testbed.launcher.export.tokenizer import make_tokenizer
-from moe_testbed.model.config import DECODER
+from moe_testbed.model.config import DECODER, ENCODER
 from moe_testbed.model.language_model import LanguageModel
 
 
@@ -57,7 +58,10 @@ def export(
         tokenizer.save_pretrained(filling)
         size = size_of(model, run.config.data.sequence_length, run.config.objective)
         (filling / "README.md").write_text(model_card(run, size, class_name, form == OWN), encoding="utf-8")
-        record_file(filling).write_text(json.dumps(record_of(run), indent=1, ensure_ascii=False), encoding="utf-8")
+        if ENCODER in model.config.stacks:
+            write_rest(filling, model, form)
+        record = json.dumps(record_of(run, filling), indent=1, ensure_ascii=False)
+        record_file(filling).write_text(record, encoding="utf-8")
         refuse_other_tokens(filling, run.store, form == OWN)
         refuse_unlike(filling, model, ids, lengths, form == OWN)
     return class_name

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 from collections.abc import Iterator, Mapping
@@ -15,8 +16,10 @@ from moe_testbed.launcher.errors import ConfigError
 from moe_testbed.launcher.run.files import read_json
 from moe_testbed.launcher.run.folder import RunFolder
 
-FORMAT = 1
-_RECORD = "testbed.json"
+FORMAT = 2
+"""Since 2 an export tells its tokenizer and its files, so that a training can start from it."""
+
+_RECORD, _REST, _WEIGHTS = "testbed.json", "testbed.safetensors", "model*.safetensors"
 
 
 def record_file(folder: Path) -> Path:
@@ -24,17 +27,43 @@ def record_file(folder: Path) -> Path:
     return folder / _RECORD
 
 
-def record_of(run: OwnRun) -> dict[str, Any]:
-    """Returns what stands in it: what a training that starts from here must know of the run."""
+def rest_file(folder: Path) -> Path:
+    """Returns the file of what an encoder needs in training alone, for which the class beside it has no place. There is
+    none where nothing is left over."""
+    return folder / _REST
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """Returns the files of weights and buffers."""
+    return [*sorted(folder.glob(_WEIGHTS)), *([rest_file(folder)] if rest_file(folder).is_file() else [])]
+
+
+def record_of(run: OwnRun, written: Path) -> dict[str, Any]:
+    """Returns what stands in it: what a training that starts from here must know of the run.
+
+    Args:
+        written: the folder, with the weights in it.
+    """
     folder = RunFolder(run.folder)
     return {
         "format": FORMAT,
         "config": folder.read_config_tree(),
         "manifest": run.store.manifest,
+        "tokenizer": file_digest(run.store.tokenizer_path),
         "step": run.step,
         "digest": digest(run.checkpoint),
+        "files": {path.name: file_digest(path) for path in weight_files(written)},
         "ledger": folder.read_summary().ledger,
     }
+
+
+def file_digest(path: Path) -> str:
+    """Returns the SHA-256 of a file. Raises OSError."""
+    found = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(2**20):
+            found.update(block)
+    return found.hexdigest()
 
 
 def is_export(folder: Path) -> bool:

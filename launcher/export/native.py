@@ -5,8 +5,8 @@ Shape legend: M model width, V token ids, E experts, F feed-forward width.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,7 +15,8 @@ from torch import Tensor
 from moe_testbed.data.objectives import SpecialIds
 from moe_testbed.data.tokens.tokenizer import END_OF_DOCUMENT
 from moe_testbed.launcher.export.conditions import EUROBERT, LLAMA, MIXTRAL
-from moe_testbed.launcher.export.own import joined_experts
+from moe_testbed.launcher.export.own import joined_experts, split_experts
+from moe_testbed.model.config import ModelConfig
 from moe_testbed.model.language_model import LanguageModel
 
 NO_TARGET_LOGIT = -1e4
@@ -33,6 +34,7 @@ _BLOCK = {
 }
 _PROJECTED = "attention.query_key_value.weight"
 _PROJECTIONS = [f"self_attn.{name}_proj.weight" for name in "qkv"]
+_EXPERTS = {"moe.gate_up": "mlp.experts.gate_up_proj", "moe.down": "mlp.experts.down_proj"}
 _MLP_BIASES = "mlp.gate_proj.bias", "mlp.up_proj.bias", "mlp.down_proj.bias"
 
 
@@ -78,23 +80,64 @@ def _dense_size(model: LanguageModel) -> int:
     return sizes.pop()
 
 
+@dataclass(frozen=True)
+class _Pair:
+    """One of our weights.
+
+    Attributes:
+        theirs: what it is called there; several names if it is cut into as many equal pieces.
+        is_transposed: it multiplies from the other side.
+    """
+
+    own: str
+    theirs: tuple[str, ...]
+    is_transposed: bool = False
+
+    def pieces(self, weight: Tensor) -> tuple[Tensor, ...]:
+        """Returns our weight as theirs."""
+        return (weight.transpose(1, 2) if self.is_transposed else weight).chunk(len(self.theirs))
+
+    def joined(self, pieces: Sequence[Tensor]) -> Tensor:
+        """Returns their weights as ours."""
+        weight = torch.cat(list(pieces)) if len(pieces) > 1 else pieces[0]
+        return weight.transpose(1, 2) if self.is_transposed else weight
+
+
+def _pairs(config: ModelConfig, form: str) -> Iterator[_Pair]:
+    """Yields all weights that a model of this form can have."""
+    prefix = "encoder." if form == EUROBERT else ""
+    yield _Pair("embedding.weight", (_TABLE,))
+    yield _Pair(f"{prefix}final_norm.weight", ("model.norm.weight",))
+    if config.embeddings != "shared":
+        yield _Pair("output_embedding.weight", (_OUTPUT,))
+    for layer in range(config.num_layers):
+        block, theirs = f"{prefix}blocks.{layer}.", f"model.layers.{layer}."
+        yield _Pair(block + _PROJECTED, tuple(theirs + name for name in _PROJECTIONS))
+        for own, name in _BLOCK.items():
+            yield _Pair(block + own, (theirs + name,))
+        for own, name in _EXPERTS.items():
+            yield _Pair(block + own, (theirs + name,), is_transposed=True)
+
+
 def state_of(model: LanguageModel, form: str) -> dict[str, Tensor]:
     """Returns the weights under the names that a model of transformers has in memory."""
     ours = joined_experts(model.state_dict())
-    prefix = "encoder." if form == EUROBERT else ""
-    state = {_TABLE: ours["embedding.weight"], "model.norm.weight": ours[f"{prefix}final_norm.weight"]}
-    state[_OUTPUT] = ours.get("output_embedding.weight", ours["embedding.weight"])
-    for layer in range(model.config.num_layers):
-        block, theirs = f"{prefix}blocks.{layer}.", f"model.layers.{layer}."
-        state |= {theirs + name: ours[block + own] for own, name in _BLOCK.items() if block + own in ours}
-        state |= {
-            theirs + name: part for name, part in zip(_PROJECTIONS, ours[block + _PROJECTED].chunk(3), strict=True)
-        }
-        if form == MIXTRAL:
-            for weight, name in (("gate_up", "gate_up_proj"), ("down", "down_proj")):
-                # They multiply from the other side.
-                state[f"{theirs}mlp.experts.{name}"] = ours[f"{block}moe.{weight}"].transpose(1, 2)
+    state: dict[str, Tensor] = {}
+    for pair in _pairs(model.config, form):
+        if pair.own in ours:
+            state |= dict(zip(pair.theirs, pair.pieces(ours[pair.own]), strict=True))
+    # A shared table is there under both names.
+    state.setdefault(_OUTPUT, state[_TABLE])
     return state | (_biases(model, state) if form == EUROBERT else {})
+
+
+def own_state(theirs: Mapping[str, Tensor], model: LanguageModel, form: str) -> dict[str, Tensor]:
+    """Returns the weights that `state_of` has made of a model like this one, under our names."""
+    state = {}
+    for pair in _pairs(model.config, form):
+        if all(name in theirs for name in pair.theirs):
+            state[pair.own] = pair.joined([theirs[name] for name in pair.theirs])
+    return split_experts(state)
 
 
 def _biases(model: LanguageModel, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -107,19 +150,3 @@ def _biases(model: LanguageModel, state: Mapping[str, Tensor]) -> dict[str, Tens
             key = f"model.layers.{layer}.{name}"
             biases[key] = torch.zeros(len(state[key.replace("bias", "weight")]))
     return biases
-
-
-def own_state(theirs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Returns the weights of an EuroBert that `state_of` has made, under the names that our encoders have."""
-    names = {name: own for own, name in _BLOCK.items()}
-    state = {"embedding.weight": theirs[_TABLE], "encoder.final_norm.weight": theirs["model.norm.weight"]}
-    if _OUTPUT in theirs:
-        state["output_embedding.weight"] = theirs[_OUTPUT]
-    for key, tensor in theirs.items():
-        found = re.fullmatch(r"model\.layers\.(\d+)\.(.*)", key)
-        if found and found[2] in names:
-            state[f"encoder.blocks.{found[1]}.{names[found[2]]}"] = tensor
-        elif found and found[2] == _PROJECTIONS[0]:
-            parts = [theirs[f"model.layers.{found[1]}.{name}"] for name in _PROJECTIONS]
-            state[f"encoder.blocks.{found[1]}.{_PROJECTED}"] = torch.cat(parts)
-    return state

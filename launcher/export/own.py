@@ -6,7 +6,7 @@ Shape legend: Y MoE layers, E experts, V token ids, K choices.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -38,6 +38,18 @@ def joined_experts(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return joined | {
         name: torch.stack([numbered[number] for number in range(len(numbered))]) for name, numbered in experts.items()
     }
+
+
+def split_experts(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Undoes `joined_experts`."""
+    split = {}
+    for name, tensor in state.items():
+        if found := _STACKED.fullmatch(name):
+            for number, expert in enumerate(tensor):
+                split[f"{found[1]}deepspeed_moe.experts.deepspeed_experts.{number}.{found[2]}"] = expert
+        else:
+            split[name] = tensor
+    return split
 
 
 def config_of(model: LanguageModel, ids: SpecialIds, length: int) -> dict[str, Any]:
@@ -99,16 +111,22 @@ def _router_config(router: Router) -> dict[str, Any]:
     return {"scores": "logits", "normalise": True, "scale": 1.0}
 
 
+def _names(ours: Iterable[str], architecture: str) -> dict[str, str]:
+    """Returns what each of our weights is called there, but for those that only training needs."""
+    names = {}
+    for own in ours:
+        if "balancing." in own or "noise_scorer." in own:
+            continue
+        stack = "decoder." if architecture == "causal" or own.startswith("decoder.") else "encoder."
+        name = own if own.startswith((stack, "decoder_embedding.", "output_embedding.")) else stack + own
+        names[own] = name.replace("routing.router.scorer.", "router.scorer.")
+    return names
+
+
 def state_of(model: LanguageModel) -> dict[str, Tensor]:
     """Returns the weights under the names that a model of `modeling_moe_testbed` has."""
-    causal = model.config.architecture == "causal"
-    state = {}
-    for name, tensor in joined_experts(model.state_dict()).items():
-        if "balancing." in name or "noise_scorer." in name:
-            continue
-        stack = "decoder." if causal or name.startswith("decoder.") else "encoder."
-        own = name if name.startswith((stack, "decoder_embedding.", "output_embedding.")) else stack + name
-        state[own.replace("routing.router.scorer.", "router.scorer.")] = tensor
+    ours = joined_experts(model.state_dict())
+    state = {name: ours[own] for own, name in _names(ours, model.config.architecture).items()}
     for name, of_stack in model.stacks.items():
         bias_YE = None if of_stack.balancing is None else of_stack.balancing.selection_bias_YE()
         deciding = [number for number, block in enumerate(of_stack.layers) if block.routing is not None]
@@ -122,17 +140,8 @@ def state_of(model: LanguageModel) -> dict[str, Tensor]:
     return state
 
 
-def own_state(theirs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Returns the weights that `state_of` has made of a model with an encoder, under our names. What only training
-    needs is not among them."""
-    state = {}
-    for name, tensor in theirs.items():
-        if name.endswith(("router.table", "router.selection_bias")):
-            continue
-        own = name.removeprefix("encoder.") if name.startswith("encoder.embedding.") else name
-        if found := _STACKED.fullmatch(own):
-            for number, expert in enumerate(tensor):
-                state[f"{found[1]}deepspeed_moe.experts.deepspeed_experts.{number}.{found[2]}"] = expert
-        else:
-            state[own.replace(".router.scorer.", ".routing.router.scorer.")] = tensor
-    return state
+def own_state(theirs: Mapping[str, Tensor], model: LanguageModel) -> dict[str, Tensor]:
+    """Returns the weights that `state_of` has made of a model like this one, under our names. What only training needs
+    is not among them."""
+    names = _names(joined_experts(model.state_dict()), model.config.architecture)
+    return split_experts({own: theirs[name] for own, name in names.items() if name in theirs})

@@ -147,34 +147,37 @@ class LedgerRecord:
     Attributes:
         flops, flops_by_part: its own.
         layer_units: its own.
-        inherited_flops, inherited_layer_units: those of the runs that it starts from.
+        inherited_flops, inherited_layer_units: those of the runs that it starts from; None if that is not known.
     """
 
     flops: int
     flops_by_part: Mapping[str, int]
     layer_units: float
-    inherited_flops: int = 0
-    inherited_layer_units: float = 0.0
+    inherited_flops: int | None = 0
+    inherited_layer_units: float | None = 0.0
 
     @classmethod
     def of(cls, content: Any) -> LedgerRecord | None:
         """Returns the ledger in a JSON value; None if it is none."""
         if not isinstance(content, dict) or not isinstance(by_part := content.get("flops_by_part"), dict):
             return None
-        numbers = [content.get(part.name) for part in fields(cls) if part.name != "flops_by_part"]
+        numbers = [content.get(name) for name in ("flops", "layer_units")]
+        inherited = [content.get(name, "") for name in ("inherited_flops", "inherited_layer_units")]
         if not all(isinstance(number, int | float) for number in [*numbers, *by_part.values()]):
+            return None
+        if not all(isinstance(number, int | float | None) for number in inherited):
             return None
         return cls(**{part.name: content[part.name] for part in fields(cls)})
 
     @property
-    def total_flops(self) -> int:
-        """The FLOPs with those that are inherited."""
-        return self.flops + self.inherited_flops
+    def total_flops(self) -> int | None:
+        """The FLOPs with those that are inherited; None if these are not known."""
+        return None if self.inherited_flops is None else self.flops + self.inherited_flops
 
     @property
-    def total_layer_units(self) -> float:
-        """The layer units with those that are inherited."""
-        return self.layer_units + self.inherited_layer_units
+    def total_layer_units(self) -> float | None:
+        """The layer units with those that are inherited; None if these are not known."""
+        return None if self.inherited_layer_units is None else self.layer_units + self.inherited_layer_units
 
 
 @dataclass(frozen=True)
@@ -182,7 +185,7 @@ class StartRecord:
     """What a training has started from.
 
     Attributes:
-        run: the folder of that run, as the path was given.
+        run: the folder of that run, or of an export, as the path was given.
         step: optimizer steps completed in it.
         digest: of the weights that it had.
         ledger: what it had taken; None if that is not known.

@@ -17,21 +17,25 @@ def check_starts(runs: Sequence[SuiteRun]) -> None:
     """Says on stderr which runs may turn out to be stale, since what they have started from is to be trained anew.
 
     Raises:
-        ConfigError: a run has started from weights that the other one has no more, or the encoder of a run of the suite
-            does not fit into that of one that starts from it; one line.
+        ConfigError: a run has started from weights that the other one has no more, or the encoder of a run of the
+            suite, or of an export, does not fit into that of one that starts from it; one line.
     """
     starting = [run for run in runs if run.config.start.encoder]
     if not starting:
         return
     # They import torch.
-    from moe_testbed.launcher.checkpoint.stale import has_started, refuse_stale
+    from moe_testbed.launcher.checkpoint.stale import has_started
+    from moe_testbed.launcher.export.folder import is_export
+    from moe_testbed.launcher.export.source import open_export, refuse_stale_start
 
     configs = {run.name: run.config for run in runs}
     for run in starting:
         for parent in run.parents:
             _refuse_misfit(run, parent, configs[parent])
         own, parent_folder = RunFolder(run.run_dir), _parent(run)
-        refuse_stale(own, parent_folder)
+        if not has_started(own) and is_export(parent_folder.path):
+            _refuse_misfit(run, str(parent_folder.path), open_export(parent_folder.path).config)
+        refuse_stale_start(own, parent_folder.path)
         if has_started(own) and run.parents and not parent_folder.is_finished:
             print(
                 f"{run.name} has started from {run.parents[0]}, which is trained anew: if other weights come of it, "

@@ -174,10 +174,11 @@ def _numbers(report: Any, paths: Mapping[str, tuple[str, ...]], of: str = "") ->
 
 
 def _ledger(record: LedgerRecord | None) -> dict[str, float]:
-    """Returns what this training has taken, itself and with what it has inherited, under keys ledger/NAME."""
+    """Returns what this training has taken, itself and with what it has inherited, as far as that is known, under keys
+    ledger/NAME."""
     if record is None:
         return {}
-    values: dict[str, float] = {
+    values: dict[str, float | None] = {
         "flops": record.flops,
         "inherited_flops": record.inherited_flops,
         "flops_with_inherited": record.total_flops,
@@ -187,7 +188,7 @@ def _ledger(record: LedgerRecord | None) -> dict[str, float]:
     }
     parts = [part for part in (*STACKS["encoder_decoder"], "output") if part in record.flops_by_part]
     values |= {f"flops_of_{part}": record.flops_by_part[part] for part in parts}
-    return {f"ledger/{name}": float(value) for name, value in values.items()}
+    return {f"ledger/{name}": float(value) for name, value in values.items() if value is not None}
 
 
 def _figures_of(label: str, suite: SuiteFolder) -> dict[str, Path | str]:

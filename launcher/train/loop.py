@@ -25,7 +25,8 @@ from moe_testbed.launcher.train.evaluation_set import EvaluationSet
 from moe_testbed.launcher.train.inputs import InputMaker, MicroBatches
 from moe_testbed.launcher.train.probe import Probe
 from moe_testbed.launcher.train.stages.ledger import Ledger
-from moe_testbed.launcher.train.stages.start import Parent, begin
+from moe_testbed.launcher.train.stages.parent import Parent
+from moe_testbed.launcher.train.stages.start import begin
 from moe_testbed.launcher.train.step import train_step
 from moe_testbed.launcher.train.summary import announcement, summary
 
@@ -38,7 +39,7 @@ def run_loop(
     Args:
         folder: the run's folder, which only rank 0 writes; the checkpoints in it are written by all ranks.
         session: the ranks, which have met.
-        parent: the run that it starts from; None if it starts from its seed.
+        parent: what it starts from; None if it starts from its seed.
 
     Raises:
         AskedToStop: by a signal, after a checkpoint.
@@ -67,7 +68,7 @@ def run_loop(
     started, system, evaluated = time.perf_counter() - folder.rewind(first_step), SystemMetrics(), None
     ledger = Ledger(config, model, folder, first_step, ranks.size)
     watch = DivergenceWatch(config, model, inputs, held_out, folder, session, first_step)
-    session.say(announcement(config, size, first_step))
+    session.say(announcement(config, size, first_step, parent))
 
     with session.steps():
         if parent and probe.points:

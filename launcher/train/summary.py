@@ -10,10 +10,15 @@ from moe_testbed.launcher.export.conditions import refusal
 from moe_testbed.launcher.ranks.ranks import Ranks
 from moe_testbed.launcher.run import environment
 from moe_testbed.launcher.run.records import LedgerRecord, Summary
+from moe_testbed.launcher.train.stages.parent import Parent
 
 
-def announcement(config: ExperimentConfig, size: ModelSize, first_step: int) -> str:
-    """Returns what is trained, and what must be known before it is."""
+def announcement(config: ExperimentConfig, size: ModelSize, first_step: int, parent: Parent | None = None) -> str:
+    """Returns what is trained, and what must be known before it is.
+
+    Args:
+        parent: what it starts from now; None if it starts from its seed, or continues.
+    """
     begin = f"continuing after step {first_step}" if first_step else "starting"
     text = (
         f"{config.name}, seed {config.seed}: router {config.routing.router.name}, {size.parameters:,} parameters, "
@@ -23,6 +28,11 @@ def announcement(config: ExperimentConfig, size: ModelSize, first_step: int) -> 
         text += (
             "\nthis routing is not causal: a token's route depends on later tokens, so that its losses cannot be "
             "compared with those of causal ones; the report marks it"
+        )
+    if parent and parent.ledger is None:
+        text += (
+            f"\n{parent.path} does not tell what its training has taken: the ledger of this run knows its own FLOPs "
+            "alone"
         )
     # Whoever trains one of these is likely to want to use it.
     if config.model.architecture != "causal" and (reason := refusal(config)):

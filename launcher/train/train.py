@@ -41,7 +41,7 @@ def train(config: ExperimentConfig, run_dir: Path, trust: bool = False) -> None:
         device = choose_device(config.runtime.device)
         # This imports DeepSpeed, which looks for its accelerator once, and must not meet the mirror's import of MLflow.
         from moe_testbed.launcher.train.loop import run_loop
-        from moe_testbed.launcher.train.stages.start import find_parent
+        from moe_testbed.launcher.train.stages.parent import find_parent
 
         if config.runtime.threads:
             torch.set_num_threads(config.runtime.threads)

@@ -16,6 +16,7 @@ from moe_testbed.launcher.report.numbers.pairwise import pairs
 from moe_testbed.launcher.report.numbers.results import ranked, summarise
 from moe_testbed.launcher.report.numbers.stages import CostAtLoss, cost_at_loss, saved, students_interval
 from moe_testbed.launcher.report.read.records import read_suite
+from moe_testbed.launcher.report.tables.stage_tables import stage_tables
 from moe_testbed.launcher.report.write import write_report
 from tests.report.conftest import FakeRun, edit, write_suite
 
@@ -143,6 +144,21 @@ def test_the_page_has_the_tables_and_figures_of_stages(make_stages: Callable[...
         assert words in page
     for name in ("loss_over_flops", "copying", "ledger"):
         assert (folder / "figures" / f"{name}.svg").is_file()
+
+
+def test_what_a_run_has_inherited_may_not_be_known(make_stages: Callable[..., Path]) -> None:
+    folder = make_stages((1,))
+    file = folder / "long-seed1" / "summary.json"
+    summary = json.loads(file.read_text())
+    summary["ledger"] |= {"inherited_flops": None, "inherited_layer_units": None}
+    file.write_text(json.dumps(summary))
+    report = write_report(folder)
+    ledger = report.results["stages"]["ledger"]
+    assert ledger["long"]["inherited_flops"] is None and ledger["short"]["inherited_flops"]["mean"] == 100
+    (table,) = (table for table in stage_tables(report.results) if table.title == "Ledger")
+    (row,) = ([cell.text for cell in row] for row in table.rows if row[0].text == "long")
+    assert row[-3:] == ["not known"] * 3
+    assert "not known" in report.report_html.read_text()
 
 
 def test_a_causal_suite_has_no_stages(make_suite: Callable[..., Path]) -> None:

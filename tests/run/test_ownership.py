@@ -17,7 +17,7 @@ from moe_testbed.launcher.errors import ConfigError
 from moe_testbed.launcher.run import ownership
 from moe_testbed.launcher.run.folder import RunFolder
 from moe_testbed.launcher.run.records import Manifest
-from moe_testbed.launcher.train.stages.start import find_parent
+from moe_testbed.launcher.train.stages.parent import find_parent
 from tests.distributed import corpus
 
 STRANGER = 54_321

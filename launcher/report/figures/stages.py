@@ -23,14 +23,14 @@ _PARTS = {"inherited": "#9aa5b1", "encoder": "#0072B2", "decoder": "#D55E00", "o
 
 
 def loss_over_flops(suite: Suite, staged: dict[str, Any]) -> list[Panel]:
-    """The losses by the FLOPs taken so far, those that a run has inherited included; a panel for each task. The axis is
-    cut to the losses after the first third."""
+    """The losses by the FLOPs taken so far, those that a run has inherited included; a panel for each task. A run that
+    does not know what it has inherited is left out. The axis is cut to the losses after the first third."""
     panels = []
     for task in dict.fromkeys(staged["tasks"].values()):
         lines, late = [], []
         for label, of_run in staged["tasks"].items():
             ledger = staged["ledger"][label]
-            if of_run != task or ledger is None:
+            if of_run != task or ledger is None or ledger["inherited_flops"] is None:
                 continue
             x_IX, y_IX = _curves(suite.of(label), "cross_entropy")
             if not y_IX.size:

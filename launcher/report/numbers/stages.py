@@ -21,12 +21,13 @@ from moe_testbed.launcher.run.records import LedgerRecord
 
 Floats = NDArray[np.float64]
 Cost = Callable[[LedgerRecord], float]
+InheritedCost = Callable[[LedgerRecord], float | None]
 
-CURRENCIES: Mapping[str, tuple[Cost, Cost]] = {
+CURRENCIES: Mapping[str, tuple[Cost, InheritedCost]] = {
     "flops": (lambda ledger: ledger.flops, lambda ledger: ledger.inherited_flops),
     "layer_units": (lambda ledger: ledger.layer_units, lambda ledger: ledger.inherited_layer_units),
 }
-"""Currency -> what a training has taken itself, and what it has inherited."""
+"""Currency -> what a training has taken itself, and what it has inherited, None if that is not known."""
 
 COPIED, COPYING_NATS = "copied", 1.0
 
@@ -62,12 +63,15 @@ def _ledger(suite: Suite, label: str) -> Results | None:
     parts = list(dict.fromkeys(part for ledger in ledgers for part in ledger.flops_by_part))
     return {
         **{name: stat([float(own(ledger)) for ledger in ledgers]) for name, (own, _) in CURRENCIES.items()},
-        **{
-            f"inherited_{name}": stat([float(inherited(ledger)) for ledger in ledgers])
-            for name, (_, inherited) in CURRENCIES.items()
-        },
+        **{f"inherited_{name}": _inherited(ledgers, cost) for name, (_, cost) in CURRENCIES.items()},
         "flops_by_part": {part: stat([float(one.flops_by_part.get(part, 0)) for one in ledgers]) for part in parts},
     }
+
+
+def _inherited(ledgers: Sequence[LedgerRecord], cost: InheritedCost) -> Results | None:
+    """What the seeds of a run have inherited; None if that is not known of all of them."""
+    known = [float(of_one) for ledger in ledgers if (of_one := cost(ledger)) is not None]
+    return stat(known) if len(known) == len(ledgers) else None
 
 
 def _record(training: Training) -> LedgerRecord | None:

@@ -32,28 +32,38 @@ def _ledger(staged: Results, labels: list[str], losses: dict[str, Results]) -> I
         ledger = staged["ledger"][label]
         if ledger is None:
             continue
-        total = ledger["flops"]["mean"] + ledger["inherited_flops"]["mean"]
-        units = ledger["layer_units"]["mean"] + ledger["inherited_layer_units"]["mean"]
+        own, inherited = ledger["flops"]["mean"], _inherited(ledger, "flops")
+        units = _inherited(ledger, "layer_units")
         by_part = ", ".join(f"{part} {number(of['mean'] / _TERA, 2)}" for part, of in ledger["flops_by_part"].items())
         rows.append(
             (
                 Cell(label),
                 Cell(staged["tasks"][label]),
                 stat_cell(losses[label], 3),
-                Cell(number(ledger["flops"]["mean"] / _TERA, 2), by_part, ledger["flops"]["mean"]),
-                Cell(number(ledger["inherited_flops"]["mean"] / _TERA, 2), value=ledger["inherited_flops"]["mean"]),
-                Cell(number(total / _TERA, 2), value=total),
-                Cell(number(units, 0), value=units),
+                Cell(number(own / _TERA, 2), by_part, own),
+                _known(inherited, _TERA, 2),
+                _known(None if inherited is None else own + inherited, _TERA, 2),
+                _known(None if units is None else ledger["layer_units"]["mean"] + units, 1, 0),
             )
         )
     if rows:
         yield ExtraTable(
             "stages",
             "Ledger",
-            "FLOPs in units of 10^12, mean over seeds; inherited are those of the runs that a run starts from.",
+            "FLOPs in units of 10^12, mean over seeds; inherited are those of the runs that a run starts from, not "
+            "known where that is an export that does not tell.",
             ("Run", "Task", "Loss", "Own FLOPs", "Inherited", "Together", "Layer units together"),
             rows,
         )
+
+
+def _inherited(ledger: Results, currency: str) -> float | None:
+    found = ledger[f"inherited_{currency}"]
+    return None if found is None else float(found["mean"])
+
+
+def _known(value: float | None, unit: float, digits: int) -> Cell:
+    return Cell("not known") if value is None else Cell(number(value / unit, digits), value=value)
 
 
 def _savings(staged: Results) -> Iterator[ExtraTable]:

@@ -63,11 +63,18 @@ class Ledger:
             for name, flops in self._of_step.stacks(frozen).items():
                 parts[name] += flops
                 units += len(self._model.stacks[name].blocks) * (1 / 3 if name in frozen else 1.0)
-        before = self._start.ledger if self._start else None
+        flops_before, units_before = self._inherited()
         return LedgerRecord(
             flops=self._flops,
             flops_by_part={**parts, "output": self._flops - sum(parts.values())},
             layer_units=units,
-            inherited_flops=before.total_flops if before else 0,
-            inherited_layer_units=before.total_layer_units if before else 0.0,
+            inherited_flops=flops_before,
+            inherited_layer_units=units_before,
         )
+
+    def _inherited(self) -> tuple[int | None, float | None]:
+        """FLOPs and layer units of what the training has started from; None for what that does not tell."""
+        if self._start is None:
+            return 0, 0.0
+        before = self._start.ledger
+        return (None, None) if before is None else (before.total_flops, before.total_layer_units)

@@ -1,4 +1,4 @@
-"""The first weights of a training that starts from another run.
+"""The first weights of a training that starts from another one.
 
 Shape legend: M model width, V token ids.
 """
@@ -6,24 +6,18 @@ Shape legend: M model width, V token ids.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from moe_testbed.data.objectives import SpecialIds
-from moe_testbed.data.tokens.store import Store
-from moe_testbed.launcher.checkpoint.checkpoints import newest_whole
-from moe_testbed.launcher.checkpoint.stale import has_started, refuse_stale
-from moe_testbed.launcher.checkpoint.weights import digest, model_state, stamp
+from moe_testbed.launcher.checkpoint.weights import digest_of
 from moe_testbed.launcher.config.experiment import ExperimentConfig
 from moe_testbed.launcher.config.model_size import special_ids
 from moe_testbed.launcher.errors import ConfigError
 from moe_testbed.launcher.run.folder import RunFolder
-from moe_testbed.launcher.run.ownership import refuse_foreign_code
-from moe_testbed.launcher.run.records import LedgerRecord, Manifest, StartRecord
-from moe_testbed.launcher.run.steps import step_of
+from moe_testbed.launcher.run.records import StartRecord
+from moe_testbed.launcher.train.stages.parent import Parent
 from moe_testbed.model.config import DECODER, ENCODER
 from moe_testbed.model.language_model import LanguageModel
 from moe_testbed.model.moe import MoELayer
@@ -32,91 +26,28 @@ _EMBEDDING = "embedding.weight"
 _EXPERT_WEIGHTS = "gate_up", "down"
 
 
-@dataclass(frozen=True)
-class Parent:
-    """The run that another one starts from.
-
-    Attributes:
-        folder: the folder of the run.
-        config: what it was trained by.
-        checkpoint: folder of its newest whole checkpoint.
-    """
-
-    folder: RunFolder
-    config: ExperimentConfig
-    checkpoint: Path
-
-
-def find_parent(config: ExperimentConfig, run_dir: Path, store: Store, trust: bool = False) -> Parent | None:
-    """Returns the run that an experiment starts from; None if it starts from its seed, or has a checkpoint already.
-
-    Args:
-        trust: a router that the config of another user's run names may be imported. Weights need no trust.
-
-    Raises:
-        ConfigError: there is no such run, it is not finished, or it has no encoder or another tokenizer; or it is not
-            the one any more that the run in this folder has started from; or it is another user's and names code.
-    """
-    start = config.start.encoder
-    if start is None:
-        return None
-    folder, own = RunFolder(start.folder(run_dir, config.seed)), RunFolder(run_dir)
-    if has_started(own):
-        refuse_stale(own, folder)
-        return None
-    place = f"start.encoder.run is {start.run}"
-    if not folder.is_run:
-        raise ConfigError(
-            f"{place}, but {folder.path} is no folder of a run; give the folder of one, or the label of another run of "
-            "the same suite"
-        )
-    if not trust:
-        refuse_foreign_code(folder.read_config_tree(), folder.path, folder.config_file, folder.checkpoints)
-    parent = folder.read_config()
-    status = folder.read_status()
-    if not folder.is_finished:
-        raise ConfigError(
-            f"{place}, but the run in {folder.path} is not finished ({status.state}, step {status.step} of "
-            f"{parent.training.steps}); train it to its end first"
-        )
-    checkpoint = newest_whole(folder.checkpoints)
-    if checkpoint is None:
-        raise ConfigError(
-            f"{place}, but the run in {folder.path} has no whole checkpoint left; remove it to train it anew"
-        )
-    if ENCODER not in parent.model.stacks:
-        raise ConfigError(
-            f"{place}, but the run in {folder.path} has model.architecture {parent.model.architecture}, without an "
-            "encoder; start from another run"
-        )
-    if folder.is_on_other_data(Manifest(store.manifest)):
-        raise ConfigError(
-            f"{place}, but the run in {folder.path} was trained on the mix '{parent.data.mix.name}' as it was built "
-            f"then, and its tokens are not those of '{config.data.mix.name}' as it is now; train both on one mix"
-        )
-    return Parent(folder, parent, checkpoint)
-
-
 def begin(model: LanguageModel, config: ExperimentConfig, parent: Parent, folder: RunFolder, pieces: int) -> None:
     """Gives a new model its first weights, see `start_from`, and notes in its run's folder where they are from."""
-    start_from(model, config, parent, pieces)
-    ledger = LedgerRecord.of(parent.folder.read_summary().ledger)
-    run, checkpoint = str(parent.folder.path), parent.checkpoint
-    folder.write_start(StartRecord(run, step_of(checkpoint), digest(checkpoint), ledger, stamp(checkpoint)))
+    state = parent.state()
+    start_from(model, config, parent, state, pieces)
+    folder.write_start(StartRecord(str(parent.path), parent.step, digest_of(state), parent.ledger, parent.stamp))
 
 
 @torch.no_grad()
-def start_from(model: LanguageModel, config: ExperimentConfig, parent: Parent, pieces: int) -> None:
+def start_from(
+    model: LanguageModel, config: ExperimentConfig, parent: Parent, state: Mapping[str, Tensor], pieces: int
+) -> None:
     """Gives a new model the first weights that its config names; the others stay as they were drawn.
 
     Args:
+        state: weights and buffers of the parent.
         pieces: ids of the tokenizer.
 
     Raises:
-        ConfigError: the run's encoder has other sizes or another router.
+        ConfigError: the parent's encoder has other sizes or another router.
     """
     assert config.start.encoder is not None, "a model that starts from its seed has no parent"
-    take, state = config.start.encoder.take, model_state(parent.checkpoint)
+    take = config.start.encoder.take
     if take != "blocks":
         theirs, ours = special_ids(parent.config, pieces), special_ids(config, pieces)
         _take_embedding(model, state[_EMBEDDING], theirs, ours, config)
@@ -159,13 +90,13 @@ def _take_encoder(model: LanguageModel, state: Mapping[str, Tensor], parent: Par
         elif is_weight:
             what = "is missing" if found is None else f"has shape {tuple(found.shape)} and not {tuple(own.shape)}"
             raise ConfigError(
-                f"start.encoder.run: the encoder of {parent.folder.path} does not fit this model's: {name} {what}; "
+                f"start.encoder.run: the encoder of {parent.path} does not fit this model's: {name} {what}; "
                 "make layers, widths, experts and routing alike"
             )
     surplus = [name for name in theirs if ".blocks." in name and name not in _names(model)]
     if surplus:
         raise ConfigError(
-            f"start.encoder.run: the encoder of {parent.folder.path} does not fit this model's, which has no "
+            f"start.encoder.run: the encoder of {parent.path} does not fit this model's, which has no "
             f"{surplus[0]}; make layers, widths, experts and routing alike"
         )
 
