@@ -17,6 +17,9 @@ import sentencepiece
 from moe_testbed.data.errors import DataError
 
 END_OF_DOCUMENT = 1
+SPACE_SIGN = "\u2581"
+"""What sentencepiece writes for a space in its pieces; one that stands in a text comes back as a space."""
+
 SENTENCE_CHARACTERS = 1_000
 DOCUMENT_SAMPLE_CHARACTERS = 20_000
 
@@ -100,6 +103,20 @@ def load_tokenizer(path: Path) -> sentencepiece.SentencePieceProcessor:
         return sentencepiece.SentencePieceProcessor(model_file=str(path))
     except (RuntimeError, OSError) as error:
         raise DataError(f"{path} is no tokenizer ({error}): delete its folder and build the mix again") from error
+
+
+def piece_bytes(tokenizer: sentencepiece.SentencePieceProcessor) -> list[bytes]:
+    """Returns for each piece what it stands for: the UTF-8 of a text is that of its pieces, one behind the other."""
+    pieces = []
+    for number in range(tokenizer.get_piece_size()):
+        name = tokenizer.id_to_piece(number)
+        if tokenizer.is_byte(number):  # "<0x0A>"
+            pieces.append(bytes.fromhex(name[3:5]))
+        elif tokenizer.is_control(number) or tokenizer.is_unknown(number):
+            pieces.append(b"")
+        else:
+            pieces.append(name.replace(SPACE_SIGN, " ").encode())
+    return pieces
 
 
 def encode_batch(batch: Mapping[str, list[str]], tokenizer_path: str) -> dict[str, Any]:

@@ -1,0 +1,1 @@
+"""Probing tasks: labelled texts with which one asks what an encoder has learned."""
