@@ -146,7 +146,7 @@ class LedgerRecord:
 
     Attributes:
         flops, flops_by_part: its own.
-        layer_units: its own.
+        layer_units, layer_units_by_part: its own; by part empty in the files of earlier versions.
         inherited_flops, inherited_layer_units: those of the runs that it starts from; None if that is not known.
     """
 
@@ -155,19 +155,26 @@ class LedgerRecord:
     layer_units: float
     inherited_flops: int | None = 0
     inherited_layer_units: float | None = 0.0
+    layer_units_by_part: Mapping[str, float] = field(default_factory=dict)
 
     @classmethod
     def of(cls, content: Any) -> LedgerRecord | None:
         """Returns the ledger in a JSON value; None if it is none."""
-        if not isinstance(content, dict) or not isinstance(by_part := content.get("flops_by_part"), dict):
+        if not isinstance(content, dict):
             return None
-        numbers = [content.get(name) for name in ("flops", "layer_units")]
-        inherited = [content.get(name, "") for name in ("inherited_flops", "inherited_layer_units")]
-        if not all(isinstance(number, int | float) for number in [*numbers, *by_part.values()]):
+        values: dict[str, Any] = {"layer_units_by_part": {}} | content
+        by_part = [values.get(name) for name in ("flops_by_part", "layer_units_by_part")]
+        numbers = [values.get(name) for name in ("flops", "layer_units")]
+        for parts in by_part:
+            if not isinstance(parts, dict):
+                return None
+            numbers += parts.values()
+        inherited = [values.get(name, "") for name in ("inherited_flops", "inherited_layer_units")]
+        if not all(isinstance(number, int | float) for number in numbers):
             return None
         if not all(isinstance(number, int | float | None) for number in inherited):
             return None
-        return cls(**{part.name: content[part.name] for part in fields(cls)})
+        return cls(**{part.name: values[part.name] for part in fields(cls)})
 
     @property
     def total_flops(self) -> int | None:

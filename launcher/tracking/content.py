@@ -186,8 +186,10 @@ def _ledger(record: LedgerRecord | None) -> dict[str, float]:
         "inherited_layer_units": record.inherited_layer_units,
         "layer_units_with_inherited": record.total_layer_units,
     }
-    parts = [part for part in (*STACKS["encoder_decoder"], "output") if part in record.flops_by_part]
-    values |= {f"flops_of_{part}": record.flops_by_part[part] for part in parts}
+    by_part = {"flops": record.flops_by_part, "layer_units": record.layer_units_by_part}
+    for currency, taken in by_part.items():
+        parts = [part for part in (*STACKS["encoder_decoder"], "output") if part in taken]
+        values |= {f"{currency}_of_{part}": taken[part] for part in parts}
     return {f"ledger/{name}": float(value) for name, value in values.items() if value is not None}
 
 

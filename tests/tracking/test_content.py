@@ -67,7 +67,8 @@ def test_results_are_the_numbers_of_the_report_that_are_there(suite: Path) -> No
 def test_what_a_training_has_taken_is_told_with_and_without_what_it_inherits(suite: Path) -> None:
     ledger = {
         "flops": 700, "flops_by_part": {"encoder": 200, "decoder": 400, "output": 100, "other": 9},
-        "layer_units": 6.5, "inherited_flops": 300, "inherited_layer_units": 2.0,
+        "layer_units": 6.5, "layer_units_by_part": {"encoder": 2.5, "decoder": 4},
+        "inherited_flops": 300, "inherited_layer_units": 2.0,
     }  # fmt: skip
     run = suite / "top_k-seed1"
     (run / "summary.json").write_text(json.dumps({"ledger": ledger}))
@@ -75,14 +76,16 @@ def test_what_a_training_has_taken_is_told_with_and_without_what_it_inherits(sui
         "ledger/flops": 700, "ledger/flops_of_encoder": 200, "ledger/flops_of_decoder": 400,
         "ledger/flops_of_output": 100, "ledger/inherited_flops": 300, "ledger/flops_with_inherited": 1000,
         "ledger/layer_units": 6.5, "ledger/inherited_layer_units": 2.0, "ledger/layer_units_with_inherited": 8.5,
+        "ledger/layer_units_of_encoder": 2.5, "ledger/layer_units_of_decoder": 4,
     }  # fmt: skip
     assert run_content(run).results == expected
     assert run_content(run, suite).results.items() > expected.items()
     unknown = {"inherited_flops": None, "inherited_layer_units": None}
     (run / "summary.json").write_text(json.dumps({"ledger": ledger | unknown}))
     assert run_content(run).results == {key: value for key, value in expected.items() if "inherited" not in key}
-    (run / "summary.json").write_text(json.dumps({"ledger": ledger | {"flops": "many"}}))
-    assert run_content(run).results == {}
+    for damage in ({"flops": "many"}, {"layer_units_by_part": 3}, {"flops_by_part": {"encoder": None}}):
+        (run / "summary.json").write_text(json.dumps({"ledger": ledger | damage}))
+        assert run_content(run).results == {}
 
 
 def test_results_of_a_stack_have_its_name(suite: Path) -> None:

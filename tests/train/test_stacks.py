@@ -16,6 +16,7 @@ import pytest
 import yaml
 
 from moe_testbed.launcher.report.numbers.results import read_results
+from moe_testbed.launcher.run.folder import RunFolder
 from moe_testbed.routing.metrics import COUNTS, REPORTED
 from tests.train import driver
 from tests.train.results import read_evaluations, read_metrics
@@ -130,6 +131,13 @@ def test_what_remains_of_the_encoders_routing_when_it_is_freed(
     # Where each domain has its experts, the domain alone keeps more than loads do.
     if router == "reference":
         assert np.mean(chances) > 2 * kept["first_choice_kept_chance"]["mean"]
+
+    # Two layers in each stack, those of the encoder forward only in the first half of the steps.
+    ledger = RunFolder(suite / "child-seed1").read_summary().ledger
+    assert ledger is not None
+    expected = {"encoder": pytest.approx(2 * (FROZEN / 3 + STEPS - FROZEN)), "decoder": 2 * STEPS}
+    assert ledger["layer_units_by_part"] == expected and ledger["inherited_layer_units"] == 2 * STEPS
+    assert ledger["layer_units"] == pytest.approx(sum(ledger["layer_units_by_part"].values()))
 
     last = max(read_evaluations(suite / "child-seed1").items())[1]
     line = [line for line in read_metrics(suite / "child-seed1") if line["kind"] == "evaluation"][-1]

@@ -55,19 +55,22 @@ class Ledger:
 
     def record(self) -> LedgerRecord:
         """Returns what the whole training has taken."""
-        parts = dict.fromkeys(self._model.stacks, 0)
+        parts, units_of = dict.fromkeys(self._model.stacks, 0), dict.fromkeys(self._model.stacks, 0.0)
         units = 0.0
         steps = self._config.training.steps
         for step in range(steps):
             frozen = self._config.freeze.frozen_at(step, steps)
             for name, flops in self._of_step.stacks(frozen).items():
                 parts[name] += flops
-                units += len(self._model.stacks[name].blocks) * (1 / 3 if name in frozen else 1.0)
+                of_step = len(self._model.stacks[name].blocks) * (1 / 3 if name in frozen else 1.0)
+                units_of[name] += of_step
+                units += of_step
         flops_before, units_before = self._inherited()
         return LedgerRecord(
             flops=self._flops,
             flops_by_part={**parts, "output": self._flops - sum(parts.values())},
             layer_units=units,
+            layer_units_by_part=units_of,
             inherited_flops=flops_before,
             inherited_layer_units=units_before,
         )
