@@ -67,7 +67,7 @@ def test_weights_are_those_of_every_part(overrides: list[str], tables: int, size
     assert planned_compute(config).size.parameters == expected
 
 
-@pytest.mark.parametrize("dense", [True, False])
+@pytest.mark.parametrize("dense", [pytest.param(True, marks=pytest.mark.slow), False])
 @pytest.mark.parametrize(
     ("architecture", "objective", "freeze", "frozen"),
     [

@@ -69,7 +69,9 @@ def exported(train_run: TrainRun, tmp_path: Path) -> Path:
     return tmp_path / "mlm"
 
 
-@pytest.mark.parametrize("name", PARENTS)
+@pytest.mark.parametrize(
+    "name", [name if name in ("dense", "experts") else pytest.param(name, marks=pytest.mark.slow) for name in PARENTS]
+)
 def test_the_first_weights_and_all_losses_are_those_of_a_start_from_the_run(
     name: str,
     train_run: TrainRun,
