@@ -25,6 +25,19 @@ class Limits(BaseModel, extra="forbid", frozen=True):
     test: int = Field(default=30_000, ge=1)
 
 
+class Learning(BaseModel, extra="forbid", frozen=True):
+    """Says how models are fine-tuned. The rate is the one that is best on a part of the training documents."""
+
+    epochs: int = Field(default=5, ge=1, description="how often each text is learned from")
+    batch_size: int = Field(default=32, ge=1, description="texts of one update")
+    rates: tuple[Annotated[float, Field(gt=0)], ...] = Field(
+        default=(1e-3, 3e-3, 1e-2), min_length=1, description="learning rates, of which the best is taken"
+    )
+    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(
+        default=(1, 2, 3), min_length=1, description="seeds of new layers, of the order of texts and of random models"
+    )
+
+
 class TaskConfig(BaseModel, extra="forbid", frozen=True):
     """Says what a probing task is."""
 
@@ -48,6 +61,7 @@ class TaskConfig(BaseModel, extra="forbid", frozen=True):
         default=0.01, ge=0, lt=1, description="share of the records (lines, rows, files) that may be unreadable"
     )
     limits: Limits = Limits()
+    learning: Learning = Learning()
 
     @field_validator("sources")
     @classmethod

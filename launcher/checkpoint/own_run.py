@@ -9,12 +9,15 @@ from typing import Any
 from moe_testbed.data.build import build_store
 from moe_testbed.data.tokens.store import Store
 from moe_testbed.launcher.checkpoint.checkpoints import newest_whole
+from moe_testbed.launcher.checkpoint.weights import model_state
 from moe_testbed.launcher.config.experiment import ExperimentConfig
+from moe_testbed.launcher.config.model_size import language_model, setting_on
 from moe_testbed.launcher.errors import CheckpointError
 from moe_testbed.launcher.run.folder import RunFolder
 from moe_testbed.launcher.run.ownership import refuse_foreign_code
 from moe_testbed.launcher.run.records import Manifest
 from moe_testbed.launcher.run.steps import step_of
+from moe_testbed.model.language_model import LanguageModel
 
 
 @dataclass(frozen=True)
@@ -66,3 +69,20 @@ def open_run(folder: Path, cache_dir: Path | None, log: Any, trust: bool = False
             "tokenizer would not fit; choose the right --cache-dir"
         )
     return OwnRun(folder, config, store, checkpoint, step_of(checkpoint))
+
+
+def load_model(run: OwnRun) -> LanguageModel:
+    """Returns the model of a run on the CPU, in float32 and evaluation mode. Raises CheckpointError if the files do not
+    fit the config, or a weight is not finite."""
+    model = language_model(run.config, run.store.vocab_size, setting_on(run.config, run.store)).eval()
+    try:
+        model.load_state_dict(model_state(run.checkpoint))
+    except RuntimeError as error:
+        raise CheckpointError(f"{run.checkpoint} does not fit the config of {run.folder}: {error}") from error
+    for name, weight in model.named_parameters():
+        if not bool(weight.isfinite().all()):
+            raise CheckpointError(
+                f"{run.checkpoint} has weights that are not finite (nan or inf), such as {name}; remove it, and the "
+                "one before is exported"
+            )
+    return model

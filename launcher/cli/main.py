@@ -10,6 +10,7 @@ from moe_testbed.launcher.cli.cluster import add_cluster_commands
 from moe_testbed.launcher.cli.data import add_data_commands
 from moe_testbed.launcher.cli.export import add_export_command
 from moe_testbed.launcher.cli.parts import new_parser
+from moe_testbed.launcher.cli.probe import add_probe_command
 from moe_testbed.launcher.cli.router import add_router_commands
 from moe_testbed.launcher.cli.training import add_config_command, add_training_commands
 from moe_testbed.launcher.errors import guarded
@@ -49,6 +50,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_cluster_commands(commands)
     add_analyze_command(commands)
     add_export_command(commands)
+    add_probe_command(commands)
     add_data_commands(commands)
     add_router_commands(commands)
     add_config_command(commands)

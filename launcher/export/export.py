@@ -11,10 +11,9 @@ import torch
 
 from moe_testbed.data.objectives import SpecialIds
 from moe_testbed.data.tokens.tokenizer import END_OF_DOCUMENT
-from moe_testbed.launcher.checkpoint.own_run import OwnRun, open_run
-from moe_testbed.launcher.checkpoint.weights import model_state
-from moe_testbed.launcher.config.model_size import language_model, setting_on, size_of, special_ids
-from moe_testbed.launcher.errors import CheckpointError, ConfigError
+from moe_testbed.launcher.checkpoint.own_run import load_model, open_run
+from moe_testbed.launcher.config.model_size import size_of, special_ids
+from moe_testbed.launcher.errors import ConfigError
 from moe_testbed.launcher.export import native, own
 from moe_testbed.launcher.export.card import auto_class, model_card
 from moe_testbed.launcher.export.check import refuse_other_tokens, refuse_unlike
@@ -65,23 +64,6 @@ def export(
         refuse_other_tokens(filling, run.store, form == OWN)
         refuse_unlike(filling, model, ids, lengths, form == OWN)
     return class_name
-
-
-def load_model(run: OwnRun) -> LanguageModel:
-    """Returns the model of a run on the CPU, in float32 and evaluation mode. Raises CheckpointError if the files do not
-    fit the config, or a weight is not finite."""
-    model = language_model(run.config, run.store.vocab_size, setting_on(run.config, run.store)).eval()
-    try:
-        model.load_state_dict(model_state(run.checkpoint))
-    except RuntimeError as error:
-        raise CheckpointError(f"{run.checkpoint} does not fit the config of {run.folder}: {error}") from error
-    for name, weight in model.named_parameters():
-        if not bool(weight.isfinite().all()):
-            raise CheckpointError(
-                f"{run.checkpoint} has weights that are not finite (nan or inf), such as {name}; remove it, and the "
-                "one before is exported"
-            )
-    return model
 
 
 def _write_model(

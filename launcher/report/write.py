@@ -20,6 +20,7 @@ from moe_testbed.launcher.report.page.page import render
 from moe_testbed.launcher.report.read.records import read_suite
 from moe_testbed.launcher.report.tables.extra_tables import extra_tables
 from moe_testbed.launcher.report.tables.files import write_tables
+from moe_testbed.launcher.report.tables.probing_tables import probing_tables
 from moe_testbed.launcher.report.tables.stage_tables import stage_tables
 from moe_testbed.launcher.report.tables.table import terminal_table
 from moe_testbed.launcher.run.files import write_atomically
@@ -44,7 +45,10 @@ def write_report(suite_dir: Path) -> Report:
     results = summarise(suite)
     folder = suite.folder
     folder.write_results(results, results_csv(results))
-    pictures, tables = draw_all(suite, results), [*stage_tables(results), *extra_tables(results)]
+    pictures, tables = (
+        draw_all(suite, results),
+        [*stage_tables(results), *probing_tables(results), *extra_tables(results)],
+    )
     save(pictures, folder.figures)
     write_tables(suite, results, tables, folder.tables)
     write_atomically(folder.page, render(suite, results, pictures, tables))

@@ -21,6 +21,7 @@ from moe_testbed.launcher.run.array_file import ArrayFile, load_arrays
 from moe_testbed.launcher.run.arrays import Ablation, Evaluation, RoutingProbe
 from moe_testbed.launcher.run.files import read_json, read_json_lines, read_yaml, write_bytes_atomically
 from moe_testbed.launcher.run.ownership import refuse_foreign, writable_by_owner
+from moe_testbed.launcher.run.probing import ProbingRecord
 from moe_testbed.launcher.run.records import JobEnds, Manifest, MetricsLine, Progress, StartRecord, Status, Summary
 from moe_testbed.launcher.run.steps import step_name, step_of, steps_in
 
@@ -58,6 +59,7 @@ class RunFolder:
         self.probes = path / "statistics"
         self.ablation_file = path / "analysis.npz"
         self.start_file = path / "start.json"
+        self.probing = path / "probing"
         self.checkpoints = path / "checkpoints"
         self.log_file = path / "log.txt"
         self.rank_logs = path / "logs"
@@ -320,6 +322,16 @@ class RunFolder:
     def write_start(self, start: StartRecord) -> None:
         """Writes what the training has started from."""
         self._write_json(self.start_file, start.content())
+
+    def write_probing(self, record: ProbingRecord) -> None:
+        """Writes what a probing task has found, in the place of what it found before."""
+        self.probing.mkdir(exist_ok=True)
+        self._write_json(self.probing / f"{record.task}.json", record.content())
+
+    def read_probing(self) -> list[ProbingRecord]:
+        """Returns what probing tasks have found, by the task's name."""
+        records = [ProbingRecord.of(read_json(path)) for path in sorted(self.probing.glob("*.json"))]
+        return [record for record in records if record is not None]
 
     # What SLURM's jobs have come to.
 

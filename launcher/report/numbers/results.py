@@ -17,6 +17,7 @@ from pathlib import Path
 
 from moe_testbed.launcher.report.numbers import causal, gap, routing
 from moe_testbed.launcher.report.numbers.kept import routing_kept
+from moe_testbed.launcher.report.numbers.probing import probing
 from moe_testbed.launcher.report.numbers.spikes import loss_spikes
 from moe_testbed.launcher.report.numbers.stages import stages
 from moe_testbed.launcher.report.numbers.training import over_training
@@ -45,6 +46,8 @@ def summarise(suite: Suite) -> Results:
         notes.append("the runs have different tasks, and losses of different tasks do not compare: see the stages")
     if len(domains) == 1:
         notes.append(f"{domains[0]} is the only domain: specialization by domain has no meaning here")
+    probed, left_out = probing(suite)
+    notes += left_out
     results: Results = rounded(
         {
             "format": FORMAT,
@@ -57,6 +60,7 @@ def summarise(suite: Suite) -> Results:
             "notes": notes,
             "runs": runs,
             **({} if staged is None else {"stages": staged}),
+            **({"probing": probed} if probed else {}),
         }
     )
     return results

@@ -72,6 +72,11 @@ HEADINGS = {
         "FLOPs are those of the matrix products that really ran; a layer unit is one layer run forward and backward on "
         "one step, a frozen one counts a third. Losses compare within one task alone.",
     ),
+    "probing": Heading(
+        "What encoders have learned",
+        "Probes",
+        "Labelled tasks that were not trained on, learned from the states of each run's encoder.",
+    ),
     "training": Heading("Over training", "Training", "When routing settles, and how it gets there."),
     "domains": Heading("Loss by domain", "Domains"),
     "routing": Heading(
