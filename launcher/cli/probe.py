@@ -41,7 +41,7 @@ def add_probe_command(commands: Commands) -> None:
 
 def _probe(arguments: argparse.Namespace) -> None:
     """Runs the command. Raises what `Prober` does."""
-    from moe_testbed.launcher.config.probing import load_task
+    from moe_testbed.launcher.config.mix import load_task
 
     runs = [text for text in arguments.runs if "=" not in text or Path(text).is_dir()]
     overrides = [text for text in arguments.runs if text not in runs] + arguments.overrides

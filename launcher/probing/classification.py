@@ -1,6 +1,6 @@
 """Token and sequence tasks: which class a word or a text is of, by the states of an encoder.
 
-Shape legend: B passages of a batch, L positions, M model width, N labels, D documents, C classes, I seeds.
+Shape legend: B sequences, L positions, M model width, X labels.
 """
 
 from __future__ import annotations
@@ -45,7 +45,8 @@ class Classification:
     readings: Readings
 
     def majority(self) -> Float64:
-        """Returns what the most frequent class comes to; all counts are [I, D, C, C], see `scores.confusion`."""
+        """Returns what the most frequent class comes to; all counts are those of
+        `scores.confusion`, one table for each seed."""
         return self._counted([majority(self.train, self.test)])
 
     def word_features(self) -> Float64:
@@ -56,8 +57,8 @@ class Classification:
         """Returns what linear layers on the states of encoders come to, one seed for each of them."""
         found = []
         for encode in encoders:
-            train_NM, test_NM = (self._states(encode, passages) for passages in (self.train, self.test))
-            found.append(linear_layer(train_NM, labels_of(self.train), test_NM))
+            train_XM, test_XM = (self._states(encode, passages) for passages in (self.train, self.test))
+            found.append(linear_layer(train_XM, labels_of(self.train), test_XM))
         return self._counted(found)
 
     def fine_tuned(self, name: str, models: Sequence[LanguageModel]) -> tuple[Float64, float]:
@@ -77,8 +78,8 @@ class Classification:
             found = self._classified(models[0], learned, judged, rate, learning.seeds[0])
             if found is None:
                 return float("nan")
-            counts_DCC = confusion([""] * len(found), [""], labels_of(judged), found, self.classes)
-            return float(MEASURES[self.task.metric](counts_DCC[0]))
+            counts = confusion([""] * len(found), [""], labels_of(judged), found, self.classes)
+            return float(MEASURES[self.task.metric](counts[0]))
 
         rate = best_rate(name, learning, quality)
         found = []
@@ -126,6 +127,6 @@ class Classification:
         return LabelledBatch.of(passages, self.task.kind, self.readings)
 
     def _counted(self, found: Sequence[Int64]) -> Float64:
-        documents = [passage.document for passage in self.test for _ in passage.labels_W]
+        documents = [passage.document for passage in self.test for _ in passage.labels]
         names, truth = list(dict.fromkeys(documents)), labels_of(self.test)
         return np.stack([confusion(documents, names, truth, classes, self.classes) for classes in found])

@@ -63,7 +63,7 @@ def fine_tune(
         if not bool(loss.isfinite()):
             return False
         optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         nn.utils.clip_grad_norm_(trained, _NORM)
         for group in optimizer.param_groups:
             group["lr"] = rate * min((step + 1) / warmup, (steps - step) / max(steps - warmup, 1))

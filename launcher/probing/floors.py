@@ -21,7 +21,7 @@ _FREEDOM = 10.0
 
 def labels_of(passages: Sequence[Passage]) -> Int64:
     """Returns the number of the class of each label, in the order of the passages."""
-    return np.concatenate([passage.labels_W for passage in passages])
+    return np.concatenate([passage.labels for passage in passages])
 
 
 def majority(train: Sequence[Passage], test: Sequence[Passage]) -> Int64:
@@ -36,8 +36,8 @@ def word_features(train: Sequence[Passage], test: Sequence[Passage], kind: Kind)
     from sklearn.preprocessing import normalize
 
     hasher = FeatureHasher(_HASHED, input_type="string", alternate_sign=False)
-    train_NM, test_NM = (normalize(hasher.transform(_features(passages, kind))) for passages in (train, test))
-    return linear_layer(train_NM, labels_of(train), test_NM, _FREEDOM)
+    train_XM, test_XM = (normalize(hasher.transform(_features(passages, kind))) for passages in (train, test))
+    return linear_layer(train_XM, labels_of(train), test_XM, _FREEDOM)
 
 
 def _features(passages: Sequence[Passage], kind: Kind) -> Iterator[list[str]]:

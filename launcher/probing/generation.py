@@ -1,6 +1,6 @@
 """Generation tasks: what text a sequence-to-sequence model writes for another one.
 
-Shape legend: L positions, D documents, I seeds, X what a measure sums.
+Shape legend: B sequences, L positions.
 """
 
 from __future__ import annotations
@@ -84,7 +84,8 @@ class Generation:
     finder: PieceFinder
 
     def copied(self) -> Float64:
-        """Returns what the given texts themselves come to; all counts are [I, D, X], as the task's measure sums."""
+        """Returns what the given texts themselves come to; all counts are what the task's measure
+        sums, for each seed and document."""
         return self.counted([[pair.given for pair in self.test]])
 
     def word_by_word(self) -> Float64:

@@ -1,6 +1,6 @@
 """Labelled texts as a model reads them: cut into passages of pieces, and gathered into batches.
 
-Shape legend: B passages of a batch, L positions, W labelled words of a passage, M model width, X labels of a batch.
+Shape legend: B sequences, L positions, M model width, X labels of a batch.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ class Passage:
     Attributes:
         document: name of the document, the unit of resampling.
         token_ids_L: its pieces.
-        labels_W: number of the class of each labelled word; of a sequence task one.
-        places_W: where the first piece of each of these words stands; of a sequence task empty.
+        labels: number of the class of each labelled word; of a sequence task one.
+        places: where the first piece of each of these words stands; of a sequence task empty.
         words: each of these words with the one before and the one behind it; of a sequence task all words.
     """
 
     document: str
     token_ids_L: Int64
-    labels_W: Int64
-    places_W: Int64
+    labels: Int64
+    places: Int64
     words: tuple[tuple[str, str, str], ...]
 
 
@@ -71,7 +71,7 @@ def passages_of(
             cut = _words_of if kind == "token" else _texts_of
             found = list(cut(name, example, numbers, finder, length))
             passages += found
-            labels += sum(len(passage.labels_W) for passage in found)
+            labels += sum(len(passage.labels) for passage in found)
     return passages
 
 
@@ -153,11 +153,11 @@ class LabelledBatch:
             return torch.from_numpy(np.concatenate(parts)).to(readings.device)
 
         context = readings.context([passage.token_ids_L for passage in passages])
-        labels_X = move([passage.labels_W for passage in passages])
+        labels_X = move([passage.labels for passage in passages])
         if kind == "sequence":
             return cls(context, labels_X, None, None)
-        rows_X = move([np.full(len(passage.places_W), row) for row, passage in enumerate(passages)])
-        return cls(context, labels_X, rows_X, move([passage.places_W for passage in passages]))
+        rows_X = move([np.full(len(passage.places), row) for row, passage in enumerate(passages)])
+        return cls(context, labels_X, rows_X, move([passage.places for passage in passages]))
 
     def states(self, hidden_BLM: Tensor) -> Tensor:
         """Returns what stands for each label, [X, M]: the state of a word's first piece, or the mean over a passage."""

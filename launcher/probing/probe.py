@@ -1,6 +1,6 @@
 """Probes runs: what linear layers and fine-tuning find by their encoders, beside what both find without pre-training.
 
-Shape legend: V token ids, M model width, I seeds, D documents, X what a measure sums.
+Shape legend: M model width, V token ids.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _EXAMPLES = 3
 
 @dataclass(frozen=True)
 class Counts:
-    """What the task's measure sums of a row, [I, D, X...]; None where there is no such score."""
+    """What the task's measure sums of a row, for each seed and document; None where there is no such score."""
 
     linear: Float64 | None = None
     fine_tuned: Float64 | None = None
@@ -152,7 +152,7 @@ class Prober:
             TABLE: Counts(classification.linear([_table(model.embedding.weight)])),
         }
         floors = self._once(("floors", *self._shape(run)), lambda: self._classified_floors(run, classification))
-        labels = [sum(len(passage.labels_W) for passage in part) for part in (train, test)]
+        labels = [sum(len(passage.labels) for passage in part) for part in (train, test)]
         documents = [len({passage.document for passage in part}) for part in (train, test)]
         return self._record(run, data.classes, documents, labels, rows, floors)
 
@@ -175,7 +175,7 @@ class Prober:
         task, finder = self._task, PieceFinder(run.store.tokenizer_path)
         longest = [model.stacks[name].positions.length for name in (ENCODER, DECODER)]
         parts = ((data.train, task.limits.train), (data.test, task.limits.test))
-        (train, _), (test, too_long) = (pairs_of(part, finder, *longest, limit) for part, limit in parts)
+        (train, _), (test, too_long) = (pairs_of(part, finder, longest[0], longest[1], limit) for part, limit in parts)
         if too_long:
             self._log(f"{task.name}: {too_long:,} texts of the test are too long for {run.folder} and left out")
         if not train or not test:

@@ -324,14 +324,14 @@ class RunFolder:
         self._write_json(self.start_file, start.content())
 
     def write_probing(self, record: ProbingRecord) -> None:
-        """Writes what a probing task has found, in the place of what it found before."""
+        """Writes what a probing task has found."""
         self.probing.mkdir(exist_ok=True)
         self._write_json(self.probing / f"{record.task}.json", record.content())
 
     def read_probing(self) -> list[ProbingRecord]:
         """Returns what probing tasks have found, by the task's name."""
-        records = [ProbingRecord.of(read_json(path)) for path in sorted(self.probing.glob("*.json"))]
-        return [record for record in records if record is not None]
+        records = map(ProbingRecord.of, map(read_json, sorted(self.probing.glob("*.json"))))
+        return list(filter(None, records))
 
     # What SLURM's jobs have come to.
 
@@ -377,14 +377,11 @@ class SilentRunFolder(RunFolder):
     def create(self) -> None:
         pass
 
-    def _write(self, path: Path, content: bytes) -> None:
-        pass
+    def _write(self, path: Path, content: bytes) -> None: ...
 
-    def _append(self, path: Path, text: str) -> None:
-        pass
+    def _append(self, path: Path, text: str) -> None: ...
 
-    def _remove(self, path: Path) -> None:
-        pass
+    def _remove(self, path: Path) -> None: ...
 
 
 def mlflow_file(folder: Path) -> Path:

@@ -29,7 +29,7 @@ class Score:
         """Returns the score in a JSON value; None if it is none."""
         if not isinstance(content, dict) or not isinstance(by_seed := content.get("by_seed"), list):
             return None
-        numbers = [content.get(key) for key in ("value", "low", "high")] + by_seed
+        numbers: list[Any] = [content.get(key) for key in ("value", "low", "high")] + by_seed
         if not all(isinstance(number, int | float) and abs(number) <= _MOST for number in numbers):
             return None
         value, low, high, *seeds = map(float, numbers)

@@ -14,9 +14,9 @@ from moe_testbed.launcher.config.model_size import size_of
 from moe_testbed.launcher.ranks.ranks import Ranks
 from moe_testbed.launcher.ranks.session import Session
 from moe_testbed.launcher.ranks.sharing import shared_among
+from moe_testbed.launcher.ranks.system_metrics import SystemMetrics
 from moe_testbed.launcher.run.folder import RunFolder
 from moe_testbed.launcher.run.records import MetricsLine, MoELayers
-from moe_testbed.launcher.run.system_metrics import SystemMetrics
 from moe_testbed.launcher.train.ablated_model import ablate_model
 from moe_testbed.launcher.train.divergence.watch import DivergenceWatch
 from moe_testbed.launcher.train.engine import build_engine, build_model

@@ -26,6 +26,7 @@ OTHERS = {
     "suite_time.py",
     "gpu_check.py",
     "looking.py",
+    "probes.py",
 }
 
 

@@ -43,7 +43,7 @@ def test_every_word_is_labelled_once_at_its_first_piece(finder: PieceFinder, len
     found = []
     for passage in passages:
         assert len(passage.token_ids_L) <= length
-        for place, label, (_, word, _) in zip(passage.places_W, passage.labels_W, passage.words, strict=True):
+        for place, label, (_, word, _) in zip(passage.places, passage.labels, passage.words, strict=True):
             piece = finder.decode([int(passage.token_ids_L[place])]).strip()
             assert piece == "" or word.startswith(piece)
             assert CLASSES[label] == ("long" if len(word) > 3 else "short")
@@ -61,7 +61,7 @@ def test_passages_of_a_sequence_task_are_all_of_the_text_in_order(finder: PieceF
     whole = finder.token_ids(long.text)
     np.testing.assert_array_equal(pieces, whole[: len(pieces)])
     assert len(whole) - len(pieces) < 8
-    assert {tuple(passage.labels_W) for passage in passages} == {(1,)}
+    assert {tuple(passage.labels) for passage in passages} == {(1,)}
     # A text that is short as a whole counts.
     (only,) = passages_of({"d": [Example("ab", ("short",))]}, CLASSES, "sequence", finder, 16, 1000)
     assert finder.decode(only.token_ids_L.tolist()) == "ab"
@@ -99,7 +99,7 @@ def test_states_of_a_batch_are_those_of_each_passage_alone(finder: PieceFinder, 
     alone = []
     for passage in passages:
         rows = table[torch.from_numpy(passage.token_ids_L)]
-        alone.append(rows.mean(dim=0, keepdim=True) if kind == "sequence" else rows[passage.places_W])
+        alone.append(rows.mean(dim=0, keepdim=True) if kind == "sequence" else rows[passage.places])
     torch.testing.assert_close(together, torch.cat(alone))
     labels = torch.cat([LabelledBatch.of(part, kind, readings).labels_X for part in batches(passages, 3)])  # type: ignore[arg-type]
-    assert labels.tolist() == [label for passage in passages for label in passage.labels_W]
+    assert labels.tolist() == [label for passage in passages for label in passage.labels]

@@ -37,16 +37,16 @@ def labels(seed: int, documents: int = 9, words: int = 20) -> tuple[list[str], n
 @pytest.mark.parametrize("seed", range(5))
 def test_scores_of_classes_are_those_of_scikit_learn(seed: int) -> None:
     documents, truth, found = labels(seed)
-    counts_CC = confusion(documents, sorted(set(documents)), truth, found, CLASSES).sum(axis=0)
-    assert accuracy(counts_CC) == pytest.approx(accuracy_score(truth, found))
-    assert macro_f1(counts_CC) == pytest.approx(f1_score(truth, found, average="macro", zero_division=0))
+    counts = confusion(documents, sorted(set(documents)), truth, found, CLASSES).sum(axis=0)
+    assert accuracy(counts) == pytest.approx(accuracy_score(truth, found))
+    assert macro_f1(counts) == pytest.approx(f1_score(truth, found, average="macro", zero_division=0))
 
 
 def test_a_class_that_is_never_found_counts_as_zero_and_one_that_is_nowhere_not_at_all() -> None:
     truth, found = np.array([0, 0, 1, 1]), np.array([0, 0, 0, 0])
-    counts_CC = confusion(["d"] * 4, ["d"], truth, found, 3)[0]
-    assert accuracy(counts_CC) == 0.5
-    assert macro_f1(counts_CC) == pytest.approx((2 * 2 / 6 + 0) / 2)
+    counts = confusion(["d"] * 4, ["d"], truth, found, 3)[0]
+    assert accuracy(counts) == 0.5
+    assert macro_f1(counts) == pytest.approx((2 * 2 / 6 + 0) / 2)
 
 
 # What `sacrebleu.metrics.CHRF()` of sacrebleu 2.6.0 says of these, in percent: corpus_score(written, [wanted]).
@@ -62,49 +62,49 @@ SCORED = [
 
 @pytest.mark.parametrize(("written", "wanted", "percent"), SCORED)
 def test_chrf_is_that_of_sacrebleu(written: list[str], wanted: list[str], percent: float) -> None:
-    counts_O3 = sum(ngram_counts(ours, theirs) for ours, theirs in zip(written, wanted, strict=True))
-    assert 100 * chrf(counts_O3) == pytest.approx(percent, abs=0.0005)
+    counts = sum(ngram_counts(ours, theirs) for ours, theirs in zip(written, wanted, strict=True))
+    assert 100 * chrf(counts) == pytest.approx(percent, abs=0.0005)
 
 
 def test_ngrams_are_counted_as_often_as_both_sides_have_them() -> None:
-    counts_O3 = ngram_counts("aa ab", "aab aa")
+    counts = ngram_counts("aa ab", "aab aa")
     # "aaab" and "aabaa": of aaa-ab 3 a and 1 b against 4 a and 1 b.
-    assert counts_O3[0].tolist() == [4, 4, 5]
+    assert counts[0].tolist() == [4, 4, 5]
     pairs, others = Counter(["aa", "aa", "ab"]), Counter(["aa", "ab", "ba", "aa"])
-    assert counts_O3[1].tolist() == [(pairs & others).total(), 3, 4]
-    assert counts_O3[5].tolist() == [0, 0, 0]
+    assert counts[1].tolist() == [(pairs & others).total(), 3, 4]
+    assert counts[5].tolist() == [0, 0, 0]
 
 
 def test_exact_matches() -> None:
-    counts_D2 = summed(["a", "b", "a"], ["a", "b"], [np.array([1.0, 1.0]), np.array([0.0, 1.0]), np.array([1.0, 1.0])])
-    assert counts_D2.tolist() == [[2, 2], [0, 1]]
-    assert exact_match(counts_D2).tolist() == [1.0, 0.0]
+    counts = summed(["a", "b", "a"], ["a", "b"], [np.array([1.0, 1.0]), np.array([0.0, 1.0]), np.array([1.0, 1.0])])
+    assert counts.tolist() == [[2, 2], [0, 1]]
+    assert exact_match(counts).tolist() == [1.0, 0.0]
 
 
 def test_intervals_resample_whole_documents() -> None:
     """The quantiles of the score on the labels of documents drawn with replacement, put together one by one."""
     names = [f"d{number}" for number in range(9)]
     of_seeds = [labels(seed) for seed in (1, 2)]
-    counts_IDCC = np.stack([confusion(*of_seed[:1], names, *of_seed[1:], CLASSES) for of_seed in of_seeds])
-    found = score(macro_f1, counts_IDCC)
+    counts = np.stack([confusion(*of_seed[:1], names, *of_seed[1:], CLASSES) for of_seed in of_seeds])
+    found = score(macro_f1, counts)
     assert found.by_seed == pytest.approx([f1_score(t, f, average="macro", zero_division=0) for _, t, f in of_seeds])
     assert found.value == pytest.approx(np.mean(found.by_seed))
 
-    drawn_ZD = draws(np.random.default_rng(0), len(names), RESAMPLES)
+    drawn_ZX = draws(np.random.default_rng(0), len(names), RESAMPLES)
     values = []
-    for drawn_D in drawn_ZD[:200]:
+    for times_X in drawn_ZX[:200]:
         of_draw = []
         for documents, truth, classes in of_seeds:
             chosen = [
                 place
-                for name, times in zip(names, drawn_D, strict=True)
+                for name, times in zip(names, times_X, strict=True)
                 for place in int(times) * [number for number, document in enumerate(documents) if document == name]
             ]
             of_draw.append(f1_score(truth[chosen], classes[chosen], average="macro", zero_division=0))
         values.append(np.mean(of_draw))
-    few = np.array([np.mean(macro_f1(np.tensordot(drawn_D, counts_IDCC, axes=(0, 1)))) for drawn_D in drawn_ZD[:200]])
+    few = np.array([np.mean(macro_f1(np.tensordot(times_X, counts, axes=(0, 1)))) for times_X in drawn_ZX[:200]])
     np.testing.assert_allclose(few, values)
-    everything = [np.mean(macro_f1(np.tensordot(drawn_D, counts_IDCC, axes=(0, 1)))) for drawn_D in drawn_ZD]
+    everything = [np.mean(macro_f1(np.tensordot(times_X, counts, axes=(0, 1)))) for times_X in drawn_ZX]
     assert (found.low, found.high) == pytest.approx(tuple(np.percentile(everything, [2.5, 97.5])))
 
 

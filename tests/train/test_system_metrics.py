@@ -11,7 +11,7 @@ import psutil
 import pytest
 import torch
 
-from moe_testbed.launcher.run.system_metrics import SystemMetrics
+from moe_testbed.launcher.ranks.system_metrics import SystemMetrics
 
 
 def broken(*_: object) -> NoReturn:
