@@ -106,6 +106,11 @@ def refuse_stages(start: StartConfig, freeze: FreezeConfig, model: ModelConfig) 
                 f"freeze.{part} is given, but model.architecture is {model.architecture}, which has no such part; "
                 f"leave it out, or freeze one of {', '.join(model.stacks)}"
             )
+    if "decoder" in frozen and set(model.stacks) - set(frozen):
+        raise ValueError(
+            "freeze.decoder is given, but the encoder moves: what stands still passes no gradient on, so that the "
+            "encoder would learn next to nothing; leave it out, or freeze the encoder in its place"
+        )
     if set(frozen) == set(model.stacks):
         last = model.stacks[-1]
         raise ValueError(

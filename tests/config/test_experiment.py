@@ -231,6 +231,19 @@ BAD_INPUT = [
         "'hash' does not have",
     ),
     (["data.mix=nowhere.yaml"], "command line: there is no file 'nowhere.yaml', neither in . nor embedded."),
+    (
+        ["model.architecture=encoder_decoder", "objective={name: denoising}", "freeze.decoder.until=0.5"],
+        "freeze.decoder is given, but the encoder moves: what stands still passes no gradient on",
+    ),
+    (
+        [
+            "model.architecture=encoder_decoder",
+            "objective={name: denoising}",
+            "freeze={encoder: {until: 0.5}, decoder: {until: 0.2}}",
+        ],
+        "freeze.decoder.until is 0.2 and no other part is trained",
+    ),
+    (["freeze.encoder.until=0.5"], "freeze.encoder is given, but model.architecture is causal, which has no such part"),
 ]
 
 

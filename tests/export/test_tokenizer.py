@@ -11,6 +11,8 @@ import pytest
 import transformers
 from hypothesis import given, settings
 
+from moe_testbed.data.build import store_path
+from moe_testbed.data.config import MixConfig
 from moe_testbed.data.objectives import SpecialIds
 from moe_testbed.data.tokens.store import Store
 from moe_testbed.data.tokens.tokenizer import load_tokenizer, train_tokenizer
@@ -61,7 +63,7 @@ def test_texts_are_padded_where_the_model_expects_it(both: tuple[Any, Any]) -> N
 
 
 def test_a_store_can_be_read_with_it(own_data: dict[str, Any], train_run: Callable[[Mapping[str, Any]], Path]) -> None:
-    (path,) = [header.parent for header in Path(own_data["cache_dir"]).glob("stores/*/header.json")]
+    path = store_path(MixConfig.model_validate(own_data["mix"]), Path(own_data["cache_dir"]))
     store = Store.open(path)
     tokenizer = make_tokenizer(store.tokenizer_path, "causal", SpecialIds(store.vocab_size), 16)
     for document in range(len(store.document_starts) - 1):

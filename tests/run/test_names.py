@@ -34,7 +34,7 @@ FILES = (
     "environment.sh",
 )
 PARTS = ("statistics/", "evaluations/", "checkpoints/", "logs/", "slurm/", "step_", ".npz")
-FOLDERS = ("evaluations", "statistics", "checkpoints", "logs", "slurm", "tables", ".lock")
+FOLDERS = ("evaluations", "statistics", "probing", "checkpoints", "logs", "slurm", "tables", ".lock")
 """Names that are words of other meanings, too: only where a path is made of them."""
 ALLOWED = {("report/page/page.py", "report.html")}
 """The name of the page's template."""
@@ -96,6 +96,7 @@ def test_paths_are_those_of_old() -> None:
         "r/logs/started",
         "r/ends.json",
         "r/start.json",
+        "r/probing",
         "r/launch.hosts",
         "r/launch.sh",
         "s",
